@@ -1,0 +1,51 @@
+"""The rewrite of router logits: the one function in which steering happens.
+
+Axes: T tokens, E routed experts of one layer. Nothing here knows vLLM, requests
+or profiles; a rule is +1 (activate), -1 (deactivate) or 0 (leave alone).
+"""
+
+from __future__ import annotations
+
+import torch
+
+EPSILON = 0.01
+"""Margin in log-probability units (arXiv 2509.09660, algorithm 2)."""
+
+_EXPONENT_BITS = 0x7F800000
+
+
+def _unit_in_last_place(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Spacing of `dtype` at float32 values `x` (0 at 0): 2**floor(log2 |x|) * eps(dtype)."""
+    power = (x.contiguous().view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
+    return power * torch.finfo(dtype).eps
+
+
+def apply_rules(logits: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
+    """Rewrite router logits so that the model's own top-k obeys `rules`.
+
+    Args:
+        logits: router logits `[T, E]`, any floating dtype.
+        rules: int8 `[T, E]` (or `[E]`, for all tokens) with values in {-1, 0, +1}.
+
+    Returns:
+        A new tensor `[T, E]` in the dtype of `logits`. Rows without a rule are the
+        input, bit for bit. In every other row `s = log_softmax(logits)` is taken in
+        float32, activated experts get `max(s) + EPSILON`, deactivated ones
+        `min(s) - EPSILON`, and the row is rounded to the dtype of `logits`. Where
+        EPSILON is smaller than one unit in the last place of that dtype, the margin
+        is that unit, so that activated experts stay strictly above all others and
+        deactivated ones strictly below. (A row that already holds -inf has no room
+        below it: there a deactivated expert becomes -inf too.)
+
+    Source: arXiv 2509.09660, algorithm 2; the strictness in low precision is ours.
+    """
+    dtype = logits.dtype
+    scores = torch.log_softmax(logits.float(), dim=-1)
+    high = scores.amax(dim=-1, keepdim=True)
+    low = scores.amin(dim=-1, keepdim=True)
+    high_rounded = high.to(dtype).float()
+    low_rounded = low.to(dtype).float()
+    above = torch.maximum(high + EPSILON, high_rounded + _unit_in_last_place(high_rounded, dtype))
+    below = torch.minimum(low - EPSILON, low_rounded - _unit_in_last_place(low_rounded, dtype))
+    steered = torch.where(rules > 0, above, torch.where(rules < 0, below, scores)).to(dtype)
+    return torch.where((rules != 0).any(dim=-1, keepdim=True), steered, logits)
