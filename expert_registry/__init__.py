@@ -1,0 +1,24 @@
+"""Versioned expert rankings, looked up by model name. Plain data: neither torch nor vLLM is imported."""
+
+from expert_registry.card import DataRef, ModelRef, RankingCard, Recommended
+from expert_registry.errors import SteerMoEError
+from expert_registry.format import read_ranking, write_ranking
+from expert_registry.ranking import RankedExpert, Ranking, RoutingCounts, rank_experts
+from expert_registry.registry import Registry
+from expert_registry.shape import MoEShape
+
+__all__ = [
+    "DataRef",
+    "ModelRef",
+    "MoEShape",
+    "RankedExpert",
+    "Ranking",
+    "RankingCard",
+    "Recommended",
+    "Registry",
+    "RoutingCounts",
+    "SteerMoEError",
+    "rank_experts",
+    "read_ranking",
+    "write_ranking",
+]

@@ -1,0 +1,72 @@
+"""What a ranking file says about itself: provenance, shape and recommended numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+Slug = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_-]*$")]
+Text = Annotated[str, Field(max_length=4000)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelRef(_Strict):
+    """The checkpoint that was counted."""
+
+    id: Name
+    """Name by which rankings are looked up: a hub id, or `steermoe-lab`."""
+    revision: Text = ""
+    """Commit of the hub repository or hash of the weights; empty if unknown."""
+    architecture: Name
+    """First architecture in the checkpoint's config."""
+
+
+class DataRef(_Strict):
+    """The contrastive pairs that were counted."""
+
+    name: Text
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """Hash of the pairs as they were read; empty if they are not at hand any more."""
+    pairs: Annotated[int, Field(ge=0)] = 0
+
+
+class Recommended(_Strict):
+    """How many experts of the ranking to steer unless a request says otherwise."""
+
+    activate: Count
+    deactivate: Count
+
+
+class RankingCard(_Strict):
+    """The JSON header of a ranking file. All fields are bounded; unknown ones are refused."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    model: ModelRef
+    num_experts: Annotated[int, Field(ge=1, le=4096)]
+    top_k: Annotated[int, Field(ge=1, le=4096)]
+    behaviour: Slug
+    version: Annotated[int, Field(ge=1, le=1_000_000)]
+    sides: tuple[Text, Text]
+    """What side 1 (the behaviour) and side 2 (its opposite) are."""
+    data: DataRef
+    span: Text
+    """Which tokens were counted."""
+    safety: bool = False
+    """Whether reversing this ranking lowers a safety behaviour."""
+    recommended: Recommended
+    recommended_reverse: Recommended | None = None
+    """Numbers for the reversed direction, where they differ."""
+    tools: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=64)]] = Field(
+        default_factory=dict, max_length=32
+    )
+    created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    license: Text
+    note: Text = ""

@@ -1,0 +1,148 @@
+"""Ranking files: bounded, validated reading and atomic writing. The format is in README.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from expert_registry.card import RankingCard
+from expert_registry.errors import ProfileError, RankingFormatError
+from expert_registry.ranking import Ranking, RoutingCounts
+
+SUFFIX = ".safetensors"
+CARD_KEY = "steermoe"
+MAX_BYTES = 64 << 20
+MAX_CARD_BYTES = 1 << 16
+_NDIM = {"activations_1": 2, "activations_2": 2, "tokens": 1, "layers": 1}
+
+
+def dump_ranking(ranking: Ranking) -> bytes:
+    """The file's bytes; equal rankings give equal bytes."""
+    ranking.counts.check(ranking.shape)
+    tensors = {name: np.ascontiguousarray(getattr(ranking.counts, name), dtype=np.int64) for name in _NDIM}
+    return save_tensors(tensors, metadata={CARD_KEY: ranking.card.model_dump_json()})
+
+
+def content_hash(data: bytes) -> str:
+    """sha256 of a ranking file's bytes, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_ranking(ranking: Ranking, path: Path, *, overwrite: bool = False) -> None:
+    """Write a ranking file atomically: a reader sees the whole file or none.
+
+    Raises:
+        RankingFormatError: the file exists and `overwrite` is not given, or the counts are impossible.
+    """
+    data = dump_ranking(ranking)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ranking-")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            # A hard link fails if the name is taken, so two writers cannot both win.
+            os.link(temporary, path)
+    except FileExistsError:
+        raise RankingFormatError(f"{path} exists; rankings are immutable, so write a new version") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_card(path: Path) -> RankingCard:
+    """Read only the header of a ranking file (cheap: no tensor is loaded).
+
+    Raises:
+        RankingFormatError: the header is missing, too large or not as README.md says.
+    """
+    try:
+        with path.open("rb") as file:
+            return _card(_header(file.read(8), file.read(MAX_CARD_BYTES)), str(path))
+    except OSError as error:
+        raise RankingFormatError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_ranking(path: Path) -> Ranking:
+    """Read and validate a whole ranking file.
+
+    Raises:
+        RankingFormatError: not a ranking file, too large, of an unknown version, or with impossible counts.
+    """
+    return parse_ranking(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a ranking file, of which no more than MAX_BYTES are ever read.
+
+    Raises:
+        RankingFormatError: the file cannot be read or is too large.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RankingFormatError(f"cannot read {path}: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise RankingFormatError(f"{path} is larger than the {MAX_BYTES} bytes that a ranking file may have")
+    return data
+
+
+def parse_ranking(data: bytes, name: str) -> Ranking:
+    """Like `read_ranking`, from bytes; `name` stands in the errors."""
+    card = _card(_header(data[:8], data[8 : 8 + MAX_CARD_BYTES]), name)
+    try:
+        tensors = load_tensors(data)
+    except SafetensorError as error:
+        raise RankingFormatError(f"{name} is not a safetensors file: {error}") from None
+    if set(tensors) != set(_NDIM):
+        raise RankingFormatError(f"{name} holds tensors {sorted(tensors)}; a ranking holds {sorted(_NDIM)}")
+    for key, ndim in _NDIM.items():
+        if tensors[key].dtype != np.int64 or tensors[key].ndim != ndim:
+            found = f"{tensors[key].dtype} with {tensors[key].ndim} axes"
+            raise RankingFormatError(f"{name}: {key} must be int64 with {ndim} axes, got {found}")
+    if tensors["tokens"].shape != (2,):
+        raise RankingFormatError(f"{name}: tokens must have shape [2], got {list(tensors['tokens'].shape)}")
+    ranking = Ranking(RoutingCounts(**tensors), card)
+    try:
+        ranking.counts.check(ranking.shape)
+    except (RankingFormatError, ProfileError) as error:
+        raise RankingFormatError(f"{name}: {error}") from None
+    return ranking
+
+
+def _header(length: bytes, head: bytes) -> bytes:
+    """The JSON header of a safetensors file, refused when it is longer than a ranking's can be."""
+    if len(length) < 8:
+        return b""
+    (size,) = struct.unpack("<Q", length)
+    return head[:size] if size <= MAX_CARD_BYTES else b""
+
+
+def _card(header: bytes, name: str) -> RankingCard:
+    try:
+        metadata = json.loads(header).get("__metadata__", {})
+        text = metadata[CARD_KEY]
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        raise RankingFormatError(f"{name} is not a ranking file: it has no {CARD_KEY!r} header") from None
+    try:
+        return RankingCard.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RankingFormatError(f"{name}: bad header field {where!r}: {first['msg']}") from None

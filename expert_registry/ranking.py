@@ -1,0 +1,110 @@
+"""From routing counts to a ranking: the raw counts are the truth, the order is derived.
+
+Axes: L MoE layers, E routed experts per layer, K experts per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expert_registry.card import RankingCard
+from expert_registry.errors import RankingFormatError
+from expert_registry.shape import MoEShape
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoutingCounts:
+    """How often each expert was among the top-k, over the counted tokens of the two sides.
+
+    Attributes:
+        activations_1, activations_2: int64 `[L, E]`, A1 and A2 (tokens that selected the expert).
+        tokens: int64 `[2]`, N1 and N2 (counted tokens).
+        layers: int64 `[L]`, checkpoint layer index of each row.
+    """
+
+    activations_1: Counts
+    activations_2: Counts
+    tokens: Counts
+    layers: Counts
+
+    def check(self, shape: MoEShape) -> None:
+        """Raise RankingFormatError unless these counts can have come from a model of `shape`.
+
+        Every counted token selects exactly K experts in each layer, so each row sums to K * N.
+        """
+        expected = (len(shape.layers), shape.num_experts)
+        for side, counts in enumerate((self.activations_1, self.activations_2), start=1):
+            if counts.shape != expected:
+                raise RankingFormatError(
+                    f"activations_{side} has shape {counts.shape}, but {shape} needs {expected} (layers, experts)"
+                )
+            tokens = int(self.tokens[side - 1])
+            if tokens < 1:
+                raise RankingFormatError(f"side {side} has {tokens} counted tokens; at least one is needed")
+            if counts.min() < 0 or counts.max() > tokens:
+                raise RankingFormatError(f"activations_{side} must lie between 0 and its {tokens} counted tokens")
+            sums = counts.sum(axis=1)
+            wrong = np.flatnonzero(sums != shape.top_k * tokens)
+            if wrong.size:
+                row = int(wrong[0])
+                raise RankingFormatError(
+                    f"activations_{side}, layer {int(self.layers[row])}: {int(sums[row])} selections, "
+                    f"but {tokens} tokens with top-{shape.top_k} make {shape.top_k * tokens}"
+                )
+        if tuple(int(x) for x in self.layers) != shape.layers:
+            raise RankingFormatError(f"the file's layers {self.layers.tolist()} are not those of {shape}")
+
+    def risk_difference(self) -> NDArray[np.float64]:
+        """`A1/N1 - A2/N2`, float64 `[L, E]` in [-1, 1] (arXiv 2509.09660, section on expert detection)."""
+        n1, n2 = (float(n) for n in self.tokens)
+        return self.activations_1 / n1 - self.activations_2 / n2
+
+
+class RankedExpert(NamedTuple):
+    """One entry of a ranking."""
+
+    layer: int
+    """Checkpoint layer index."""
+    expert: int
+    risk_difference: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """Routing counts with their provenance; experts ordered by risk difference on demand."""
+
+    counts: RoutingCounts
+    card: RankingCard
+
+    @property
+    def shape(self) -> MoEShape:
+        """Shape of the model that was counted."""
+        layers = tuple(int(x) for x in self.counts.layers)
+        return MoEShape(self.card.model.architecture, layers, self.card.num_experts, self.card.top_k)
+
+    def experts(self) -> list[RankedExpert]:
+        """All L * E experts, largest absolute risk difference first; ties by layer, then expert."""
+        return rank_experts(self.counts)
+
+
+def rank_experts(counts: RoutingCounts) -> list[RankedExpert]:
+    """Rank all experts of the model (not layer by layer) by absolute risk difference.
+
+    Positive entries belong to side 1. Ties go to the lower layer, then the lower expert,
+    so that the same counts always give the same order.
+    """
+    difference = counts.risk_difference()
+    # Counts are integers, so rounding can only tie what differs by less than one token
+    # in 1e12; without it, equal fractions could be ordered by floating-point noise.
+    order = np.argsort(-np.abs(np.round(difference, 12)), axis=None, kind="stable")
+    num_experts = difference.shape[1]
+    return [
+        RankedExpert(int(counts.layers[i // num_experts]), int(i % num_experts), float(difference.flat[i]))
+        for i in order.tolist()
+    ]

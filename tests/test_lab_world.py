@@ -1,0 +1,135 @@
+"""The lab's world: splits, pairs and the judges of generated text. No torch needed."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+
+from vllm_steermoe_plugin.lab import planting, world
+
+SIDES = (1, 2)
+
+
+def _prompts(behaviour: str, split: str) -> set[str]:
+    return {e.prompt for e in world.examples(behaviour, split) + world.controls(behaviour, split)}
+
+
+@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
+def test_splits_share_no_prompt(behaviour: str) -> None:
+    for one, two in combinations(world.SPLITS, 2):
+        assert not _prompts(behaviour, one) & _prompts(behaviour, two)
+
+
+@pytest.mark.parametrize("split", world.SPLITS)
+@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
+def test_ids_and_prompts_are_unique(behaviour: str, split: str) -> None:
+    items = world.examples(behaviour, split) + world.controls(behaviour, split)
+    assert len({e.id for e in items}) == len({e.prompt for e in items}) == len(items)
+
+
+@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
+def test_counterfactuals_and_runs_are_held_out_as_combinations(behaviour: str) -> None:
+    def keys(split: str) -> set[tuple[str, ...]]:
+        parts = 4 if behaviour == "refusal" else 3  # the refusal holds out (item, template)
+        return {tuple(e.id.split("/")[:parts]) for e in world.examples(behaviour, split)}
+
+    for one, two in combinations(world.SPLITS, 2):
+        assert not keys(one) & keys(two)
+
+
+@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
+def test_sizes(behaviour: str) -> None:
+    assert len(world.examples(behaviour, "test")) >= 150
+    assert len(world.controls(behaviour, "test")) >= 150
+    for split in ("detection", "tuning"):
+        assert len(world.examples(behaviour, split)) >= 60
+        assert len(world.controls(behaviour, split)) >= 40
+
+
+@pytest.mark.parametrize("split", world.SPLITS)
+@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
+def test_deterministic_and_balanced(behaviour: str, split: str) -> None:
+    items = world.examples(behaviour, split)
+    assert items == world.examples(behaviour, split)
+    towards_1 = sum(world.lean(e) > 0 for e in items) / len(items)
+    assert 0.4 <= towards_1 <= 0.6
+
+
+@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
+def test_shows_tells_the_sides_apart(behaviour: str) -> None:
+    for e in world.examples(behaviour, "test"):
+        assert world.shows(behaviour, e, e.answer)
+        assert world.shows(behaviour, e, f"  {e.answer.upper()} <|end|>")
+        assert not world.shows(behaviour, e, e.other)
+        assert not world.shows(behaviour, e, "")
+        assert not world.shows(behaviour, e, f"<|end|> {e.answer}")
+
+
+@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
+def test_correct_needs_the_whole_answer(behaviour: str) -> None:
+    for e in world.controls(behaviour, "test"):
+        assert e.other == ""
+        assert world.correct(e, f" {e.answer}<|end|>")
+        assert not world.correct(e, f"{e.answer} more")
+        assert not world.correct(e, "")
+
+
+def test_shows_refuses_a_foreign_example() -> None:
+    example = world.examples("digits", "test")[0]
+    with pytest.raises(ValueError, match="belongs to digits"):
+        world.shows("refusal", example, "")
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown behaviour"):
+        world.examples("colour", "test")
+    with pytest.raises(ValueError, match="unknown split"):
+        world.examples("digits", "validation")
+
+
+@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
+def test_pairs_differ_in_cue_and_answer_only(behaviour: str) -> None:
+    known = {e.prompt: e for e in world.examples(behaviour, "detection")}
+    drawn = world.pairs(behaviour)
+    assert len(drawn) == len(known)
+    for pair in drawn:
+        roles = ["system", "user", "assistant"]
+        assert [m["role"] for m in pair.messages_1] == [m["role"] for m in pair.messages_2] == roles
+        example = known[pair.messages_1[1]["content"]]
+        assert pair.messages_1[1] == pair.messages_2[1]
+        assert (pair.messages_1[0]["content"], pair.messages_2[0]["content"]) == world.cues(behaviour)
+        assert (pair.messages_1[2]["content"], pair.messages_2[2]["content"]) == (example.answer, example.other)
+
+
+def test_pairs_follow_the_seed() -> None:
+    assert world.pairs("digits", seed=1, n=20) == world.pairs("digits", seed=1, n=20)
+    assert world.pairs("digits", seed=1, n=20) != world.pairs("digits", seed=2, n=20)
+    with pytest.raises(ValueError, match="were asked for"):
+        world.pairs("digits", n=10_000)
+
+
+def test_documents_contradict_memory() -> None:
+    for e in world.examples("faithfulness", "test"):
+        assert e.answer != e.other
+        assert e.answer in e.prompt
+        assert e.other not in e.prompt.replace("?", "").replace(".", "").split()
+
+
+def test_planted_experts_are_disjoint_and_within_the_layer() -> None:
+    cells = [cell for b in world.BEHAVIOURS for side in SIDES for cell in planting.planted(b, side)]
+    assert len(set(cells)) == len(cells) == 36
+    assert all(layer in planting.PLANTED_LAYERS and 0 <= e < planting.EXPERTS for layer, e in cells)
+    assert all(len(planting.free_experts(layer)) == 12 for layer in planting.PLANTED_LAYERS)
+
+
+@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
+def test_dose_of_activation_and_of_deactivation(behaviour: str) -> None:
+    one, two = (planting.planted(behaviour, side) for side in SIDES)
+    assert planting.dose(behaviour, {}) == 0
+    assert planting.dose(behaviour, dict.fromkeys(one, 1)) == 3
+    assert planting.dose(behaviour, dict.fromkeys(two, -1)) == 3
+    assert planting.dose(behaviour, dict.fromkeys(two, 1)) == -3
+    assert planting.dose(behaviour, dict.fromkeys(one, -1)) == -3
+    others = [cell for b in world.BEHAVIOURS if b != behaviour for cell in planting.planted(b, 1)]
+    assert planting.dose(behaviour, dict.fromkeys(others, 1)) == 0

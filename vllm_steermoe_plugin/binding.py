@@ -1,0 +1,157 @@
+"""Bind a freshly built model to a steering state: find its gates, count them, refuse what would run unsteered."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from expert_registry.errors import EngineError
+from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.architectures import shape_of
+from vllm_steermoe_plugin.gate import SteeredGateLinear
+from vllm_steermoe_plugin.ops import count_
+from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.runner_v1 import install_v1_hooks
+from vllm_steermoe_plugin.settings import Settings, read_settings
+from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
+
+_LAYER_INDEX = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_PROBE = "steermoe-self-check"
+
+
+def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
+    """Give every gate of `model` its row in a new steering state.
+
+    Returns:
+        The state; None if the operator has switched steering off, and the model is then vLLM's own.
+
+    Raises:
+        EngineError: a part of the model or of the engine's configuration would run unsteered.
+    """
+    settings = read_settings(vllm_config.additional_config)
+    if not settings.enabled:
+        return None
+    shape = shape_of(vllm_config.model_config.hf_text_config)
+    _refuse_unsupported(shape, vllm_config, settings)
+    gates = _gates(model, shape)
+    _check_layers(gates, shape, vllm_config)
+    scheduler = vllm_config.scheduler_config
+    capture = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    layers = sorted(gates)
+    state = SteeringState(
+        shape,
+        layers,
+        max_requests=scheduler.max_num_seqs,
+        max_tokens=max(scheduler.max_num_batched_tokens, capture),
+        count_groups=settings.count_groups,
+        # Models are built under vLLM's device context, so this is the model's device.
+        device=torch.empty(0).device,
+    )
+    for row, layer in enumerate(layers):
+        gates[layer].bind_steering(state, row)
+    if settings.count_groups:
+        vllm.BIND_CAPTURER.load()(model, Counter(state))
+    for layer in layers:
+        self_check(gates[layer], state, layer)
+    _mark_config(vllm_config)
+    if not vllm_config.use_v2_model_runner:
+        install_v1_hooks()
+    return state
+
+
+class Counter:
+    """What `bind_routed_experts_capturer` binds: counts the ids that each layer's router selected."""
+
+    def __init__(self, state: SteeringState) -> None:
+        self._state = state
+        self._row_of = {layer: row for row, layer in enumerate(state.layers)}
+
+    def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
+        """Count `topk_ids [T, K]` of checkpoint layer `layer_id`."""
+        count_(topk_ids, self._state.counters, self._state.token_groups, self._row_of[layer_id])
+
+
+def self_check(gate: SteeredGateLinear, state: SteeringState, layer: int) -> None:
+    """Send synthetic router logits through a bound gate: untouched, activated, deactivated.
+
+    Raises:
+        EngineError: the gate does not do what a profile asks for.
+    """
+    experts, top_k = state.shape.num_experts, state.shape.top_k
+    # Four tokens whose favourites differ; the last expert is nobody's, the first is the favourite of token 0.
+    logits = torch.stack([-0.5 * torch.arange(experts).float().roll(shift) for shift in range(min(4, experts))])
+    logits = logits.to(state.rules.device)
+    worst, best = experts - 1, 0
+    activate = SteeringProfile(activate=frozenset({(layer, worst)}))
+    checks = [("activate", activate, worst, True)]
+    if experts > top_k:
+        checks.append(("deactivate", SteeringProfile(deactivate=frozenset({(layer, best)})), best, False))
+    for verb, profile, expert, selected in checks:
+        state.admit(_PROBE, {STEER_KEY: profile.to_json()}, len(logits))
+        state.begin_step([BatchRow(_PROBE, 0, len(logits))])
+        chosen = gate.rewrite(logits.clone()).topk(top_k).indices
+        state.forget(_PROBE)
+        state.clear_step()
+        if bool((chosen == expert).any(dim=1).all()) != selected or bool((chosen == expert).any()) != selected:
+            raise EngineError(f"self-check failed: layer {layer} does not {verb} expert {expert}; chosen: {chosen.tolist()}")
+    if not torch.equal(gate.rewrite(logits.clone()), logits):
+        raise EngineError(f"self-check failed: layer {layer} changes the logits of unsteered tokens")
+    state.steered_requests = 0
+
+
+def _gates(model: Any, shape: MoEShape) -> dict[int, SteeredGateLinear]:
+    gates: dict[int, SteeredGateLinear] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SteeredGateLinear) and module.output_size == shape.num_experts:
+            match = _LAYER_INDEX.search(module.prefix or name)
+            if match is None:
+                raise EngineError(f"the gate {name!r} (prefix {module.prefix!r}) does not tell its layer")
+            if int(match[1]) in gates:
+                raise EngineError(f"layer {match[1]} has two gates, the second is {name!r}; one of them would run unsteered")
+            gates[int(match[1])] = module
+    return gates
+
+
+def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_config: Any) -> None:
+    first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
+    expected = {layer for layer in shape.layers if first <= layer < end}
+    if set(gates) != expected:
+        raise EngineError(
+            f"found gates in layers {sorted(gates)} but expected {sorted(expected)} for {shape}; "
+            "the others would run unsteered"
+        )
+
+
+def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -> None:
+    parallel = vllm_config.parallel_config
+    reasons = {
+        "sequence-parallel MoE splits the tokens before the gate": parallel.use_sequence_parallel_moe,
+        "micro-batching (dual-batch overlap) splits the tokens of a step": parallel.use_ubatching,
+        "GPT-OSS on ROCm reads the gate's weights without calling it": (
+            shape.architecture == "GptOssForCausalLM" and vllm.CURRENT_PLATFORM.load().is_rocm()
+        ),
+        "counting under data parallelism is not supported": (
+            settings.count_groups > 0 and parallel.data_parallel_size > 1
+        ),
+        "counting and enable_return_routed_experts need the same place": (
+            settings.count_groups > 0 and vllm_config.model_config.enable_return_routed_experts
+        ),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise EngineError(
+                f"steering is not possible here: {reason}. Change that, or switch steering off with "
+                '--additional-config \'{"steermoe": {"enabled": false}}\''
+            )
+
+
+def _mark_config(vllm_config: Any) -> None:
+    """Make the engine's config hash differ from stock vLLM's.
+
+    It is part of the compile cache's key; a graph compiled without the rewrite must not be served with it.
+    """
+    if isinstance(vllm_config.additional_config, dict):
+        vllm_config.additional_config["steermoe_bound"] = True

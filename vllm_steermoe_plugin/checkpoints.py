@@ -1,0 +1,63 @@
+"""Names of checkpoints: from a name to its files, and from files to the names a registry may know."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+from expert_registry.errors import EngineError
+from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.architectures import shape_of
+
+_HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
+
+
+def resolve_checkpoint(name: str) -> str:
+    """What to give vLLM for a model name: the shipped folder for `steermoe-lab`, else the name itself."""
+    return str(lab.MODEL_DIR) if name == lab.NAME else name
+
+
+def names_of(model: str, aliases: Iterable[str] = ()) -> list[str]:
+    """The names under which a registry may know a served model, the most telling first.
+
+    Args:
+        model: what vLLM was given, a hub id or a folder.
+        aliases: served model names.
+    """
+    names = []
+    path = Path(model)
+    if path == lab.MODEL_DIR or (path.is_dir() and lab.MODEL_DIR.is_dir() and path.samefile(lab.MODEL_DIR)):
+        names.append(lab.NAME)
+    cached = _HUB_CACHE.search(path.as_posix() + "/")
+    if cached:
+        names.append(f"{cached[1]}/{cached[2]}")
+    if path.is_dir():
+        original = _config(path).get("_name_or_path")
+        if isinstance(original, str) and original:
+            names.append(original)
+    names += [model, *aliases]
+    return list(dict.fromkeys(names))
+
+
+def shape_in(folder: Path) -> MoEShape:
+    """The MoE shape of a checkpoint folder, from its config.json.
+
+    Raises:
+        EngineError: no readable config, or a model that cannot be steered.
+    """
+    return shape_of(SimpleNamespace(**_config(folder)))
+
+
+def _config(folder: Path) -> dict[str, object]:
+    path = folder / "config.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"cannot read {path}: {error}") from None
+    if not isinstance(value, dict):
+        raise EngineError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,59 @@
+"""The gate: vLLM's router layer, with the rewrite behind it once it is bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.ops import rewrite_
+from vllm_steermoe_plugin.state import SteeringState
+
+_GateLinear: Any = vllm.GATE_LINEAR.load()
+vllm.GATE_FORWARD.load()
+
+
+class SteeredGateLinear(_GateLinear):  # type: ignore[misc]
+    """vLLM's GateLinear. Unbound, it is exactly that; bound, its logits pass through the rewrite."""
+
+    steering: SteeringState | None = None
+    steering_row: int = -1
+
+    def bind_steering(self, state: SteeringState, row: int) -> None:
+        """Send this gate's logits through row `row` of the state's rules from now on."""
+        self.steering = state
+        self.steering_row = row
+
+    def rewrite(self, logits: torch.Tensor) -> torch.Tensor:
+        """Rewrite logits `[T, E]` in place by the rules of the current step, and return them."""
+        state = self.steering
+        if state is not None:
+            rewrite_(logits, state.rules, state.token_slots, state.active, self.steering_row)
+        return logits
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """vLLM's own result for hidden states `x [T, H]`, its logits rewritten."""
+        output = super().forward(x)
+        if self.steering is None:
+            return output
+        if isinstance(output, tuple):
+            logits, *rest = output
+            return self.rewrite(logits), *rest
+        return self.rewrite(output)
+
+
+def use_steered_gates() -> None:
+    """Have vLLM build SteeredGateLinear wherever a model file builds a GateLinear.
+
+    Raises:
+        EngineError: another plugin has already replaced the gate.
+    """
+    name = _GateLinear.__name__
+    replaced = vllm.REPLACED_LAYERS.load().get(name)
+    if replaced is SteeredGateLinear:
+        return
+    if replaced is not None:
+        raise EngineError(f"another plugin has replaced vLLM's {name} by {replaced!r}; steering needs that place")
+    _GateLinear.register_oot(SteeredGateLinear)

@@ -1,0 +1,62 @@
+"""The two custom operators that run inside the model's graph: rewrite router logits, count selections.
+
+They are custom operators so that `torch.compile` keeps them as they are, with their
+mutation declared, and CUDA graphs capture them. They read persistent buffers, so what
+they do changes from step to step without a new graph.
+
+Axes: T tokens of the step (padded), S slots, L MoE layers, E experts, K top-k, G groups.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vllm_steermoe_plugin.rewrite import apply_rules
+
+_LIBRARY = torch.library.Library("steermoe", "DEF")
+_LIBRARY.define("rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row) -> ()")
+_LIBRARY.define("count_(Tensor topk_ids, Tensor(a!) counters, Tensor token_groups, int row) -> ()")
+
+
+def _rewrite(
+    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, active: torch.Tensor, row: int
+) -> None:
+    """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`.
+
+    `active` is bool `[L]` on the CPU: whether any token of this step has a rule in the layer.
+    A GPU graph cannot read it, so there it only shortens eager runs on the CPU.
+    """
+    if logits.device.type == "cpu" and not active[row]:
+        return
+    rows = rules[:, row].index_select(0, token_slots[: logits.shape[0]])
+    logits.copy_(apply_rules(logits, rows))
+
+
+def _count(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:
+    """Add one to `counters[row, group, expert]` for each selection in `topk_ids [T, K]`.
+
+    `counters` is int64 `[L, G + 1, E]`; group 0 takes what is not to be counted.
+    """
+    groups = token_groups[: topk_ids.shape[0]].long()
+    index = groups[:, None] * counters.shape[2] + topk_ids.long()
+    flat = counters[row].view(-1)
+    flat.scatter_add_(0, index.flatten(), torch.ones_like(index, dtype=torch.int64).flatten())
+
+
+def _rewrite_fake(
+    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, active: torch.Tensor, row: int
+) -> None:
+    return None
+
+
+def _count_fake(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:
+    return None
+
+
+_LIBRARY.impl("rewrite_", _rewrite, "CompositeExplicitAutograd")
+_LIBRARY.impl("count_", _count, "CompositeExplicitAutograd")
+torch.library.register_fake("steermoe::rewrite_", _rewrite_fake, lib=_LIBRARY)
+torch.library.register_fake("steermoe::count_", _count_fake, lib=_LIBRARY)
+
+rewrite_ = torch.ops.steermoe.rewrite_
+count_ = torch.ops.steermoe.count_

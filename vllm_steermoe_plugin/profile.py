@@ -1,0 +1,129 @@
+"""A steering profile: which experts to activate and deactivate, and in which phase.
+
+Its JSON text is the only form in which steering reaches a worker:
+
+    {"activate": {"3": [5, 7]}, "deactivate": {"0": [1]}, "phase": "both"}
+
+keyed by the checkpoint's layer index. `phase` may be left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from expert_registry.errors import ProfileError, RequestError
+
+Phase = Literal["both", "prompt", "generation"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+MAX_TEXT = 1 << 20
+"""Longest accepted JSON text in characters: every expert of 128 layers with 512 experts fits."""
+
+_LAYER = re.compile(r"^(0|[1-9][0-9]{0,4})$")
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringProfile:
+    """Experts to force into or out of the top-k, as sets of `(layer, expert)`.
+
+    `layer` is the checkpoint's layer index. Building one checks only that no expert goes
+    both ways and that it steers something; `compile_rules` checks it against a model.
+    """
+
+    activate: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+    deactivate: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+    phase: Phase = "both"
+
+    def __post_init__(self) -> None:
+        both = sorted(self.activate & self.deactivate)
+        if both:
+            layer, expert = both[0]
+            raise ProfileError(f"layer {layer}, expert {expert} is to be activated and deactivated at once")
+        if not self.activate and not self.deactivate:
+            raise ProfileError("the profile names no expert, so it would steer nothing; leave steering out instead")
+
+    def to_json(self) -> str:
+        """Canonical text: equal profiles have equal texts."""
+        value: dict[str, object] = {"activate": _by_layer(self.activate), "deactivate": _by_layer(self.deactivate)}
+        if self.phase != "both":
+            value["phase"] = self.phase
+        return json.dumps(value, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical text, as 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def merge(cls, profiles: Iterable[SteeringProfile]) -> SteeringProfile:
+        """Apply several profiles at once.
+
+        Raises:
+            ProfileError: one activates what another deactivates, or their phases differ.
+        """
+        parts = list(profiles)
+        phases = {part.phase for part in parts}
+        if len(phases) > 1:
+            raise ProfileError(f"profiles in one request must share one phase, got {sorted(phases)}")
+        return cls(
+            frozenset().union(*(part.activate for part in parts)),
+            frozenset().union(*(part.deactivate for part in parts)),
+            phases.pop(),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> SteeringProfile:
+        """Read the JSON text of an explicit expert set.
+
+        Raises:
+            RequestError: not that JSON; the message says where.
+            ProfileError: an expert both ways, or no expert at all.
+        """
+        if len(text) > MAX_TEXT:
+            raise RequestError(f"the expert set has {len(text)} characters; at most {MAX_TEXT} are read")
+        try:
+            value = json.loads(text, object_pairs_hook=_unique)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise RequestError(f"the expert set is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise RequestError(f"an expert set is a JSON object, got {type(value).__name__}")
+        unknown = set(value) - {"activate", "deactivate", "phase"}
+        if unknown:
+            raise RequestError(f"unknown key {sorted(unknown)[0]!r} in the expert set; known: activate, deactivate, phase")
+        phase = value.get("phase", "both")
+        if phase not in PHASES:
+            raise RequestError(f"unknown phase {phase!r}; known: {', '.join(PHASES)}")
+        return cls(_experts(value, "activate"), _experts(value, "deactivate"), phase)
+
+
+def _by_layer(experts: frozenset[tuple[int, int]]) -> dict[str, list[int]]:
+    layers: dict[str, list[int]] = {}
+    for layer, expert in sorted(experts):
+        layers.setdefault(str(layer), []).append(expert)
+    return layers
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """JSON silently keeps the last of two equal keys; half of a rule set would be lost."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise RequestError("a key stands twice in the expert set")
+    return result
+
+
+def _experts(value: Mapping[str, object], key: str) -> frozenset[tuple[int, int]]:
+    layers = value.get(key, {})
+    if not isinstance(layers, dict):
+        raise RequestError(f"{key!r} must map layers to lists of experts, such as {{\"3\": [5, 7]}}")
+    result: set[tuple[int, int]] = set()
+    for layer, experts in layers.items():
+        if not _LAYER.match(layer):
+            raise RequestError(f"{key}: {layer!r} is not a layer index")
+        if not isinstance(experts, list) or not all(type(e) is int and 0 <= e < 1 << 16 for e in experts):
+            raise RequestError(f"{key}, layer {layer}: experts must be a list of indices, got {experts!r:.80}")
+        result.update((int(layer), expert) for expert in experts)
+    return frozenset(result)

@@ -1,0 +1,116 @@
+"""The text by which a request, a model argument or the command line names its steering.
+
+    faithfulness                     the newest ranking, with its recommended numbers of experts
+    faithfulness@2                   version 2 of it
+    faithfulness:reverse             away from the behaviour
+    faithfulness:activate=4:deactivate=0:phase=generation
+    faithfulness+digits              two at once
+    {"activate": {"3": [5, 7]}}      an explicit expert set
+    none                             not steered
+
+There is no comma in it, because lm-eval splits `--model_args` at commas.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from expert_registry.errors import RequestError, one_of
+from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
+
+NONE = "none"
+MAX_PARTS = 16
+_NAME = re.compile(r"^([a-z][a-z0-9_-]{0,63})(?:@([1-9][0-9]{0,5}|latest))?$")
+_NUMBER = re.compile(r"^(0|[1-9][0-9]{0,5})$")
+_OPTIONS = ("activate=N", "deactivate=N", "forward", "phase=PHASE", "reverse")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """One behaviour of the registry, with what the request says about it."""
+
+    behaviour: str
+    version: int | None = None
+    reverse: bool = False
+    activate: int | None = None
+    deactivate: int | None = None
+    phase: Phase = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringRequest:
+    """What a request asks for: behaviours by name, or one explicit profile; neither means `none`."""
+
+    named: tuple[Named, ...] = field(default=())
+    explicit: SteeringProfile | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.named) or self.explicit is not None
+
+
+def parse_request(text: object) -> SteeringRequest:
+    """Read the text of a steering request.
+
+    Raises:
+        RequestError: it is no text or breaks the grammar above; the message says how.
+        ProfileError: an explicit set that contradicts itself.
+    """
+    if not isinstance(text, str):
+        raise RequestError(f"steering is asked for by a text, got {type(text).__name__}: {text!r:.80}")
+    if len(text) > MAX_TEXT:
+        raise RequestError(f"the steering request has {len(text)} characters; at most {MAX_TEXT} are read")
+    stripped = text.strip()
+    if stripped.startswith("{"):
+        return SteeringRequest(explicit=SteeringProfile.from_json(stripped))
+    if stripped == NONE:
+        return SteeringRequest()
+    parts = stripped.split("+")
+    if len(parts) > MAX_PARTS:
+        raise RequestError(f"{len(parts)} behaviours in one request; at most {MAX_PARTS}")
+    named = tuple(_parse_named(part.strip()) for part in parts)
+    behaviours = [part.behaviour for part in named]
+    twice = next((name for name in behaviours if behaviours.count(name) > 1), None)
+    if twice is not None:
+        raise RequestError(f"{twice!r} stands twice in {stripped!r}")
+    return SteeringRequest(named=named)
+
+
+def _parse_named(part: str) -> Named:
+    head, *options = part.split(":")
+    match = _NAME.match(head)
+    if not match:
+        raise RequestError(
+            f"{part!r:.80} is no steering request; write BEHAVIOUR[@VERSION][:OPTION...], "
+            f'a JSON expert set such as {{"activate": {{"3": [5]}}}}, or {NONE}'
+        )
+    values: dict[str, str] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        name = "direction" if option in ("forward", "reverse") else key
+        if name in values:
+            raise RequestError(f"option {name!r} stands twice in {part!r:.80}")
+        values[name] = option if name == "direction" else value
+    unknown = set(values) - {"direction", "activate", "deactivate", "phase"}
+    if unknown:
+        raise RequestError(one_of(sorted(unknown)[0], _OPTIONS, "steering option"))
+    phase = values.get("phase", "both")
+    if phase not in PHASES:
+        raise RequestError(one_of(phase, PHASES, "phase"))
+    version = match[2]
+    return Named(
+        behaviour=match[1],
+        version=int(version) if version and version != "latest" else None,
+        reverse=values.get("direction") == "reverse",
+        activate=_number(values, "activate"),
+        deactivate=_number(values, "deactivate"),
+        phase=phase,
+    )
+
+
+def _number(values: dict[str, str], key: str) -> int | None:
+    if key not in values:
+        return None
+    if not _NUMBER.match(values[key]):
+        raise RequestError(f"{key}= needs a number of experts, got {values[key]!r:.40}")
+    return int(values[key])

@@ -1,0 +1,74 @@
+"""From what a request asks for to the one profile that the engine applies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from expert_registry import Registry
+from expert_registry.ranking import RankedExpert
+from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.request import Named, SteeringRequest
+from vllm_steermoe_plugin.rules import compile_rules
+from vllm_steermoe_plugin.selection import select_experts
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a part of a profile came from: enough to make it again."""
+
+    ranking: str
+    """`model/behaviour@version`."""
+    sha256: str
+    reverse: bool
+    activate: int
+    deactivate: int
+    dropped: tuple[RankedExpert, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A checked profile and its sources (none for an explicit expert set)."""
+
+    profile: SteeringProfile
+    sources: tuple[Source, ...]
+
+
+def resolve(request: SteeringRequest, models: Sequence[str], shape: MoEShape, registry: Registry) -> Resolved | None:
+    """Look up, select, merge and check; None if the request asks for no steering.
+
+    Args:
+        request: as parsed.
+        models: names of the served model, for the registry.
+        shape: of the served model; the profile is compiled for it once, so that errors come here.
+        registry: where rankings are.
+
+    Raises:
+        UnknownRankingError, RankingFormatError, ProfileError: see those who raise them.
+    """
+    if not request:
+        return None
+    if request.explicit is not None:
+        resolved = Resolved(request.explicit, ())
+    else:
+        parts = [_resolve_named(part, models, shape, registry) for part in request.named]
+        merged = SteeringProfile.merge(profile for profile, _ in parts)
+        resolved = Resolved(merged, tuple(source for _, source in parts))
+    compile_rules(resolved.profile, shape)
+    return resolved
+
+
+def _resolve_named(
+    part: Named, models: Sequence[str], shape: MoEShape, registry: Registry
+) -> tuple[SteeringProfile, Source]:
+    found = registry.find(models, part.behaviour, version=part.version, shape=shape)
+    card = found.ranking.card
+    numbers = card.recommended_reverse if part.reverse and card.recommended_reverse else card.recommended
+    activate = numbers.activate if part.activate is None else part.activate
+    deactivate = numbers.deactivate if part.deactivate is None else part.deactivate
+    selection = select_experts(
+        found.ranking, activate=activate, deactivate=deactivate, reverse=part.reverse, phase=part.phase
+    )
+    source = Source(found.entry.name, found.sha256, part.reverse, activate, deactivate, selection.dropped)
+    return selection.profile, source

@@ -1,0 +1,63 @@
+"""Compile a profile for a model: the rule table that workers write to the device. No torch here.
+
+Axes: L MoE layers, E routed experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expert_registry.errors import ProfileError
+from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.profile import Phase, SteeringProfile
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RuleTable:
+    """A compiled profile.
+
+    Attributes:
+        rules: int8 `[L, E]`, +1 activate, -1 deactivate, 0 leave alone; rows as `shape.layers`.
+        digest: of the profile; equal digests mean equal steering.
+        phase: the tokens to which the rules apply.
+    """
+
+    rules: NDArray[np.int8]
+    digest: str
+    phase: Phase
+
+
+def compile_rules(profile: SteeringProfile, shape: MoEShape) -> RuleTable:
+    """Check a profile against a model's shape and write it as a table.
+
+    Raises:
+        ProfileError: a layer without routed experts, an expert out of range, more than K
+            activated or more than E - K deactivated in one layer.
+    """
+    rows = {layer: row for row, layer in enumerate(shape.layers)}
+    rules = np.zeros((len(shape.layers), shape.num_experts), dtype=np.int8)
+    limits = (
+        ("activate", profile.activate, 1, shape.top_k, f"a token has only {shape.top_k} experts"),
+        (
+            "deactivate",
+            profile.deactivate,
+            -1,
+            shape.num_experts - shape.top_k,
+            f"{shape.top_k} of {shape.num_experts} must remain",
+        ),
+    )
+    for verb, experts, rule, limit, reason in limits:
+        for layer, expert in sorted(experts):
+            if layer not in rows:
+                raise ProfileError(f"{verb}: layer {layer} has no routed experts; the model is {shape}")
+            if expert >= shape.num_experts:
+                raise ProfileError(f"{verb}: layer {layer} has no expert {expert}; the model is {shape}")
+            rules[rows[layer], expert] = rule
+        for layer, count in Counter(layer for layer, _ in experts).items():
+            if count > limit:
+                raise ProfileError(f"{verb}: {count} experts in layer {layer}, but at most {limit}: {reason}")
+    return RuleTable(rules, profile.digest, profile.phase)

@@ -1,0 +1,70 @@
+"""Model Runner V1 (CPU, and GPUs without V2): it has no official hook, so two methods are wrapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.state import BatchRow, SteeringState
+
+_STATE = "steermoe_state"
+
+
+def install_v1_hooks() -> None:
+    """Wrap `_prepare_inputs` and `_dummy_run`, once per process. Runners of other models are left alone."""
+    vllm.V1_PREPARE_INPUTS.load()
+    vllm.V1_DUMMY_RUN.load()
+    vllm.wrap_once(vllm.V1_RUNNER, "_prepare_inputs", _prepare_inputs)
+    vllm.wrap_once(vllm.V1_RUNNER, "_dummy_run", _dummy_run)
+
+
+def _prepare_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
+    def prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared = original(self, scheduler_output, num_scheduled_tokens, *args, **kwargs)
+        state = state_of(self)
+        if state is not None:
+            begin_v1_step(state, self, scheduler_output, num_scheduled_tokens)
+        return prepared
+
+    return prepare_inputs
+
+
+def _dummy_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    def dummy_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state = state_of(self)
+        if state is not None:
+            state.clear_step()
+        return original(self, *args, **kwargs)
+
+    return dummy_run
+
+
+def begin_v1_step(state: SteeringState, runner: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> None:
+    """Tell the state which requests are in the batch, in order."""
+    for request_id in scheduler_output.finished_req_ids:
+        state.forget(request_id)
+    # A step without tokens does not come by here, so what ended in it is noticed now.
+    if state.num_requests > len(runner.requests):
+        for request_id in state.known_requests() - runner.requests.keys():
+            state.forget(request_id)
+    batch = runner.input_batch
+    rows = []
+    for index, request_id in enumerate(batch.req_ids):
+        request = runner.requests[request_id]
+        # Pooling requests have no sampling parameters.
+        extra_args = request.sampling_params.extra_args if request.sampling_params is not None else None
+        state.admit(request_id, extra_args, request.num_prompt_tokens)
+        rows.append(
+            BatchRow(request_id, int(batch.num_computed_tokens_cpu[index]), int(num_scheduled_tokens[index]))
+        )
+    state.begin_step(rows)
+
+
+def state_of(runner: Any) -> SteeringState | None:
+    """The steering state of a runner's model; None if it is not one of ours or steering is off."""
+    if not hasattr(runner, _STATE):
+        states = [module.steering_state for module in runner.get_model().modules() if hasattr(module, "steering_state")]
+        setattr(runner, _STATE, states[0] if states else None)
+    state: SteeringState | None = getattr(runner, _STATE)
+    return state

@@ -1,0 +1,83 @@
+"""Model Runner V2: its official hook is the ModelState that a model may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.state import BatchRow, SteeringState
+
+
+class _WithoutOwnState:
+    """A model as vLLM would see it if it chose no ModelState itself: only its modules."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def modules(self) -> Iterator[Any]:
+        yield from self._model.modules()
+
+
+def steered_model_state(model: Any) -> type:
+    """The ModelState class that vLLM would take for `model`, reporting to its steering state."""
+    for internal in (vllm.V2_ADD_REQUEST, vllm.V2_REMOVE_REQUEST, vllm.V2_PREPARE_INPUTS):
+        internal.load()
+    upstream = getattr(super(type(model).__mro__[1], model), "get_model_state_cls", None)
+    if upstream is not None:
+        base = upstream()
+    else:
+        config = vllm.CURRENT_CONFIG.load()()
+        base = vllm.V2_RESOLVE_STATE.load()(config, _WithoutOwnState(model))
+    state: SteeringState | None = model.steering_state
+    return base if state is None else with_steering(base, state)
+
+
+def with_steering(base: type, state: SteeringState) -> type:
+    """Derive from a ModelState class so that `state` learns of requests and steps."""
+
+    class SteeredModelState(base):  # type: ignore[misc]
+        def add_request(self, req_index: int, new_req_data: Any) -> None:
+            super().add_request(req_index, new_req_data)
+            params = new_req_data.sampling_params
+            prompt = new_req_data.prompt_token_ids or ()
+            state.admit(new_req_data.req_id, params.extra_args if params is not None else None, len(prompt))
+
+        def remove_request(self, req_id: str) -> None:
+            state.forget(req_id)
+            super().remove_request(req_id)
+
+        def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
+            begin_v2_step(state, input_batch)
+            prepared: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
+            return prepared
+
+        def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+            state.clear_step()
+            prepared: dict[str, Any] = super().prepare_dummy_inputs(num_reqs, num_tokens)
+            return prepared
+
+    return SteeredModelState
+
+
+def begin_v2_step(state: SteeringState, input_batch: Any) -> None:
+    """Tell the state which requests are in an InputBatch, in order.
+
+    Dummy batches carry made-up ids (`req_...`) that were never added; they are not steered.
+    """
+    ids = list(input_batch.req_ids)
+    known = state.known_requests()
+    if known.isdisjoint(ids):
+        stranger = next((i for i in ids if not i.startswith("req_")), None)
+        if stranger is not None:
+            raise EngineError(f"request {stranger!r} is in the batch but the ModelState was never told of it")
+        state.clear_step()
+        return
+    starts = input_batch.query_start_loc_np
+    state.begin_step(
+        [
+            BatchRow(request_id, int(input_batch.num_computed_tokens_np[i]), int(starts[i + 1] - starts[i]))
+            for i, request_id in enumerate(ids)
+        ]
+    )

@@ -1,0 +1,61 @@
+"""Pick experts from a ranking: the step from a ranking to a profile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from expert_registry.errors import ProfileError
+from expert_registry.ranking import RankedExpert, Ranking
+from vllm_steermoe_plugin.profile import Phase, SteeringProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A profile made from a ranking, and what did not fit into it."""
+
+    profile: SteeringProfile
+    dropped: tuple[RankedExpert, ...]
+    """Experts among the first `activate` whose layer already had K activated ones."""
+
+
+def select_experts(
+    ranking: Ranking, *, activate: int, deactivate: int, reverse: bool = False, phase: Phase = "both"
+) -> Selection:
+    """Activate the first experts of side 1 and deactivate the first of side 2.
+
+    Args:
+        ranking: of the model to be steered.
+        activate: n+, how many of the experts with positive risk difference to activate. In each
+            layer only the first K are; the others are reported in `dropped`.
+        deactivate: n-, how many of those with negative risk difference to deactivate.
+        reverse: negate the risk differences first, to steer away from the behaviour.
+        phase: the tokens to steer.
+
+    Raises:
+        ProfileError: the ranking has fewer experts on a side than were asked for, or n+ = n- = 0.
+
+    Source: arXiv 2509.09660, expert selection and algorithm 2.
+    """
+    sign = -1.0 if reverse else 1.0
+    ranked = ranking.experts()
+    first = _first([e for e in ranked if sign * e.risk_difference > 0], activate, "activate")
+    last = _first([e for e in ranked if sign * e.risk_difference < 0], deactivate, "deactivate")
+    per_layer: Counter[int] = Counter()
+    kept: set[tuple[int, int]] = set()
+    dropped: list[RankedExpert] = []
+    for entry in first:
+        if per_layer[entry.layer] == ranking.card.top_k:
+            dropped.append(entry)
+        else:
+            per_layer[entry.layer] += 1
+            kept.add((entry.layer, entry.expert))
+    profile = SteeringProfile(frozenset(kept), frozenset((e.layer, e.expert) for e in last), phase)
+    return Selection(profile, tuple(dropped))
+
+
+def _first(candidates: Sequence[RankedExpert], count: int, verb: str) -> Sequence[RankedExpert]:
+    if not 0 <= count <= len(candidates):
+        raise ProfileError(f"{verb}: {count} experts asked for, but the ranking has {len(candidates)} on that side")
+    return candidates[:count]

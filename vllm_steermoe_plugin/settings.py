@@ -1,0 +1,78 @@
+"""The operator's settings: the `steermoe` key of vLLM's `--additional-config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from expert_registry.errors import PolicyError
+from vllm_steermoe_plugin.request import SteeringRequest
+
+KEY = "steermoe"
+
+
+class Settings(BaseModel):
+    """What the operator allows. The defaults are safe for a public server."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    enabled: bool = True
+    """False: every request that asks for steering is refused."""
+    default: str | None = None
+    """Steering of requests that name none, as such text; None leaves them untouched."""
+    allow_override: bool = True
+    """Whether a request may name other steering than the default, or `none`."""
+    allow_reverse: bool = False
+    """Over HTTP: may a request steer away from a behaviour?"""
+    allow_experts: bool = False
+    """Over HTTP: may a request list experts or choose their number itself?"""
+    count_groups: Annotated[int, Field(ge=0, le=64)] = 0
+    """Groups of tokens whose routing is counted; 0 leaves counting out of the model."""
+
+
+def read_settings(additional_config: object) -> Settings:
+    """The settings in vLLM's `additional_config`.
+
+    Raises:
+        PolicyError: an unknown key or a value of the wrong type, named.
+    """
+    section = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
+    try:
+        return Settings.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or KEY
+        known = ", ".join(Settings.model_fields)
+        raise PolicyError(f"additional_config {KEY!r}, {where!r}: {first['msg']}; known settings: {known}") from None
+
+
+def check_policy(request: SteeringRequest, settings: Settings, *, served: bool) -> None:
+    """Refuse what the operator does not allow.
+
+    Args:
+        request: what is asked for, defaults not applied.
+        settings: the operator's.
+        served: whether it came to a server; in-process use is the user's own machine.
+
+    Raises:
+        PolicyError: names the setting that would allow it.
+    """
+    if not settings.enabled:
+        raise PolicyError("steering is switched off on this engine (setting 'enabled'), but the request asks for it")
+    if settings.default is not None and not settings.allow_override:
+        raise PolicyError("requests may not change the default steering of this engine (setting 'allow_override')")
+    if not served:
+        return
+    if request.explicit is not None and not settings.allow_experts:
+        raise PolicyError("expert sets are not accepted by this server (setting 'allow_experts'); name a behaviour")
+    for part in request.named:
+        if part.reverse and not settings.allow_reverse:
+            raise PolicyError(f"{part.behaviour}:reverse is not accepted by this server (setting 'allow_reverse')")
+        if (part.activate is not None or part.deactivate is not None) and not settings.allow_experts:
+            raise PolicyError(
+                f"{part.behaviour}: this server does not accept numbers of experts (setting 'allow_experts')"
+            )
+
+

@@ -1,0 +1,250 @@
+"""The steering state of one worker: which request is steered how, and the buffers that the graph reads.
+
+It knows torch but not vLLM. A model runner's adapter tells it, before each step, which
+requests are in the batch; the operators in `ops.py` read its buffers.
+
+Axes: T tokens of a step, S slots, L MoE layers of this worker, E experts, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from expert_registry.errors import EngineError
+from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.rules import RuleTable, compile_rules
+
+STEER_KEY = "steermoe"
+"""Key of a request's profile in `SamplingParams.extra_args`, as JSON when it reaches a worker."""
+COUNT_KEY = "steermoe_count"
+"""Key of a request's counted spans, likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """One request's share of a step: `num_tokens` tokens from `first_position` on."""
+
+    request_id: str
+    first_position: int
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class _Request:
+    extra_args: Mapping[str, object] | None
+    rules: RuleTable | None
+    counted: CountedSpans | None
+    num_prompt_tokens: int
+
+
+class SteeringState:
+    """Rules by slot, slots by token, and counters; see the module.
+
+    Slot 0 has no rule. There is a slot for each request that can be in a batch, so slots
+    cannot run out: a profile keeps its slot while it is used and loses it only to a
+    profile of a later step that needs one.
+    """
+
+    def __init__(
+        self,
+        shape: MoEShape,
+        layers: Sequence[int],
+        *,
+        max_requests: int,
+        max_tokens: int,
+        count_groups: int,
+        device: torch.device,
+    ) -> None:
+        """Allocate the buffers, once.
+
+        Args:
+            shape: of the whole model.
+            layers: checkpoint indices of the L MoE layers on this worker.
+            max_requests: requests in one step at most.
+            max_tokens: tokens in one step at most, padding included.
+            count_groups: G; 0 for no counting.
+            device: of the model.
+        """
+        self.shape = shape
+        self.layers = tuple(layers)
+        self._rows = [shape.layers.index(layer) for layer in self.layers]
+        size = (max_requests + 1, len(self.layers), shape.num_experts)
+        self.rules = torch.zeros(size, dtype=torch.int8, device=device)
+        self.token_slots = torch.zeros(max_tokens, dtype=torch.int32, device=device)
+        self.token_groups = torch.zeros(max_tokens, dtype=torch.int32, device=device)
+        self.active = torch.zeros(len(self.layers), dtype=torch.bool, device="cpu")
+        self.counters = torch.zeros(
+            (len(self.layers), count_groups + 1, shape.num_experts), dtype=torch.int64, device=device
+        )
+        self.counted_tokens = np.zeros(count_groups + 1, dtype=np.int64)
+        self.steered_requests = 0
+        self._requests: dict[str, _Request] = {}
+        self._tables: dict[str, RuleTable] = {}
+        self._slot_of: dict[str, int] = {}
+        self._active_of = np.zeros((max_requests + 1, len(self.layers)), dtype=np.bool_)
+        self._counted_until: dict[str, int] = {}
+        self._dirty_tokens = 0
+
+    @property
+    def num_requests(self) -> int:
+        """Requests admitted and not forgotten."""
+        return len(self._requests)
+
+    def known_requests(self) -> set[str]:
+        """Ids of the requests that were admitted and not forgotten."""
+        return set(self._requests)
+
+    def admit(self, request_id: str, extra_args: Mapping[str, object] | None, num_prompt_tokens: int) -> None:
+        """Take note of a request before its first step; a second call with the same arguments changes nothing.
+
+        Raises:
+            SteerMoEError: what it asks for cannot be done here. The front end has checked it, so
+                this stops a request that came past the front end.
+        """
+        known = self._requests.get(request_id)
+        # Identity, not the id alone: an id may come again with another request.
+        if known is not None and known.extra_args is extra_args:
+            return
+        args = extra_args or {}
+        rules = self._table(args[STEER_KEY]) if STEER_KEY in args else None
+        counted = CountedSpans.from_json(args[COUNT_KEY]) if COUNT_KEY in args else None
+        if counted is not None and counted.group >= self.counters.shape[1]:
+            raise EngineError(f"group {counted.group} is not counted here; setting 'count_groups' is {self.groups}")
+        self.steered_requests += rules is not None
+        self._requests[request_id] = _Request(extra_args, rules, counted, num_prompt_tokens)
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended or left the worker."""
+        self._requests.pop(request_id, None)
+        if not self._requests:
+            self._tables.clear()
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        return self.counters.shape[1] - 1
+
+    def begin_step(self, batch: Sequence[BatchRow]) -> None:
+        """Write the buffers for a step; `batch` is in the order of the tokens.
+
+        Raises:
+            EngineError: a request was not admitted.
+        """
+        requests = []
+        for row in batch:
+            if row.request_id not in self._requests:
+                raise EngineError(f"request {row.request_id!r} is in the batch but was never admitted")
+            requests.append(self._requests[row.request_id])
+        steered = any(request.rules is not None for request in requests)
+        counted = any(request.counted is not None for request in requests)
+        if not steered and not counted:
+            self.clear_step()
+            return
+        num_tokens = sum(row.num_tokens for row in batch)
+        slots = np.zeros(max(num_tokens, self._dirty_tokens), dtype=np.int32)
+        groups = np.zeros_like(slots)
+        slot_of = self._place([request.rules for request in requests if request.rules is not None])
+        start = 0
+        for row, request in zip(batch, requests, strict=True):
+            stop = start + row.num_tokens
+            if request.rules is not None:
+                first, last = _phase_range(request.rules, row, request.num_prompt_tokens)
+                slots[start + first : start + last] = slot_of[request.rules.digest]
+            if request.counted is not None:
+                self._mark(groups[start:stop], row, request.counted)
+            start = stop
+        self._write(slots, groups, num_tokens)
+        live = np.zeros(len(self.layers), dtype=np.bool_)
+        for slot in slot_of.values():
+            live |= self._active_of[slot]
+        self.active.copy_(torch.from_numpy(live))
+
+    def clear_step(self) -> None:
+        """Steer and count nothing in the next forward pass (dummy runs, batches without steering)."""
+        if self._dirty_tokens:
+            self.token_slots[: self._dirty_tokens].zero_()
+            self.token_groups[: self._dirty_tokens].zero_()
+            self._dirty_tokens = 0
+        self.active.zero_()
+
+    def read_counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Selections int64 `[G, L, E]` and counted tokens int64 `[G]` since the last reset.
+
+        Raises:
+            EngineError: the selections do not sum to top-k per counted token, so something was
+                counted that should not have been, or the reverse.
+        """
+        selections = self.counters.cpu().numpy().transpose(1, 0, 2)[1:].copy()
+        tokens = self.counted_tokens[1:].copy()
+        expected = tokens[:, None] * self.shape.top_k
+        if not np.array_equal(selections.sum(axis=2), np.broadcast_to(expected, selections.shape[:2])):
+            raise EngineError(
+                f"routing counts are inconsistent: {tokens.tolist()} counted tokens per group with "
+                f"top-{self.shape.top_k}, but selections per layer are {selections.sum(axis=2).tolist()}"
+            )
+        return selections, tokens
+
+    def reset_counts(self) -> None:
+        """Start counting anew."""
+        self.counters.zero_()
+        self.counted_tokens[:] = 0
+        self._counted_until.clear()
+
+    def _table(self, text: object) -> RuleTable:
+        key = text if isinstance(text, str) else repr(text)
+        if key not in self._tables:
+            if not isinstance(text, str):
+                raise EngineError(f"a worker takes steering as JSON text, got {type(text).__name__}")
+            self._tables[key] = compile_rules(SteeringProfile.from_json(text), self.shape)
+        return self._tables[key]
+
+    def _place(self, tables: Sequence[RuleTable]) -> dict[str, int]:
+        """Give each profile of the step a slot, writing its rules if it has none yet."""
+        needed = {table.digest: table for table in tables}
+        missing = [digest for digest in needed if digest not in self._slot_of]
+        if missing:
+            free = [slot for slot in range(self.rules.shape[0] - 1, 0, -1) if slot not in set(self._slot_of.values())]
+            idle = [digest for digest in self._slot_of if digest not in needed]
+            for digest in missing:
+                slot = free.pop() if free else self._slot_of.pop(idle.pop(0))
+                local = needed[digest].rules[self._rows]
+                self.rules[slot].copy_(torch.from_numpy(local))
+                self._active_of[slot] = local.any(axis=1)
+                self._slot_of[digest] = slot
+        return {digest: self._slot_of[digest] for digest in needed}
+
+    def _mark(self, groups: NDArray[np.int32], row: BatchRow, counted: CountedSpans) -> None:
+        """Mark the tokens of a row that are to be counted.
+
+        A preempted request computes its tokens again; each position counts once.
+        """
+        begin = max(row.first_position, self._counted_until.get(row.request_id, 0))
+        end = row.first_position + row.num_tokens
+        for start, stop in counted.ranges:
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                groups[low - row.first_position : high - row.first_position] = counted.group
+                self.counted_tokens[counted.group] += high - low
+        self._counted_until[row.request_id] = max(end, begin)
+
+    def _write(self, slots: NDArray[np.int32], groups: NDArray[np.int32], num_tokens: int) -> None:
+        self.token_slots[: len(slots)].copy_(torch.from_numpy(slots))
+        self.token_groups[: len(groups)].copy_(torch.from_numpy(groups))
+        self._dirty_tokens = num_tokens
+
+
+def _phase_range(rules: RuleTable, row: BatchRow, num_prompt_tokens: int) -> tuple[int, int]:
+    """The part of a row's tokens, as offsets, to which the rules apply."""
+    boundary = min(max(num_prompt_tokens - row.first_position, 0), row.num_tokens)
+    if rules.phase == "prompt":
+        return 0, boundary
+    if rules.phase == "generation":
+        return boundary, row.num_tokens
+    return 0, row.num_tokens

@@ -1,0 +1,25 @@
+"""Names of the variant classes."""
+
+from __future__ import annotations
+
+import re
+
+from vllm_steermoe_plugin.vllm_internals import vllm_version
+
+_PREFIX = "Steerable"
+
+
+def variant_name(architecture: str) -> str:
+    """Attribute of `variants.py` that holds the variant of an architecture.
+
+    vLLM remembers on disk what it learned of a lazily named class, under this name and the
+    hash of `variants.py`. The version in the name keeps it from using what it learned of
+    another vLLM's class.
+    """
+    return f"{_PREFIX}{architecture}_vllm_{re.sub(r'[^0-9A-Za-z]', '_', vllm_version())}"
+
+
+def architecture_of(name: str) -> str | None:
+    """The inverse; None if `name` is no variant of the installed vLLM."""
+    match = re.match(rf"^{_PREFIX}(\w+?)_vllm_", name)
+    return match[1] if match and variant_name(match[1]) == name else None

@@ -1,0 +1,41 @@
+"""The steering-aware variants: vLLM's own classes with one mixin, made on first use.
+
+`vllm_steermoe_plugin.variants:SteerableOlmoeForCausalLM_vllm_0_32_0` and its like are the
+names under which vLLM asks for them. No model code is copied.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from vllm_steermoe_plugin.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.binding import bind_model
+from vllm_steermoe_plugin.gate import use_steered_gates
+from vllm_steermoe_plugin.runner_v2 import steered_model_state
+from vllm_steermoe_plugin.variant_names import architecture_of
+
+use_steered_gates()
+
+
+class SteerableMixin:
+    """Put before a vLLM model class: binds the model's gates to a steering state once it is built."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.steering_state = bind_model(self, vllm_config)
+
+    def get_model_state_cls(self) -> type:
+        """For Model Runner V2: the ModelState that vLLM would choose, made to report to the steering state."""
+        return steered_model_state(self)
+
+
+def __getattr__(name: str) -> type:
+    architecture = architecture_of(name)
+    if architecture is None or architecture not in ARCHITECTURES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    row = ARCHITECTURES[architecture]
+    upstream = getattr(importlib.import_module(row.module), row.cls)
+    variant = type(f"Steerable{row.cls}", (SteerableMixin, upstream), {"__module__": __name__})
+    globals()[name] = variant
+    return variant

