@@ -133,3 +133,20 @@ def test_dose_of_activation_and_of_deactivation(behaviour: str) -> None:
     assert planting.dose(behaviour, dict.fromkeys(one, -1)) == -3
     others = [cell for b in world.BEHAVIOURS if b != behaviour for cell in planting.planted(b, 1)]
     assert planting.dose(behaviour, dict.fromkeys(others, 1)) == 0
+
+
+def test_chat_template_matches_the_training_text() -> None:
+    transformers = pytest.importorskip("transformers")
+    from vllm_steermoe_plugin.lab import MODEL_DIR
+    from vllm_steermoe_plugin.lab.text import render
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
+    for behaviour in world.BEHAVIOURS:
+        example = world.examples(behaviour, "test")[0]
+        open_prompt = world.chat(example.prompt, world.cues(behaviour)[0])
+        for messages, generate in ((open_prompt, True), (world.chat(example.prompt, "", example.answer), False)):
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            assert text == render(messages, generate)
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=generate)["input_ids"]
+            assert ids == tokenizer(text)["input_ids"]
+            assert tokenizer.decode(ids).replace("> ", ">") == text

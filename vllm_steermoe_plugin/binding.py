@@ -137,7 +137,7 @@ def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -
             settings.count_groups > 0 and parallel.data_parallel_size > 1
         ),
         "counting and enable_return_routed_experts need the same place": (
-            settings.count_groups > 0 and vllm_config.model_config.enable_return_routed_experts
+            settings.count_groups > 0 and vllm_config.aux_output_config.enabled
         ),
     }
     for reason, applies in reasons.items():

@@ -35,7 +35,7 @@ def __getattr__(name: str) -> type:
     if architecture is None or architecture not in ARCHITECTURES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     row = ARCHITECTURES[architecture]
-    upstream = getattr(importlib.import_module(row.module), row.cls)
-    variant = type(f"Steerable{row.cls}", (SteerableMixin, upstream), {"__module__": __name__})
+    upstream = getattr(importlib.import_module(row.module), row.name)
+    variant = type(f"Steerable{row.name}", (SteerableMixin, upstream), {"__module__": __name__})
     globals()[name] = variant
     return variant

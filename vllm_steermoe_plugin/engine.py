@@ -1,0 +1,96 @@
+"""Start vLLM in this process with what detection and evaluation need, and read the routing counts back."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.checkpoints import resolve_checkpoint
+from vllm_steermoe_plugin.settings import KEY
+from vllm_steermoe_plugin.worker import EXTENSION
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+ENTRY_POINT = "steermoe"
+
+LAB_OPTIONS: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "max_model_len": 512,
+    "enforce_eager": True,
+    # Without an explicit size vLLM claims gigabytes for a model of a few megabytes and starts ten times slower.
+    "kv_cache_memory_bytes": 256 << 20,
+    "gpu_memory_utilization": 0.2,
+}
+"""Engine options that fit steermoe-lab on any machine."""
+
+
+def check_plugin_allowed() -> None:
+    """Raise EngineError if vLLM will not load this plugin; what is asked for would then run unsteered."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and ENTRY_POINT not in allowed.split(","):
+        raise EngineError(
+            f"steering is asked for, but VLLM_PLUGINS={allowed!r} keeps vLLM from loading the plugin; "
+            f"add {ENTRY_POINT!r} to it or unset it"
+        )
+
+
+def engine_options(model: str, settings: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    """Arguments for `vllm.LLM`: the caller's, with the plugin's settings and worker methods added.
+
+    Args:
+        model: a hub id, a folder, or `steermoe-lab`.
+        settings: the `steermoe` section of `additional_config`.
+        options: any argument of `vllm.LLM`.
+    """
+    defaults = LAB_OPTIONS if model == lab.NAME else {}
+    additional = dict(options.pop("additional_config", None) or {})
+    additional[KEY] = {**additional.get(KEY, {}), **(settings or {})}
+    return {
+        "model": resolve_checkpoint(model),
+        "worker_extension_cls": EXTENSION,
+        **defaults,
+        **options,
+        "additional_config": additional,
+    }
+
+
+def start_engine(model: str, settings: dict[str, Any] | None = None, **options: Any) -> LLM:
+    """Start an engine; see `engine_options`.
+
+    Raises:
+        EngineError: vLLM will not load the plugin.
+    """
+    check_plugin_allowed()
+    from vllm import LLM
+
+    return LLM(**engine_options(model, settings, **options))
+
+
+def read_counts(engine: LLM, layers: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Selections int64 `[G, L, E]` and counted tokens int64 `[G]`, put together from all workers.
+
+    Raises:
+        EngineError: workers disagree, or one of `layers` was counted by none.
+    """
+    rows: dict[int, NDArray[np.int64]] = {}
+    tokens: NDArray[np.int64] | None = None
+    for part in engine.collective_rpc("steermoe_counts"):
+        selections = np.asarray(part["selections"], dtype=np.int64)
+        mine = np.asarray(part["tokens"], dtype=np.int64)
+        tokens = mine if tokens is None else tokens
+        if not np.array_equal(tokens, mine):
+            raise EngineError(f"workers counted different numbers of tokens: {tokens.tolist()} and {mine.tolist()}")
+        for row, layer in enumerate(part["layers"]):
+            counted = rows.setdefault(layer, selections[:, row])
+            if not np.array_equal(counted, selections[:, row]):
+                raise EngineError(f"workers counted layer {layer} differently")
+    missing = sorted(set(layers) - set(rows))
+    if missing or tokens is None:
+        raise EngineError(f"no worker counted layers {missing}")
+    return np.stack([rows[layer] for layer in layers], axis=1), tokens

@@ -1,0 +1,39 @@
+"""Methods added to vLLM's workers, called by `collective_rpc` with plain arguments and results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin.runner_v1 import state_of
+from vllm_steermoe_plugin.state import SteeringState
+
+EXTENSION = "vllm_steermoe_plugin.worker.SteerMoEWorker"
+"""Value of vLLM's `worker_extension_cls`."""
+
+
+class SteerMoEWorker:
+    """Mixed into the worker class by vLLM."""
+
+    model_runner: Any
+
+    def steermoe_status(self) -> dict[str, Any]:
+        """Layers bound on this worker, and how many steered requests it has seen."""
+        state = self._steermoe_state()
+        return {"layers": list(state.layers), "steered_requests": state.steered_requests}
+
+    def steermoe_counts(self) -> dict[str, Any]:
+        """Selections `[G, L, E]` and counted tokens `[G]` of this worker since the last reset, as lists."""
+        state = self._steermoe_state()
+        selections, tokens = state.read_counts()
+        return {"layers": list(state.layers), "selections": selections.tolist(), "tokens": tokens.tolist()}
+
+    def steermoe_reset_counts(self) -> None:
+        """Start counting anew."""
+        self._steermoe_state().reset_counts()
+
+    def _steermoe_state(self) -> SteeringState:
+        state = state_of(self.model_runner)
+        if state is None:
+            raise EngineError("this worker's model is not steerable, or steering is switched off")
+        return state
