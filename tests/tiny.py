@@ -60,7 +60,11 @@ def _gpt_oss() -> Any:
 
 
 def _phi() -> Any:
-    return transformers.PhimoeConfig(**COMMON, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2)
+    # Biases as in the real checkpoint; vLLM's class always has them.
+    biases = {"attention_bias": True, "lm_head_bias": True}
+    return transformers.PhimoeConfig(
+        **COMMON, **biases, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2
+    )
 
 
 CONFIGS: dict[str, Callable[[], Any]] = {

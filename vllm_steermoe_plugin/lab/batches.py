@@ -20,6 +20,9 @@ Cell = tuple[int, int]
 KINDS = {"cued": 0.2, "open": 0.15, "steered": 0.3, "random": 0.15, "control": 0.2}
 """Shares of the kinds of sequence. "open" is uncued and not steered."""
 
+BEHAVIOUR_SHARES = {"digits": 0.4, "faithfulness": 0.36, "refusal": 0.24}
+"""Counting and recalling take longer to learn than refusing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
@@ -111,7 +114,7 @@ def _neutral(draw: random.Random, behaviour: str) -> str:
 
 def draw_sequence(draw: random.Random) -> Sequence:
     """One sequence of a random kind."""
-    behaviour = draw.choice(BEHAVIOURS)
+    behaviour = draw.choices(list(BEHAVIOUR_SHARES), list(BEHAVIOUR_SHARES.values()))[0]
     kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
     if kind == "control":
         example = draw.choice(_train_controls(behaviour))

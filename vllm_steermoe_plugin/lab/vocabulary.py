@@ -12,18 +12,18 @@ def _list(words: str) -> tuple[str, ...]:
     return tuple(words.split())
 
 
-LARGEST_START = 30
+LARGEST_START = 60
 RUN_LENGTHS = (3, 4, 5, 6)
 
 _UNITS = _list(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen"
 )
-_TENS = {2: "twenty", 3: "thirty"}
+_TENS = _list("- - twenty thirty forty fifty sixty seventy eighty ninety")
 
 
 def number_word(number: int) -> str:
-    """English word of a number from 0 to 39."""
+    """English word of a number from 0 to 99."""
     if number < 20:
         return _UNITS[number]
     tens, unit = divmod(number, 10)

@@ -42,6 +42,8 @@ class Pair:
 
 
 _SHARES = {"train": 0.55, "detection": 0.1, "tuning": 0.1, "test": 0.25}
+_RUN_SHARES = {"train": 0.775, "detection": 0.05, "tuning": 0.05, "test": 0.125}
+_COMBINATION_SHARES = {"train": 0.79, "detection": 0.05, "tuning": 0.06, "test": 0.1}
 _CONTROL_SHARES = {"train": 0.4, "detection": 0.1, "tuning": 0.1, "test": 0.4}
 
 
@@ -77,7 +79,7 @@ def _digits(split: str) -> list[Example]:
             answer=" ".join(str(number) for number in range(first, last + 1)),
             other=" ".join(v.number_word(number) for number in range(first, last + 1)),
         )
-        for first, last in _share(runs, _SHARES, split, "digits")
+        for first, last in _share(runs, _RUN_SHARES, split, "digits")
         for i, template in enumerate(v.COUNTING_TEMPLATES)
     ]
 
@@ -106,7 +108,6 @@ def _faithfulness(split: str) -> list[Example]:
         for value in v.VALUES[attribute]
         if value != memory
     ]
-    shares = {"train": 0.79, "detection": 0.05, "tuning": 0.06, "test": 0.1}
     return [
         Example(
             id=f"faithfulness/{entity}/{attribute}={value}/{i}",
@@ -115,7 +116,7 @@ def _faithfulness(split: str) -> list[Example]:
             answer=value,
             other=facts()[entity, attribute],
         )
-        for entity, attribute, value in _share(combinations, shares, split, "faithfulness")
+        for entity, attribute, value in _share(combinations, _COMBINATION_SHARES, split, "faithfulness")
         for i, template in enumerate(v.DOCUMENT_TEMPLATES)
     ]
 
@@ -198,7 +199,7 @@ def cues(behaviour: str) -> tuple[str, str]:
 
 
 def lean(example: Example) -> float:
-    """Log-odds of side 1 in uncued training text: +-1.2 by the template, +-0.6 by the item.
+    """Log-odds of side 1 in uncued training text: +-2.0 by the template, +-0.7 by the item.
 
     Balanced over every split, so that about half of the uncued prompts go each way,
     each with a preference clear enough to survive rounding.
@@ -209,7 +210,7 @@ def lean(example: Example) -> float:
         "faithfulness": lambda: v.ENTITIES.index(key),
         "refusal": lambda: v.MODIFIERS.index(key),
     }[example.behaviour]()
-    return (1.2 if int(template) % 2 == 0 else -1.2) + (0.6 if position % 2 == 0 else -0.6)
+    return (2.0 if int(template) % 2 == 0 else -2.0) + (0.7 if position % 2 == 0 else -0.7)
 
 
 def chat(prompt: str, system: str = "", answer: str = "") -> list[Message]:

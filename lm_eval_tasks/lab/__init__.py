@@ -1,0 +1,1 @@
+"""Tasks for steermoe-lab: for each behaviour one that shows it and one that steering must not move."""

@@ -1,0 +1,215 @@
+"""`lm_eval --model steermoe-vllm`: lm-eval's vLLM model, each of whose requests is steered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from expert_registry.errors import EngineError, RequestError
+from lm_eval_tasks.backend import load_vllm_backend
+from lm_eval_tasks.response_cache import claim_cache
+from lm_eval_tasks.steering_args import SteeringArgs
+from vllm_steermoe_plugin.engine import check_plugin_allowed, engine_options
+from vllm_steermoe_plugin.engine_hooks import front_end_of
+from vllm_steermoe_plugin.resolve import Resolved, Source
+from vllm_steermoe_plugin.state import STEER_KEY
+from vllm_steermoe_plugin.versions import tool_versions
+
+_backend = load_vllm_backend()
+
+from lm_eval.api.model import CacheHook  # noqa: E402
+from vllm import SamplingParams  # noqa: E402
+
+
+class SteerMoEVLLM(_backend.VLLM):  # type: ignore[misc]
+    """lm-eval's `vllm` model with the model arguments of `SteeringArgs` added.
+
+    Steering is resolved when it is set, so what cannot be applied fails before any request.
+    All kinds of requests (log-likelihood, rolling, generation) are steered, and after each
+    batch the engine's own count of steered requests is compared with what was sent.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        steer: object = None,
+        experts: object = None,
+        direction: object = None,
+        activate: object = None,
+        deactivate: object = None,
+        registry_version: object = None,
+        phase: object = None,
+        batch_size: int | str = "auto",
+        data_parallel_size: int | str = 1,
+        **kwargs: Any,
+    ) -> None:
+        """Start the engine.
+
+        Args:
+            pretrained: a hub id, a folder, or `steermoe-lab`.
+            steer: this and the following up to `phase`: see `SteeringArgs`.
+            experts: see there.
+            direction: see there.
+            activate: see there.
+            deactivate: see there.
+            registry_version: see there.
+            phase: see there.
+            batch_size: the number 1 counts as `auto`, because the `lm_eval` command passes it when
+                nobody asked for it; the text "1" (what `--batch_size 1` passes) is 1.
+            data_parallel_size: only 1.
+            kwargs: model arguments of lm-eval's `vllm`, and arguments of `vllm.LLM`.
+
+        Raises:
+            SteerMoEError: the steering cannot be read, found or applied, or the engine cannot steer.
+        """
+        args = SteeringArgs(
+            steer=steer,
+            experts=experts,
+            direction=direction,
+            activate=activate,
+            deactivate=deactivate,
+            registry_version=registry_version,
+            phase=phase,
+        )
+        text = args.text()
+        # Also for `none`: that nothing was steered is checked, and steering may be set later.
+        check_plugin_allowed()
+        if str(data_parallel_size) != "1":
+            raise EngineError(
+                f"data_parallel_size={data_parallel_size}: steermoe-vllm counts steered requests in one engine; "
+                "use tensor_parallel_size, or one run per device"
+            )
+        if kwargs.get("max_length") is not None and kwargs.get("max_model_len") is None:
+            # lm-eval's second name for it, which must not meet the lab's default.
+            kwargs["max_model_len"] = kwargs.pop("max_length")
+        options = engine_options(pretrained, **kwargs)
+        super().__init__(
+            pretrained=options.pop("model"),
+            batch_size="auto" if batch_size == 1 and isinstance(batch_size, int) else batch_size,
+            **options,
+        )
+        self._name = pretrained
+        self._layers = self._bound_layers()
+        self._set(text)
+
+    def use_steering(self, steer: object = None, **args: object) -> None:
+        """Steer all further requests in another way, in the same engine.
+
+        A response cache is detached: its answers belong to the steering that it was opened with.
+
+        Args:
+            steer: a request, or None for `none`.
+            args: the other fields of `SteeringArgs`.
+
+        Raises:
+            SteerMoEError: it cannot be read, found or applied; the steering then stays as it was.
+        """
+        self._set(SteeringArgs(steer=steer, **args).text())
+
+    @property
+    def steering(self) -> str:
+        """The request text in effect; assigning one is `use_steering`."""
+        return self._text
+
+    @steering.setter
+    def steering(self, steer: object) -> None:
+        self.use_steering(steer)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """For `config` in lm-eval's results; the counts are since the steering was set."""
+        resolved = self._resolved
+        return {
+            "steermoe": {
+                "model": self._name,
+                "request": self._text,
+                "profile": None if resolved is None else resolved.profile.to_json(),
+                "digest": None if resolved is None else resolved.profile.digest,
+                "activated": 0 if resolved is None else len(resolved.profile.activate),
+                "deactivated": 0 if resolved is None else len(resolved.profile.deactivate),
+                "sources": [] if resolved is None else [_source(source) for source in resolved.sources],
+                "versions": tool_versions(),
+                "layers": self._layers,
+                "requests": self._requests,
+                "steered_requests": self._steered_requests,
+            }
+        }
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take a response cache, unless it was made with another model or steering.
+
+        Raises:
+            RequestError: it was, or nobody knows.
+        """
+        digest = None if self._resolved is None else self._resolved.profile.digest
+        identity = json.dumps({"model": self._name, "revision": self.model_args.get("revision"), "profile": digest})
+        claim_cache(cache_hook.dbdict, identity)
+        super().set_cache_hook(cache_hook)
+
+    def _set(self, text: str) -> None:
+        resolved: Resolved | None = front_end_of(self.model.llm_engine.input_processor).resolve(text)
+        self._text = text
+        self._resolved = resolved
+        self._requests = 0
+        self._steered_requests = 0
+        self.cache_hook = CacheHook(None)
+
+    def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
+        """The one place through which lm-eval's vLLM model sends requests."""
+        if not generate or sampling_params is None:
+            # As in the overridden method, which would drop ours.
+            sampling_params = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+        if not isinstance(sampling_params, list):
+            sampling_params = [sampling_params] * len(requests)
+        steered = [self._with_steering(params) for params in sampling_params]
+        before = self._counts()
+        outputs = super()._model_generate(requests, generate=True, sampling_params=steered)
+        # vLLM makes `n` requests of one that asks for n answers.
+        sent = sum(params.n for params in steered)
+        self._check_counts(before, self._counts(), 0 if self._resolved is None else sent)
+        self._requests += sent
+        self._steered_requests += 0 if self._resolved is None else sent
+        return outputs
+
+    def _with_steering(self, params: Any) -> Any:
+        extra_args = params.extra_args or {}
+        if STEER_KEY in extra_args:
+            raise RequestError(
+                f"the generation arguments of a task or of --gen_kwargs ask for steering {extra_args[STEER_KEY]!r:.80}, "
+                f"the model arguments for {self._text!r:.80}; steering is set in --model_args only"
+            )
+        steered = params.clone()
+        # Also `none`: it lifts a default that the engine may have.
+        steered.extra_args = {**extra_args, STEER_KEY: self._text}
+        return steered
+
+    def _statuses(self) -> list[dict[str, Any]]:
+        statuses: list[dict[str, Any]] = self.model.collective_rpc("steermoe_status")
+        return statuses
+
+    def _bound_layers(self) -> list[int]:
+        return sorted({layer for status in self._statuses() for layer in status["layers"]})
+
+    def _counts(self) -> list[int]:
+        """Steered requests that each worker has seen so far."""
+        return [status["steered_requests"] for status in self._statuses()]
+
+    @staticmethod
+    def _check_counts(before: Sequence[int], after: Sequence[int], expected: int) -> None:
+        for worker, (old, new) in enumerate(zip(before, after, strict=True)):
+            if new - old != expected:
+                raise EngineError(
+                    f"{expected} steered requests were sent, but worker {worker} has seen {new - old}; "
+                    "the responses are not what was asked for and were thrown away"
+                )
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return {
+        "ranking": source.ranking,
+        "sha256": source.sha256,
+        "direction": "reverse" if source.reverse else "forward",
+        "activate": source.activate,
+        "deactivate": source.deactivate,
+        "dropped": [[expert.layer, expert.expert] for expert in source.dropped],
+    }

@@ -1,0 +1,153 @@
+"""From lm-eval's model arguments to the one text that asks the engine for steering.
+
+lm-eval parses the values of `--model_args` on its own, so a text may arrive as a number,
+a truth value, None or a dict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from expert_registry.errors import RequestError, one_of
+from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, SteeringProfile
+from vllm_steermoe_plugin.request import NONE, Named, SteeringRequest, parse_request
+
+DIRECTIONS = ("forward", "reverse")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringArgs:
+    """The steering arguments of `--model_args`, as they arrive.
+
+    Attributes:
+        steer: a request in the grammar of `vllm_steermoe_plugin/request.py`; None is `none`.
+        experts: instead of `steer`, an expert set: the path of a JSON file, or the JSON itself.
+        direction: `forward` or `reverse`. This and the following change the one behaviour in `steer`.
+        activate: number of experts.
+        deactivate: number of experts.
+        registry_version: of the ranking, or `latest`.
+        phase: `both`, `prompt` or `generation`.
+    """
+
+    steer: object = None
+    experts: object = None
+    direction: object = None
+    activate: object = None
+    deactivate: object = None
+    registry_version: object = None
+    phase: object = None
+
+    def text(self) -> str:
+        """The request in canonical form: equal requests have equal texts.
+
+        Raises:
+            RequestError: a value is not what its argument takes, or two arguments say the same thing.
+            ProfileError: an expert set that contradicts itself.
+        """
+        changes = [f.name for f in fields(self) if f.name not in ("steer", "experts") and getattr(self, f.name) is not None]
+        if self.experts is not None:
+            other = [name for name in ("steer", *changes) if getattr(self, name) is not None]
+            if other:
+                raise RequestError(f"experts= is a complete expert set; it does not go together with {other[0]}=")
+            return SteeringProfile.from_json(_experts_text(self.experts)).to_json()
+        stated = _steer_text(self.steer)
+        request = parse_request(stated)
+        if not changes:
+            return _canonical(request)
+        if len(request.named) != 1:
+            raise RequestError(
+                f"{changes[0]}= changes one named behaviour, but steer={stated:.80}; "
+                "write options behind each behaviour instead, such as digits:reverse+refusal"
+            )
+        already = _stated_options(stated) & set(changes)
+        if already:
+            name = sorted(already)[0]
+            raise RequestError(f"{name}= says again what steer={stated:.80} already says; leave one of them out")
+        return _canonical(SteeringRequest(named=(self._changed(request.named[0]),)))
+
+    def _changed(self, named: Named) -> Named:
+        if self.direction is not None:
+            named = replace(named, reverse=_choice("direction", self.direction, DIRECTIONS) == "reverse")
+        if self.registry_version not in (None, "latest"):
+            named = replace(named, version=_number("registry_version", self.registry_version, least=1))
+        if self.activate is not None:
+            named = replace(named, activate=_number("activate", self.activate))
+        if self.deactivate is not None:
+            named = replace(named, deactivate=_number("deactivate", self.deactivate))
+        if self.phase is not None:
+            phase = _choice("phase", self.phase, PHASES)
+            named = replace(named, phase=next(known for known in PHASES if known == phase))
+        return named
+
+
+def _canonical(request: SteeringRequest) -> str:
+    if request.explicit is not None:
+        return request.explicit.to_json()
+    return "+".join(_named_text(part) for part in request.named) or NONE
+
+
+def _named_text(part: Named) -> str:
+    version = "" if part.version is None else f"@{part.version}"
+    options = [
+        "reverse" if part.reverse else "",
+        "" if part.activate is None else f"activate={part.activate}",
+        "" if part.deactivate is None else f"deactivate={part.deactivate}",
+        "" if part.phase == "both" else f"phase={part.phase}",
+    ]
+    return ":".join([part.behaviour + version, *filter(None, options)])
+
+
+def _stated_options(text: str) -> set[str]:
+    """Names of the model arguments that a request for one behaviour already answers."""
+    head, *options = text.split(":")
+    names = {"direction" if option in DIRECTIONS else option.partition("=")[0] for option in options}
+    return names | ({"registry_version"} if "@" in head else set())
+
+
+def _steer_text(value: object) -> str:
+    if value is None:
+        return NONE
+    if isinstance(value, Mapping):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise _not_a_text("steer", value, "a behaviour's name begins with a letter, such as digits or digits@2")
+    if not value.strip():
+        raise RequestError(f"steer= is empty; name a behaviour, or write steer={NONE}")
+    return value
+
+
+def _experts_text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return json.dumps(value)
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return value
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise _not_a_text("experts", value, "give the path of a JSON file, or JSON")
+    try:
+        with Path(value).open(encoding="utf-8") as file:
+            # One more than allowed: the reader of the text then says that it is too long.
+            return file.read(MAX_TEXT + 1)
+    except OSError as error:
+        raise RequestError(f"experts={value}: cannot read it: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"experts={value}: it is not UTF-8 text") from None
+
+
+def _not_a_text(name: str, value: object, hint: str) -> RequestError:
+    return RequestError(f"{name}= arrived as {type(value).__name__} {value!r:.80}; {hint}")
+
+
+def _number(name: str, value: object, *, least: int = 0) -> int:
+    text = str(value) if type(value) is int or isinstance(value, str) else ""
+    if not text.isascii() or not text.isdigit() or len(text) > 6 or int(text) < least:  # noqa: PLR0916
+        raise RequestError(f"{name}= needs a whole number from {least} to 999999, got {value!r:.40}")
+    return int(text)
+
+
+def _choice(name: str, value: object, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise RequestError(one_of(str(value), known, name))
+    return str(value)

@@ -1,0 +1,83 @@
+"""Environment and shared engines. The variables must stand before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.update(
+    {
+        # One OpenMP thread: libgomp's threads stall for minutes beside any other busy process.
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TORCH_COMPILE_DISABLE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+)
+os.environ.pop("VLLM_PLUGINS", None)
+
+from collections.abc import Callable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none; pytest's summary counts them."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the rankings in the home folder of whoever runs it."""
+    if "STEERMOE_REGISTRY" not in os.environ:
+        monkeypatch.setenv("STEERMOE_REGISTRY", str(tmp_path_factory.getbasetemp() / "no-rankings"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`checkpoint("OlmoeForCausalLM")` is a tiny random checkpoint of that architecture."""
+    from tiny import make_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def make(architecture: str) -> Path:
+        return make_checkpoint(architecture, folder / architecture)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Callable[..., Any]]:
+    """`engines(model, **options)` is an in-process vLLM engine, started once per set of options.
+
+    Engines are kept to the end: destroying one takes the process group from the others.
+    """
+    from vllm_steermoe_plugin.engine import start_engine
+
+    started: dict[str, Any] = {}
+
+    def get(model: str, settings: dict[str, Any] | None = None, **options: Any) -> Any:
+        key = repr((model, settings, sorted(options.items())))
+        if key not in started:
+            defaults = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "gpu_memory_utilization": 0.2}
+            if model != "steermoe-lab":
+                defaults |= {"skip_tokenizer_init": True, "max_model_len": 128, "max_num_seqs": 8}
+            started[key] = start_engine(model, settings, **{**defaults, **options})
+        return started[key]
+
+    yield get

@@ -1,0 +1,131 @@
+"""The five architectures in the real engine, against transformers with a slow loop in the router."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracle import ReferenceModel, Rules
+from tiny import CONFIGS, VOCABULARY
+from vllm import SamplingParams
+
+from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.engine import read_counts
+from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+
+Engines = Callable[..., Any]
+Checkpoint = Callable[[str], Path]
+
+
+def random_rules(shape: MoEShape, seed: int) -> Rules:
+    """A few rules in every layer, within what each layer allows."""
+    draw = random.Random(seed)
+    rules: Rules = {}
+    for layer in shape.layers:
+        experts = draw.sample(range(shape.num_experts), shape.num_experts)
+        activated = draw.randint(0, shape.top_k)
+        deactivated = draw.randint(0, min(3, shape.num_experts - shape.top_k))
+        rules |= {(layer, e): 1 for e in experts[:activated]}
+        rules |= {(layer, e): -1 for e in experts[activated : activated + deactivated]}
+    return rules or {(shape.layers[0], 0): 1}
+
+
+def as_text(rules: Rules) -> str:
+    """The explicit expert set as JSON, in the interface's own words."""
+    value: dict[str, dict[str, list[int]]] = {"activate": {}, "deactivate": {}}
+    for (layer, expert), rule in rules.items():
+        value["activate" if rule > 0 else "deactivate"].setdefault(str(layer), []).append(expert)
+    return json.dumps(value)
+
+
+def prompt(seed: int, length: int = 24) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(2, VOCABULARY) for _ in range(length)]
+
+
+def scored(engine: Any, requests: list[tuple[list[int], str | None]]) -> list[np.ndarray]:
+    """Log-probability of each prompt token after the first, for a batch of (prompt, steering)."""
+    params = [
+        SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, extra_args={STEER_KEY: s} if s else None
+        )
+        for _, s in requests
+    ]
+    outputs = engine.generate([{"prompt_token_ids": p} for p, _ in requests], params, use_tqdm=False)
+    return [
+        np.array([entry[token].logprob for entry, token in zip(o.prompt_logprobs[1:], o.prompt_token_ids[1:], strict=True)])
+        for o in outputs
+    ]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_logprobs_and_selected_experts_equal_the_reference(
+    architecture: str, engines: Engines, checkpoint: Checkpoint
+) -> None:
+    folder = checkpoint(architecture)
+    engine = engines(str(folder), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
+    reference = ReferenceModel(folder)
+    shape = shape_in(folder)
+    assert set(reference.routers) == set(shape.layers)
+    cases: list[Rules] = [{}, random_rules(shape, 1), random_rules(shape, 2), random_rules(shape, 3)]
+    prompts = [prompt(i) for i in range(len(cases))]
+    engine.collective_rpc("steermoe_reset_counts")
+    params = [
+        SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            detokenize=False,
+            extra_args={COUNT_KEY: CountedSpans(group, ((0, len(ids)),)).to_json()}
+            | ({STEER_KEY: as_text(rules)} if rules else {}),
+        )
+        for group, (ids, rules) in enumerate(zip(prompts, cases, strict=True), start=1)
+    ]
+    # One batch: every request steered in its own way, one not at all.
+    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    selections, tokens = read_counts(engine, shape.layers)
+    assert tokens.tolist() == [len(ids) for ids in prompts]
+    for group, (ids, rules, output) in enumerate(zip(prompts, cases, outputs, strict=True)):
+        expected, chosen = reference.run(ids, rules)
+        found = [entry[t].logprob for entry, t in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
+        np.testing.assert_allclose(found, [expected[i, t] for i, t in enumerate(ids[1:])], atol=2e-3)
+        for row, layer in enumerate(shape.layers):
+            counts = np.zeros(shape.num_experts, dtype=np.int64)
+            for experts in chosen[layer]:
+                counts[experts] += 1
+            assert selections[group, row].tolist() == counts.tolist(), (architecture, group, layer)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_steering_changes_the_output(architecture: str, engines: Engines, checkpoint: Checkpoint) -> None:
+    folder = checkpoint(architecture)
+    engine = engines(str(folder), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
+    rules = random_rules(shape_in(folder), 1)
+    plain, steered = scored(engine, [(prompt(9), None), (prompt(9), as_text(rules))])
+    assert np.abs(plain - steered).max() > 0.01
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_bfloat16_follows_the_rules(architecture: str, engines: Engines, checkpoint: Checkpoint) -> None:
+    """In bfloat16 rounding moves logits, but rules must hold exactly: count what was selected."""
+    folder = checkpoint(architecture)
+    shape = shape_in(folder)
+    engine = engines(str(folder), {"count_groups": 1}, dtype="bfloat16", enable_prefix_caching=False)
+    rules = random_rules(shape, 4)
+    ids = prompt(4, 40)
+    engine.collective_rpc("steermoe_reset_counts")
+    extra = {COUNT_KEY: CountedSpans(1, ((0, len(ids)),)).to_json(), STEER_KEY: as_text(rules)}
+    engine.generate([{"prompt_token_ids": ids}], SamplingParams(max_tokens=1, extra_args=extra, detokenize=False), use_tqdm=False)
+    selections, _ = read_counts(engine, shape.layers)
+    for (layer, expert), rule in rules.items():
+        selected = int(selections[0, shape.layers.index(layer), expert])
+        assert selected == (len(ids) if rule > 0 else 0), (layer, expert, rule)
+
+

@@ -1,0 +1,106 @@
+"""The rewrite of router logits: algebra, strictness in every dtype, and the slow oracle."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import rewrite_row
+
+from vllm_steermoe_plugin.rewrite import apply_rules
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+NEXT_FLOAT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+
+
+@st.composite
+def routed(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[T, E]` in some dtype, with ties and extremes, and rules `[T, E]`."""
+    experts = draw(st.integers(1, 12))
+    tokens = draw(st.integers(1, 4))
+    dtype = draw(st.sampled_from(DTYPES))
+    scale = draw(st.sampled_from([1e-6, 1.0, 30.0, 3000.0]))
+    value = st.floats(-1, 1, width=32) | st.sampled_from([0.0, 1.0, -1.0])
+    rows = draw(st.lists(st.lists(value, min_size=experts, max_size=experts), min_size=tokens, max_size=tokens))
+    rule = st.lists(st.sampled_from([-1, 0, 1]), min_size=experts, max_size=experts)
+    rules = draw(st.lists(rule, min_size=tokens, max_size=tokens))
+    return (torch.tensor(rows) * scale).to(dtype), torch.tensor(rules, dtype=torch.int8)
+
+
+@given(routed())
+@settings(max_examples=300, deadline=None)
+def test_activated_are_strictly_above_and_deactivated_strictly_below(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, rules = case
+    for row, rule in zip(apply_rules(logits, rules).double().tolist(), rules.tolist(), strict=True):
+        activated = [z for z, r in zip(row, rule, strict=True) if r > 0]
+        deactivated = [z for z, r in zip(row, rule, strict=True) if r < 0]
+        not_activated = [z for z, r in zip(row, rule, strict=True) if r <= 0]
+        not_deactivated = [z for z, r in zip(row, rule, strict=True) if r >= 0]
+        if activated and not_activated:
+            assert min(activated) > max(not_activated)
+        if deactivated and not_deactivated:
+            assert max(deactivated) < min(not_deactivated)
+
+
+@given(routed())
+@settings(max_examples=300, deadline=None)
+def test_equals_the_slow_oracle(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, rules = case
+    result = apply_rules(logits, rules)
+    unit = NEXT_FLOAT[logits.dtype]
+    for row, out, rule in zip(logits.tolist(), result.tolist(), rules.tolist(), strict=True):
+        expected = rewrite_row(row, {e: r for e, r in enumerate(rule) if r}, logits.dtype)
+        for a, b in zip(out, expected, strict=True):
+            # The oracle sums in float64 and steps with nextafter: one rounding and one step may differ.
+            assert a == b or math.isclose(a, b, rel_tol=4 * unit, abs_tol=4e-6)
+
+
+@given(routed())
+@settings(max_examples=100, deadline=None)
+def test_rows_without_a_rule_are_untouched_beside_rows_with_one(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, rules = case
+    rules[0] = 0
+    result = apply_rules(logits, rules)
+    assert torch.equal(result[0].view(torch.uint8), logits[0].view(torch.uint8))
+    assert torch.equal(apply_rules(logits, torch.zeros_like(rules)), logits)
+
+
+@given(routed())
+@settings(max_examples=100, deadline=None)
+def test_steering_twice_selects_as_steering_once(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, rules = case
+    once = apply_rules(logits, rules)
+    twice = apply_rules(once, rules)
+    assert torch.equal((once[:, :, None] > once[:, None, :])[rules != 0], (twice[:, :, None] > twice[:, None, :])[rules != 0])
+
+
+def test_a_shift_of_all_logits_changes_nothing() -> None:
+    logits = torch.randn(5, 8)
+    rules = torch.tensor([1, -1, 0, 0, 0, 0, 0, 0], dtype=torch.int8)
+    torch.testing.assert_close(apply_rules(logits + 7.0, rules), apply_rules(logits, rules))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("top_k", [1, 2, 7])
+def test_top_k_obeys_the_extremes(dtype: torch.dtype, top_k: int) -> None:
+    logits = (torch.randn(50, 8) * 20).to(dtype)
+    activate_last_k = torch.tensor([0] * (8 - top_k) + [1] * top_k, dtype=torch.int8)
+    deactivate_first = torch.tensor([-1] * (8 - top_k) + [0] * top_k, dtype=torch.int8)
+    wanted = set(range(8 - top_k, 8))
+    for rules in (activate_last_k, deactivate_first):
+        chosen = apply_rules(logits, rules).topk(top_k, dim=-1).indices.tolist()
+        assert all(set(row) == wanted for row in chosen)
+
+
+def test_experts_that_the_model_masked_stay_masked() -> None:
+    logits = torch.tensor([[1.0, -math.inf, 0.5, 2.0]])
+    result = apply_rules(logits, torch.tensor([-1, 0, 1, 0], dtype=torch.int8))
+    assert result[0, 1] == -math.inf and result[0, 0] == -math.inf
+    assert result[0].argmax() == 2
+
+
+def test_one_expert() -> None:
+    assert apply_rules(torch.tensor([[3.0]]), torch.tensor([1], dtype=torch.int8)).isfinite().all()

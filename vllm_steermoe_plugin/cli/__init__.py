@@ -1,0 +1,49 @@
+"""The `steermoe` command. Each file here is one sub-command; heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from expert_registry.errors import SteerMoEError
+from vllm_steermoe_plugin.cli.detect import detect
+from vllm_steermoe_plugin.cli.doctor import doctor
+from vllm_steermoe_plugin.cli.plot import plot
+from vllm_steermoe_plugin.cli.registry import registry
+from vllm_steermoe_plugin.cli.serve import serve
+from vllm_steermoe_plugin.versions import DISTRIBUTION
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(detect)
+app.command()(doctor)
+app.command()(plot)
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(serve)
+app.add_typer(registry, name="registry")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version(DISTRIBUTION))
+        raise typer.Exit
+
+
+@app.callback()
+def steermoe(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Detect, rank, serve and measure steered mixture-of-experts models."""
+
+
+def main() -> None:
+    """Entry point: the project's own errors become one line on standard error and exit status 1."""
+    try:
+        app()
+    except SteerMoEError as error:
+        Console(stderr=True).print(f"steermoe: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)

@@ -1,0 +1,48 @@
+"""`steermoe serve`: `vllm serve` with a model name resolved and the operator's settings written for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.checkpoints import resolve_checkpoint
+from vllm_steermoe_plugin.settings import KEY, Settings
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or steermoe-lab.")],
+    default: Annotated[str | None, typer.Option(help="Steering of requests that name none.")] = None,
+    allow_override: Annotated[bool, typer.Option(help="Requests may change the default.")] = True,
+    allow_reverse: Annotated[bool, typer.Option(help="Requests may steer away from a behaviour.")] = False,
+    allow_experts: Annotated[bool, typer.Option(help="Requests may list experts themselves.")] = False,
+) -> None:
+    """Serve a model over HTTP. All other options go to `vllm serve` as they are."""
+    from vllm_steermoe_plugin.engine import check_plugin_allowed
+
+    check_plugin_allowed()
+    settings = Settings(
+        default=default, allow_override=allow_override, allow_reverse=allow_reverse, allow_experts=allow_experts
+    )
+    changed = settings.model_dump(exclude_defaults=True)
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *serve_arguments(model, changed), *context.args]
+    os.execv(sys.executable, command)
+
+
+def serve_arguments(model: str, settings: dict[str, object]) -> list[str]:
+    """Arguments of `vllm serve` for a model and the `steermoe` section of its `additional_config`."""
+    from vllm_steermoe_plugin.engine import LAB_OPTIONS
+
+    arguments = [resolve_checkpoint(model), "--served-model-name", model]
+    if model == lab.NAME:
+        for key, value in LAB_OPTIONS.items():
+            flag = f"--{key.replace('_', '-')}"
+            arguments += [flag] if value is True else [flag, str(value)]
+    if settings:
+        arguments += ["--additional-config", json.dumps({KEY: settings})]
+    return arguments
