@@ -9,8 +9,8 @@ from expert_registry.shape import MoEShape
 
 __all__ = [
     "DataRef",
-    "ModelRef",
     "MoEShape",
+    "ModelRef",
     "RankedExpert",
     "Ranking",
     "RankingCard",

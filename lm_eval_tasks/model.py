@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from expert_registry.errors import EngineError, RequestError
@@ -16,13 +17,13 @@ from vllm_steermoe_plugin.resolve import Resolved, Source
 from vllm_steermoe_plugin.state import STEER_KEY
 from vllm_steermoe_plugin.versions import tool_versions
 
-_backend = load_vllm_backend()
+_VLLM: Any = load_vllm_backend().VLLM
 
 from lm_eval.api.model import CacheHook  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 
 
-class SteerMoEVLLM(_backend.VLLM):  # type: ignore[misc]
+class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
     """lm-eval's `vllm` model with the model arguments of `SteeringArgs` added.
 
     Steering is resolved when it is set, so what cannot be applied fails before any request.
@@ -31,48 +32,22 @@ class SteerMoEVLLM(_backend.VLLM):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        pretrained: str,
-        steer: object = None,
-        experts: object = None,
-        direction: object = None,
-        activate: object = None,
-        deactivate: object = None,
-        registry_version: object = None,
-        phase: object = None,
-        batch_size: int | str = "auto",
-        data_parallel_size: int | str = 1,
-        **kwargs: Any,
+        self, pretrained: str, *, batch_size: int | str = "auto", data_parallel_size: int | str = 1, **kwargs: Any
     ) -> None:
         """Start the engine.
 
         Args:
             pretrained: a hub id, a folder, or `steermoe-lab`.
-            steer: this and the following up to `phase`: see `SteeringArgs`.
-            experts: see there.
-            direction: see there.
-            activate: see there.
-            deactivate: see there.
-            registry_version: see there.
-            phase: see there.
             batch_size: the number 1 counts as `auto`, because the `lm_eval` command passes it when
                 nobody asked for it; the text "1" (what `--batch_size 1` passes) is 1.
             data_parallel_size: only 1.
-            kwargs: model arguments of lm-eval's `vllm`, and arguments of `vllm.LLM`.
+            kwargs: fields of `SteeringArgs`, model arguments of lm-eval's `vllm`, arguments of `vllm.LLM`.
 
         Raises:
             SteerMoEError: the steering cannot be read, found or applied, or the engine cannot steer.
         """
-        args = SteeringArgs(
-            steer=steer,
-            experts=experts,
-            direction=direction,
-            activate=activate,
-            deactivate=deactivate,
-            registry_version=registry_version,
-            phase=phase,
-        )
-        text = args.text()
+        steering = {field.name: kwargs.pop(field.name) for field in fields(SteeringArgs) if field.name in kwargs}
+        text = SteeringArgs(**steering).text()
         # Also for `none`: that nothing was steered is checked, and steering may be set later.
         check_plugin_allowed()
         if str(data_parallel_size) != "1":
@@ -86,12 +61,13 @@ class SteerMoEVLLM(_backend.VLLM):  # type: ignore[misc]
         options = engine_options(pretrained, **kwargs)
         super().__init__(
             pretrained=options.pop("model"),
-            batch_size="auto" if batch_size == 1 and isinstance(batch_size, int) else batch_size,
+            batch_size="auto" if batch_size == 1 else batch_size,
             **options,
         )
         self._name = pretrained
-        self._layers = self._bound_layers()
+        # First: the front end knows best why a model cannot be steered.
         self._set(text)
+        self._layers = self._bound_layers()
 
     def use_steering(self, steer: object = None, **args: object) -> None:
         """Steer all further requests in another way, in the same engine.
@@ -130,6 +106,8 @@ class SteerMoEVLLM(_backend.VLLM):  # type: ignore[misc]
                 "sources": [] if resolved is None else [_source(source) for source in resolved.sources],
                 "versions": tool_versions(),
                 "layers": self._layers,
+                # What lm-eval itself records is the 1 that its command passes.
+                "batch_size": self.batch_size,
                 "requests": self._requests,
                 "steered_requests": self._steered_requests,
             }
@@ -175,8 +153,8 @@ class SteerMoEVLLM(_backend.VLLM):  # type: ignore[misc]
         extra_args = params.extra_args or {}
         if STEER_KEY in extra_args:
             raise RequestError(
-                f"the generation arguments of a task or of --gen_kwargs ask for steering {extra_args[STEER_KEY]!r:.80}, "
-                f"the model arguments for {self._text!r:.80}; steering is set in --model_args only"
+                f"a task or --gen_kwargs asks for steering {extra_args[STEER_KEY]!r:.80}, the model arguments "
+                f"for {self._text!r:.80}; it is set in the model arguments only"
             )
         steered = params.clone()
         # Also `none`: it lifts a default that the engine may have.

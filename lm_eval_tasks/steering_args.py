@@ -47,9 +47,10 @@ class SteeringArgs:
             RequestError: a value is not what its argument takes, or two arguments say the same thing.
             ProfileError: an expert set that contradicts itself.
         """
-        changes = [f.name for f in fields(self) if f.name not in ("steer", "experts") and getattr(self, f.name) is not None]
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        changes = [name for name in given if name not in ("steer", "experts")]
         if self.experts is not None:
-            other = [name for name in ("steer", *changes) if getattr(self, name) is not None]
+            other = [name for name in given if name != "experts"]
             if other:
                 raise RequestError(f"experts= is a complete expert set; it does not go together with {other[0]}=")
             return SteeringProfile.from_json(_experts_text(self.experts)).to_json()
@@ -142,7 +143,7 @@ def _not_a_text(name: str, value: object, hint: str) -> RequestError:
 
 def _number(name: str, value: object, *, least: int = 0) -> int:
     text = str(value) if type(value) is int or isinstance(value, str) else ""
-    if not text.isascii() or not text.isdigit() or len(text) > 6 or int(text) < least:  # noqa: PLR0916
+    if not text.isascii() or not text.isdigit() or len(text) > 6 or int(text) < least:
         raise RequestError(f"{name}= needs a whole number from {least} to 999999, got {value!r:.40}")
     return int(text)
 

@@ -60,7 +60,9 @@ def scored(engine: Any, requests: list[tuple[list[int], str | None]]) -> list[np
     ]
     outputs = engine.generate([{"prompt_token_ids": p} for p, _ in requests], params, use_tqdm=False)
     return [
-        np.array([entry[token].logprob for entry, token in zip(o.prompt_logprobs[1:], o.prompt_token_ids[1:], strict=True)])
+        np.array(
+            [entry[token].logprob for entry, token in zip(o.prompt_logprobs[1:], o.prompt_token_ids[1:], strict=True)]
+        )
         for o in outputs
     ]
 
@@ -122,10 +124,10 @@ def test_bfloat16_follows_the_rules(architecture: str, engines: Engines, checkpo
     ids = prompt(4, 40)
     engine.collective_rpc("steermoe_reset_counts")
     extra = {COUNT_KEY: CountedSpans(1, ((0, len(ids)),)).to_json(), STEER_KEY: as_text(rules)}
-    engine.generate([{"prompt_token_ids": ids}], SamplingParams(max_tokens=1, extra_args=extra, detokenize=False), use_tqdm=False)
+    engine.generate(
+        [{"prompt_token_ids": ids}], SamplingParams(max_tokens=1, extra_args=extra, detokenize=False), use_tqdm=False
+    )
     selections, _ = read_counts(engine, shape.layers)
     for (layer, expert), rule in rules.items():
         selected = int(selections[0, shape.layers.index(layer), expert])
         assert selected == (len(ids) if rule > 0 else 0), (layer, expert, rule)
-
-

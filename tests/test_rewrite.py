@@ -74,7 +74,9 @@ def test_steering_twice_selects_as_steering_once(case: tuple[torch.Tensor, torch
     logits, rules = case
     once = apply_rules(logits, rules)
     twice = apply_rules(once, rules)
-    assert torch.equal((once[:, :, None] > once[:, None, :])[rules != 0], (twice[:, :, None] > twice[:, None, :])[rules != 0])
+    assert torch.equal(
+        (once[:, :, None] > once[:, None, :])[rules != 0], (twice[:, :, None] > twice[:, None, :])[rules != 0]
+    )
 
 
 def test_a_shift_of_all_logits_changes_nothing() -> None:

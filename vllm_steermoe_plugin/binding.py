@@ -96,7 +96,9 @@ def self_check(gate: SteeredGateLinear, state: SteeringState, layer: int) -> Non
         state.forget(_PROBE)
         state.clear_step()
         if bool((chosen == expert).any(dim=1).all()) != selected or bool((chosen == expert).any()) != selected:
-            raise EngineError(f"self-check failed: layer {layer} does not {verb} expert {expert}; chosen: {chosen.tolist()}")
+            raise EngineError(
+                f"self-check failed: layer {layer} does not {verb} expert {expert}; chosen: {chosen.tolist()}"
+            )
     if not torch.equal(gate.rewrite(logits.clone()), logits):
         raise EngineError(f"self-check failed: layer {layer} changes the logits of unsteered tokens")
     state.steered_requests = 0
@@ -110,7 +112,9 @@ def _gates(model: Any, shape: MoEShape) -> dict[int, SteeredGateLinear]:
             if match is None:
                 raise EngineError(f"the gate {name!r} (prefix {module.prefix!r}) does not tell its layer")
             if int(match[1]) in gates:
-                raise EngineError(f"layer {match[1]} has two gates, the second is {name!r}; one of them would run unsteered")
+                raise EngineError(
+                    f"layer {match[1]} has two gates, the second is {name!r}; one of them would run unsteered"
+                )
             gates[int(match[1])] = module
     return gates
 

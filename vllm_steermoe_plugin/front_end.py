@@ -125,7 +125,9 @@ class FrontEnd:
         if counted is not None:
             stop = CountedSpans.from_json(counted).ranges[-1][1]
             if stop > len(prompt_token_ids or ()):
-                raise RequestError(f"counted positions end at {stop}, after the prompt's {len(prompt_token_ids or ())} tokens")
+                raise RequestError(
+                    f"counted positions end at {stop}, after the prompt's {len(prompt_token_ids or ())} tokens"
+                )
 
 
 def compose_salt(salt: str | None, user_salt: str | None) -> str | None:

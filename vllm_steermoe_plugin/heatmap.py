@@ -27,9 +27,7 @@ def draw_heatmaps(rankings: Sequence[Ranking], path: Path) -> None:
         axis.set_ylabel("layer")
         rows = {layer: row for row, layer in enumerate(ranking.shape.layers)}
         for rank, expert in enumerate(ranking.experts()[:_LABELLED], start=1):
-            axis.text(
-                expert.expert, rows[expert.layer], str(rank), ha="center", va="center", fontsize=7, color="white"
-            )
+            axis.text(expert.expert, rows[expert.layer], str(rank), ha="center", va="center", fontsize=7, color="white")
     axes[-1].set_xlabel(f"expert of {rankings[0].card.model.id}; numbers are ranks")
     if image is not None:
         figure.colorbar(image, ax=list(axes), label="risk difference", shrink=0.8)

@@ -9,11 +9,13 @@ Axes: T tokens of the step (padded), S slots, L MoE layers, E experts, K top-k, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from vllm_steermoe_plugin.rewrite import apply_rules
 
-_LIBRARY = torch.library.Library("steermoe", "DEF")
+_LIBRARY: Any = torch.library.Library("steermoe", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row) -> ()")
 _LIBRARY.define("count_(Tensor topk_ids, Tensor(a!) counters, Tensor token_groups, int row) -> ()")
 

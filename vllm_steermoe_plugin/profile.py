@@ -93,7 +93,9 @@ class SteeringProfile:
             raise RequestError(f"an expert set is a JSON object, got {type(value).__name__}")
         unknown = set(value) - {"activate", "deactivate", "phase"}
         if unknown:
-            raise RequestError(f"unknown key {sorted(unknown)[0]!r} in the expert set; known: activate, deactivate, phase")
+            raise RequestError(
+                f"unknown key {sorted(unknown)[0]!r} in the expert set; known: activate, deactivate, phase"
+            )
         phase = value.get("phase", "both")
         if phase not in PHASES:
             raise RequestError(f"unknown phase {phase!r}; known: {', '.join(PHASES)}")
@@ -118,7 +120,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _experts(value: Mapping[str, object], key: str) -> frozenset[tuple[int, int]]:
     layers = value.get(key, {})
     if not isinstance(layers, dict):
-        raise RequestError(f"{key!r} must map layers to lists of experts, such as {{\"3\": [5, 7]}}")
+        raise RequestError(f'{key!r} must map layers to lists of experts, such as {{"3": [5, 7]}}')
     result: set[tuple[int, int]] = set()
     for layer, experts in layers.items():
         if not _LAYER.match(layer):

@@ -35,7 +35,9 @@ def lab_recipe(model: str, behaviour: str, seed: int = 0) -> tuple[PairSet, Beha
         RequestError: another model or an unknown behaviour.
     """
     if model != lab.NAME:
-        raise RequestError(f"recipe {behaviour!r} is about the invented world of {lab.NAME}, not about {model}; use --pairs")
+        raise RequestError(
+            f"recipe {behaviour!r} is about the invented world of {lab.NAME}, not about {model}; use --pairs"
+        )
     if behaviour not in world.BEHAVIOURS:
         raise RequestError(one_of(behaviour, world.BEHAVIOURS, "recipe"))
     number = 2 * len(world.examples(behaviour, "detection")) // 3

@@ -55,9 +55,7 @@ def begin_v1_step(state: SteeringState, runner: Any, scheduler_output: Any, num_
         # Pooling requests have no sampling parameters.
         extra_args = request.sampling_params.extra_args if request.sampling_params is not None else None
         state.admit(request_id, extra_args, request.num_prompt_tokens)
-        rows.append(
-            BatchRow(request_id, int(batch.num_computed_tokens_cpu[index]), int(num_scheduled_tokens[index]))
-        )
+        rows.append(BatchRow(request_id, int(batch.num_computed_tokens_cpu[index]), int(num_scheduled_tokens[index])))
     state.begin_step(rows)
 
 

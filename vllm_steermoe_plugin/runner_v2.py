@@ -20,17 +20,18 @@ class _WithoutOwnState:
         yield from self._model.modules()
 
 
-def steered_model_state(model: Any) -> type:
-    """The ModelState class that vLLM would take for `model`, reporting to its steering state."""
+def steered_model_state(model: Any, vllm_config: Any, upstream: type | None, state: SteeringState | None) -> type:
+    """The ModelState class that vLLM would take for `model`, reporting to its steering state.
+
+    Args:
+        model: the variant.
+        vllm_config: the engine's configuration.
+        upstream: the class that vLLM's own model class chooses; None if it leaves the choice to vLLM.
+        state: None if steering is switched off.
+    """
     for internal in (vllm.V2_ADD_REQUEST, vllm.V2_REMOVE_REQUEST, vllm.V2_PREPARE_INPUTS):
         internal.load()
-    upstream = getattr(super(type(model).__mro__[1], model), "get_model_state_cls", None)
-    if upstream is not None:
-        base = upstream()
-    else:
-        config = vllm.CURRENT_CONFIG.load()()
-        base = vllm.V2_RESOLVE_STATE.load()(config, _WithoutOwnState(model))
-    state: SteeringState | None = model.steering_state
+    base: type = upstream or vllm.V2_RESOLVE_STATE.load()(vllm_config, _WithoutOwnState(model))
     return base if state is None else with_steering(base, state)
 
 

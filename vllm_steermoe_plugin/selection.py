@@ -1,13 +1,15 @@
-"""Pick experts from a ranking: the step from a ranking to a profile."""
+"""Pick experts from a ranking: the step from a ranking to a profile. And its control, experts picked at random."""
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from expert_registry.errors import ProfileError
 from expert_registry.ranking import RankedExpert, Ranking
+from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.profile import Phase, SteeringProfile
 
 
@@ -59,3 +61,32 @@ def _first(candidates: Sequence[RankedExpert], count: int, verb: str) -> Sequenc
     if not 0 <= count <= len(candidates):
         raise ProfileError(f"{verb}: {count} experts asked for, but the ranking has {len(candidates)} on that side")
     return candidates[:count]
+
+
+def random_experts(shape: MoEShape, *, activate: int, deactivate: int, seed: int) -> SteeringProfile:
+    """As many experts drawn at random: the control without which a steering effect means little.
+
+    Uniform over all `(layer, expert)` of the model, but for what a layer allows (at most K
+    activated and E - K deactivated) and that no expert goes both ways.
+
+    Raises:
+        ProfileError: the model has not that many.
+    """
+    cells = [(layer, expert) for layer in shape.layers for expert in range(shape.num_experts)]
+    random.Random(seed).shuffle(cells)
+    chosen: dict[str, set[tuple[int, int]]] = {}
+    for verb, number, limit in (
+        ("activate", activate, shape.top_k),
+        ("deactivate", deactivate, shape.num_experts - shape.top_k),
+    ):
+        room = dict.fromkeys(shape.layers, limit)
+        taken: set[tuple[int, int]] = set()
+        for cell in cells:
+            if len(taken) < number and room[cell[0]]:
+                room[cell[0]] -= 1
+                taken.add(cell)
+        if len(taken) < number:
+            raise ProfileError(f"{verb}: {number} random experts asked for, but {shape} allows {len(taken)}")
+        cells = [cell for cell in cells if cell not in taken]
+        chosen[verb] = taken
+    return SteeringProfile(frozenset(chosen["activate"]), frozenset(chosen["deactivate"]))

@@ -74,5 +74,3 @@ def check_policy(request: SteeringRequest, settings: Settings, *, served: bool) 
             raise PolicyError(
                 f"{part.behaviour}: this server does not accept numbers of experts (setting 'allow_experts')"
             )
-
-

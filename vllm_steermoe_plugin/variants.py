@@ -24,10 +24,12 @@ class SteerableMixin:
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.steering_state = bind_model(self, vllm_config)
+        self._vllm_config = vllm_config
 
     def get_model_state_cls(self) -> type:
         """For Model Runner V2: the ModelState that vLLM would choose, made to report to the steering state."""
-        return steered_model_state(self)
+        choose = getattr(super(), "get_model_state_cls", None)
+        return steered_model_state(self, self._vllm_config, choose() if choose else None, self.steering_state)
 
 
 def __getattr__(name: str) -> type:

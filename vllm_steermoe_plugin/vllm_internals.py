@@ -52,7 +52,9 @@ class Internal:
             for attribute in attributes.split("."):
                 value = getattr(value, attribute)
         except (ImportError, AttributeError) as error:
-            raise EngineError(f"vLLM {vllm_version()} has no {self.path} ({error}); it is needed to {self.why}") from None
+            raise EngineError(
+                f"vLLM {vllm_version()} has no {self.path} ({error}); it is needed to {self.why}"
+            ) from None
         if self.parameters is not None:
             found = tuple(inspect.signature(inspect.unwrap(value)).parameters)
             if found[: len(self.parameters)] != self.parameters:
@@ -80,8 +82,12 @@ PROCESS_INPUTS = Internal(
     ("self", "request_id", "prompt", "params"),
 )
 INPUT_PROCESSOR = Internal("vllm.v1.engine.input_processor:InputProcessor", "own process_inputs")
-LLM_ENGINE = Internal("vllm.v1.engine.llm_engine:LLMEngine", "know in-process use from a server (its __init__ is wrapped)")
-VALIDATION_ERROR = Internal("vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter"))
+LLM_ENGINE = Internal(
+    "vllm.v1.engine.llm_engine:LLMEngine", "know in-process use from a server (its __init__ is wrapped)"
+)
+VALIDATION_ERROR = Internal(
+    "vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter")
+)
 V1_RUNNER = Internal("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "own the two methods below")
 V1_PREPARE_INPUTS = Internal(
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs",
@@ -102,15 +108,18 @@ V2_MODEL_STATE = Internal(
     "vllm.v1.worker.gpu.model_states.interface:ModelState",
     "learn of requests and steps under Model Runner V2 (add_request, remove_request, prepare_inputs)",
 )
-V2_ADD_REQUEST = Internal(V2_MODEL_STATE.path + ".add_request", "see a request arrive", ("self", "req_index", "new_req_data"))
+V2_ADD_REQUEST = Internal(
+    V2_MODEL_STATE.path + ".add_request", "see a request arrive", ("self", "req_index", "new_req_data")
+)
 V2_REMOVE_REQUEST = Internal(V2_MODEL_STATE.path + ".remove_request", "see a request leave", ("self", "req_id"))
-V2_PREPARE_INPUTS = Internal(V2_MODEL_STATE.path + ".prepare_inputs", "see a step", ("self", "input_batch", "req_states"))
+V2_PREPARE_INPUTS = Internal(
+    V2_MODEL_STATE.path + ".prepare_inputs", "see a step", ("self", "input_batch", "req_states")
+)
 BIND_CAPTURER = Internal(
     "vllm.model_executor.layers.fused_moe.routed_experts_capturer:bind_routed_experts_capturer",
     "be handed the selected expert ids of every MoE layer, for counting",
     ("model", "capturer"),
 )
-CURRENT_CONFIG = Internal("vllm.config:get_current_vllm_config", "read the engine's configuration", ())
 CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
 
 LEDGER: tuple[Internal, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Internal))

@@ -9,13 +9,12 @@ from datasets import Dataset
 from vllm_steermoe_plugin.lab import world
 
 
-def documents(*, behaviour: str, control: bool, **_: object) -> dict[str, Dataset]:
+def documents(*, behaviour: str, control: bool) -> dict[str, Dataset]:
     """The test split as columns id, behaviour, prompt, answer, other.
 
     Args:
         behaviour: of `world.BEHAVIOURS`.
         control: prompts with one right answer instead of those that leave the behaviour open.
-        _: lm-eval hands the metadata of the task and the model arguments over too.
     """
     examples = world.controls(behaviour, "test") if control else world.examples(behaviour, "test")
     return {"test": Dataset.from_list([asdict(example) for example in examples])}

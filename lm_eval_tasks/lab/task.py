@@ -19,6 +19,10 @@ class LabTask(ConfigurableTask):  # type: ignore[misc]
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """As lm-eval's, without its warning that a data set may take arguments; this one takes none of the user's."""
+        self.dataset = self.config.custom_dataset(**(dataset_kwargs or {}))
+
     def fewshot_context(
         self,
         doc: dict[str, Any],

@@ -29,13 +29,15 @@ app.add_typer(registry, name="registry")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(importlib.metadata.version(DISTRIBUTION))
+        typer.echo(importlib.metadata.version(DISTRIBUTION))
         raise typer.Exit
 
 
 @app.callback()
 def steermoe(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Detect, rank, serve and measure steered mixture-of-experts models."""
 

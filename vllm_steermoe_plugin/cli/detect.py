@@ -16,9 +16,14 @@ def detect(
     out: Annotated[Path, typer.Option(help="Ranking file to write.")],
     model: Annotated[str, typer.Option(help="Hub id, folder, or steermoe-lab.")] = "steermoe-lab",
     pairs: Annotated[Path | None, typer.Option(help="JSONL file of contrastive pairs.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A built-in set of pairs; for steermoe-lab its three behaviours.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A built-in set of pairs; for steermoe-lab its three behaviours.")
+    ] = None,
     behaviour: Annotated[str | None, typer.Option(help="Name of the behaviour (with --pairs).")] = None,
-    sides: Annotated[tuple[str, str], typer.Option(help="What side 1 and side 2 are (with --pairs).")] = ("shown", "not shown"),
+    sides: Annotated[tuple[str, str], typer.Option(help="What side 1 and side 2 are (with --pairs).")] = (
+        "shown",
+        "not shown",
+    ),
     safety: Annotated[bool, typer.Option(help="Reversing it lowers a safety behaviour (with --pairs).")] = False,
     activate: Annotated[int, typer.Option(help="Recommended number of experts to activate (with --pairs).")] = 5,
     deactivate: Annotated[int, typer.Option(help="Recommended number to deactivate (with --pairs).")] = 0,
@@ -49,7 +54,9 @@ def detect(
     write_ranking(ranking, out, overwrite=overwrite)
     typer.echo(f"{out}: {described.name} of {ranking.card.model.id}, {len(pair_set.pairs)} pairs")
     for expert in ranking.experts()[:10]:
-        typer.echo(f"  layer {expert.layer:3d}  expert {expert.expert:3d}  risk difference {expert.risk_difference:+.3f}")
+        typer.echo(
+            f"  layer {expert.layer:3d}  expert {expert.expert:3d}  risk difference {expert.risk_difference:+.3f}"
+        )
 
 
 def _object(text: str) -> dict[str, Any]:

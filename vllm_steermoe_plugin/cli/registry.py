@@ -59,9 +59,15 @@ def show(
     found = Registry.default().find([model], name, version=int(version) if version else None)
     experts = [[e.layer, e.expert, e.risk_difference] for e in found.ranking.experts()[:top]]
     if as_json:
-        card = found.ranking.card.model_dump(mode="json")
+        fields = found.ranking.card.model_dump(mode="json")
         tokens = found.ranking.counts.tokens.tolist()
-        answer = {"card": card, "sha256": found.sha256, "path": str(found.entry.path), "tokens": tokens, "experts": experts}
+        answer = {
+            "card": fields,
+            "sha256": found.sha256,
+            "path": str(found.entry.path),
+            "tokens": tokens,
+            "experts": experts,
+        }
         typer.echo(json.dumps({**answer, "trace": list(found.trace)}, indent=1))
         return
     card = found.ranking.card

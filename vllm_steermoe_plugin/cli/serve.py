@@ -30,7 +30,14 @@ def serve(
         default=default, allow_override=allow_override, allow_reverse=allow_reverse, allow_experts=allow_experts
     )
     changed = settings.model_dump(exclude_defaults=True)
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *serve_arguments(model, changed), *context.args]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        *serve_arguments(model, changed),
+        *context.args,
+    ]
     os.execv(sys.executable, command)
 
 

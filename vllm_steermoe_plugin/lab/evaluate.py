@@ -62,7 +62,7 @@ class Outcome:
     @property
     def random_change(self) -> float:
         """Mean absolute change under random experts, in points."""
-        return float(np.mean([abs(rate - self.unsteered) for rate in self.random]))
+        return float(np.mean([abs(rate - self.unsteered) for rate in self.random] or [np.nan]))
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def control_rate(lab: Lab, items: list[Example], rules: dict[Cell, int]) -> floa
     return 100 * float(np.mean([correct(e, text) for e, text in zip(items, texts, strict=True)]))
 
 
-def measure(lab: Lab, difference: np.ndarray, behaviour: str, split: str, sizes: Cell, draws: int) -> Outcome:
+def measure(lab: Lab, difference: np.ndarray, behaviour: str, *, split: str, sizes: Cell, draws: int) -> Outcome:
     """All rates of one behaviour for `sizes` = (activated, deactivated)."""
     items, fixed = examples(behaviour, split), controls(behaviour, split)
     steered, back = rules_from(difference, *sizes), rules_from(-difference, *sizes)
@@ -172,11 +172,12 @@ def recovery(difference: np.ndarray, behaviour: str) -> float:
 def show(console: Console, outcomes: list[Outcome]) -> None:
     """Print outcomes, rates in percent."""
     table = Table(
-        "behaviour", "+", "-", "unsteered", "steered", "reversed", "random |change|", "worst", "controls s/r/rand"
+        "behaviour", "+", "-", "unsteered", "steered", "reversed", "random |change|", "worst", "controls u/s/r/rand"
     )
     for o in outcomes:
         worst = max((abs(rate - o.unsteered) for rate in o.random), default=0.0)
-        control = f"{o.control_unsteered:.1f}: {o.control_steered:.1f} {o.control_reversed:.1f} {np.mean(o.control_random):.1f}"
+        held = (o.control_unsteered, o.control_steered, o.control_reversed, np.mean(o.control_random or [np.nan]))
+        control = " ".join(f"{rate:.1f}" for rate in held)
         rates = (o.unsteered, o.steered, o.reversed, o.random_change, worst)
         table.add_row(o.behaviour, str(o.activate), str(o.deactivate), *(f"{rate:.1f}" for rate in rates), control)
     console.print(table)
@@ -201,7 +202,9 @@ def main() -> None:
         console.print(f"{behaviour}: {recovery(difference, behaviour):.0%} of the planted experts lead the ranking")
         for sizes in a.sizes:
             activate, deactivate = map(int, sizes.split("+"))
-            outcomes.append(measure(lab, difference, behaviour, a.split, (activate, deactivate), a.draws))
+            outcomes.append(
+                measure(lab, difference, behaviour, split=a.split, sizes=(activate, deactivate), draws=a.draws)
+            )
     show(console, outcomes)
     if a.json:
         a.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")

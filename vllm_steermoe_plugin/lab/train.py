@@ -41,7 +41,7 @@ def save_model(model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, f
     tokenizer.save_pretrained(folder)
 
 
-def train(out: Path, steps: int, seed: int, resume: bool, size: int, peak: float) -> None:
+def train(out: Path, *, steps: int, seed: int, resume: bool, size: int, peak: float) -> None:
     """Train for `steps` and write the model to `out`; `out/checkpoint.pt` allows resuming."""
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -102,13 +102,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt")
     a = parser.parse_args()
-    train(a.out, a.steps, a.seed, a.resume, a.batch, a.learning_rate)
+    train(a.out, steps=a.steps, seed=a.seed, resume=a.resume, size=a.batch, peak=a.learning_rate)
 
 
 if __name__ == "__main__":

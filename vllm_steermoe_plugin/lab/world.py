@@ -231,7 +231,7 @@ def pairs(behaviour: str, split: str = "detection", seed: int = 0, n: int | None
 
 def _words(text: str) -> list[str]:
     """Lower-case words and numbers of a generated text, up to the end of the turn."""
-    return re.findall(r"[a-z]+|\d+", text.split("<|end|>")[0].lower())
+    return re.findall(r"[a-z]+|\d+", text.split("<|end|>", maxsplit=1)[0].lower())
 
 
 def shows(behaviour: str, example: Example, text: str) -> bool:

@@ -1,0 +1,40 @@
+"""Step 1 of the demo: detect the three behaviours through the engine and rank the experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from expert_registry import Ranking, Registry
+from expert_registry.registry import publish
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.detect import SIDES, detect
+from vllm_steermoe_plugin.engine import start_engine
+from vllm_steermoe_plugin.heatmap import draw_heatmaps
+from vllm_steermoe_plugin.lab.world import BEHAVIOURS
+from vllm_steermoe_plugin.recipes import lab_recipe
+
+
+def detect_all(folder: Path, heatmap: Path, seed: int = 0) -> dict[str, Ranking]:
+    """Rankings by behaviour, stored in the registry folder `folder` and drawn to `heatmap`."""
+    engine = start_engine(lab.NAME, {"count_groups": SIDES}, enable_prefix_caching=False)
+    rankings = {}
+    for behaviour in BEHAVIOURS:
+        pairs, described = lab_recipe(lab.NAME, behaviour, seed)
+        rankings[behaviour] = detect(engine, lab.NAME, pairs, described)
+        publish(rankings[behaviour], folder, overwrite=True)
+    draw_heatmaps(list(rankings.values()), heatmap)
+    return rankings
+
+
+def agreement_with_shipped(rankings: dict[str, Ranking], shipped: Registry) -> dict[str, float]:
+    """Per behaviour, the share of the recommended experts that the shipped ranking names too."""
+    shares = {}
+    for behaviour, ranking in rankings.items():
+        numbers = ranking.card.recommended
+        size = numbers.activate + numbers.deactivate
+        mine, theirs = (
+            {(e.layer, e.expert) for e in found.experts()[:size]}
+            for found in (ranking, shipped.find([lab.NAME], behaviour).ranking)
+        )
+        shares[behaviour] = len(mine & theirs) / size
+    return shares

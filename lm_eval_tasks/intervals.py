@@ -1,0 +1,54 @@
+"""95 % intervals for rates, for means over draws, and for paired changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its 95 % interval; `n` is what it was averaged over."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        return asdict(self)
+
+
+def rate(outcomes: Sequence[float]) -> Interval:
+    """Share of ones among binary outcomes, with Wilson's interval."""
+    hits, n = int(sum(outcomes)), len(outcomes)
+    if set(outcomes) - {0.0, 1.0} or n == 0:
+        raise ValueError("a rate needs at least one outcome, each 0 or 1")
+    bounds = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(hits / n, float(bounds.low), float(bounds.high), n)
+
+
+def mean_over_draws(values: Sequence[float]) -> Interval:
+    """Mean of one value per independent draw, with Student's interval over the draws (clipped to [0, 1])."""
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    if len(array) < 2 or float(array.std()) == 0.0:
+        return Interval(mean, mean, mean, len(array))
+    low, high = stats.t.interval(CONFIDENCE, len(array) - 1, loc=mean, scale=stats.sem(array))
+    return Interval(mean, max(0.0, float(low)), min(1.0, float(high)), len(array))
+
+
+def paired_change(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Interval:
+    """Mean of `after - before` over the same examples in the same order, bootstrapped by example."""
+    if len(before) != len(after) or not before:
+        raise ValueError(f"paired outcomes must be of the same examples, got {len(before)} and {len(after)}")
+    change = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(change), size=(RESAMPLES, len(change)))
+    low, high = np.quantile(change[draws].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(change.mean()), float(low), float(high), len(change))

@@ -1,0 +1,105 @@
+"""What cannot be steered fails before it runs, in the user's own process too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+
+from expert_registry.errors import EngineError, PolicyError
+from vllm_steermoe_plugin.engine import start_engine
+from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+
+Engines = Callable[..., Any]
+Checkpoint = Callable[[str], Path]
+
+
+@pytest.fixture
+def engine(engines: Engines, checkpoint: Checkpoint) -> Any:
+    return engines(
+        str(checkpoint("Qwen3MoeForCausalLM")), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False
+    )
+
+
+BAD = {
+    "unknown model": ("faithfulness", "no ranking for the model"),
+    "layer without experts": ('{"activate": {"1": [0]}}', "layer 1 has no routed experts"),
+    "layer out of range": ('{"deactivate": {"9": [0]}}', "layer 9 has no routed experts"),
+    "expert out of range": ('{"activate": {"0": [8]}}', "no expert 8"),
+    "same expert both ways": (
+        '{"activate": {"0": [1]}, "deactivate": {"0": [1]}}',
+        "activated and deactivated at once",
+    ),
+    "too many activated": ('{"activate": {"0": [0, 1, 2, 3]}}', "at most 3"),
+    "too many deactivated": ('{"deactivate": {"2": [0, 1, 2, 3, 4, 5]}}', "at most 5"),
+    "nothing to steer": ('{"activate": {}}', "names no expert"),
+    "no text": (["digits"], "text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_steering_is_named_before_anything_runs(name: str, engine: Any) -> None:
+    steer, reason = BAD[name]
+    with pytest.raises(VLLMValidationError, match=reason):
+        engine.generate(
+            {"prompt_token_ids": [3]}, SamplingParams(max_tokens=1, extra_args={STEER_KEY: steer}), use_tqdm=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"),
+    [
+        ('{"group": 1, "ranges": [[0, 5]]}', "after the prompt's 2 tokens"),
+        ('{"group": 9, "ranges": [[0, 1]]}', "group 9"),
+        ('{"group": 1, "ranges": []}', "ascending"),
+        ("nonsense", "counted spans"),
+    ],
+)
+def test_bad_counting_is_named(count: str, reason: str, engine: Any) -> None:
+    with pytest.raises(VLLMValidationError, match=reason):
+        engine.generate(
+            {"prompt_token_ids": [3, 4]}, SamplingParams(max_tokens=1, extra_args={COUNT_KEY: count}), use_tqdm=False
+        )
+
+
+def test_a_reserved_cache_salt_is_refused(engine: Any) -> None:
+    with pytest.raises(VLLMValidationError, match="reserved"):
+        engine.generate(
+            {"prompt_token_ids": [3], "cache_salt": "steermoe:x"}, SamplingParams(max_tokens=1), use_tqdm=False
+        )
+
+
+def test_steering_switched_off_is_vllms_own_model_and_refuses_steering(
+    engines: Engines, checkpoint: Checkpoint
+) -> None:
+    off = engines(str(checkpoint("OlmoeForCausalLM")), {"enabled": False}, dtype="float32")
+    assert (
+        len(off.generate({"prompt_token_ids": [3]}, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False))
+        == 1
+    )
+    with pytest.raises(VLLMValidationError, match="switched off"):
+        params = SamplingParams(max_tokens=1, extra_args={STEER_KEY: '{"activate": {"0": [1]}}'})
+        off.generate({"prompt_token_ids": [3]}, params, use_tqdm=False)
+
+
+def test_a_plugin_that_vllm_will_not_load_is_noticed(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "something_else")
+    with pytest.raises(EngineError, match="VLLM_PLUGINS"):
+        start_engine(str(checkpoint("OlmoeForCausalLM")))
+
+
+def test_misspelt_settings_stop_the_start(checkpoint: Checkpoint, engine: Any) -> None:
+    with pytest.raises(PolicyError, match="allow_reversed"):
+        start_engine(
+            str(checkpoint("OlmoeForCausalLM")),
+            {"allow_reversed": True},
+            enforce_eager=True,
+            skip_tokenizer_init=True,
+            max_model_len=128,
+            kv_cache_memory_bytes=64 << 20,
+            gpu_memory_utilization=0.2,
+        )

@@ -1,0 +1,194 @@
+"""Requests beside each other in the real engine: the unsteered are untouched, the prefix cache is kept apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_engine_exact import as_text, prompt, random_rules
+from vllm import SamplingParams
+
+from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.state import STEER_KEY
+
+Engines = Callable[..., Any]
+Checkpoint = Callable[[str], Path]
+ARCHITECTURE = "Qwen3MoeForCausalLM"
+
+
+@pytest.fixture
+def engine(engines: Engines, checkpoint: Checkpoint) -> Any:
+    return engines(str(checkpoint(ARCHITECTURE)), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
+
+
+@pytest.fixture
+def steering(checkpoint: Checkpoint) -> list[str]:
+    shape = shape_in(checkpoint(ARCHITECTURE))
+    return [as_text(random_rules(shape, seed)) for seed in range(6)]
+
+
+def run(
+    engine: Any, requests: list[tuple[list[int], str | None]], max_tokens: int = 6
+) -> list[tuple[list[int], np.ndarray]]:
+    """Generated tokens and their log-probabilities, for a batch."""
+    params = [
+        SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.0,
+            logprobs=1,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={STEER_KEY: steer} if steer else None,
+        )
+        for _, steer in requests
+    ]
+    outputs = engine.generate([{"prompt_token_ids": ids} for ids, _ in requests], params, use_tqdm=False)
+    return [
+        (
+            list(o.outputs[0].token_ids),
+            np.array(
+                [entry[t].logprob for entry, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids, strict=True)]
+            ),
+        )
+        for o in outputs
+    ]
+
+
+def test_unsteered_beside_steered_equals_unsteered_beside_unsteered_bit_for_bit(
+    engine: Any, steering: list[str]
+) -> None:
+    neighbours = [prompt(i + 1) for i in range(6)]
+    alone = run(engine, [(prompt(0), None), *((ids, None) for ids in neighbours)])[0]
+    mixed = run(engine, [(prompt(0), None), *zip(neighbours, steering, strict=True)])[0]
+    assert alone[0] == mixed[0]
+    np.testing.assert_array_equal(alone[1], mixed[1])
+
+
+def test_steered_gives_the_same_in_every_mix(engine: Any, steering: list[str]) -> None:
+    alone = run(engine, [(prompt(0), steering[0])])[0]
+    beside_others = run(engine, [(prompt(i), steering[i]) for i in (3, 0, 5)])[1]
+    beside_unsteered = run(engine, [(prompt(1), None), (prompt(0), steering[0])])[1]
+    assert alone[0] == beside_others[0] == beside_unsteered[0]
+    # The batch size chooses among matrix kernels, which sum in another order.
+    np.testing.assert_allclose(alone[1], beside_others[1], atol=1e-4)
+    np.testing.assert_allclose(alone[1], beside_unsteered[1], atol=1e-4)
+
+
+def test_an_explicit_set_equals_its_reordered_text(engine: Any) -> None:
+    one = run(engine, [(prompt(0), '{"activate": {"0": [1, 2], "2": [3]}, "deactivate": {"2": [4]}}')])[0]
+    two = run(engine, [(prompt(0), '{"deactivate": {"2": [4]}, "activate": {"2": [3], "0": [2, 1]}}')])[0]
+    assert one[0] == two[0]
+    np.testing.assert_array_equal(one[1], two[1])
+
+
+def test_none_is_unsteered(engine: Any) -> None:
+    plain, none = run(engine, [(prompt(0), None)])[0], run(engine, [(prompt(0), "none")])[0]
+    assert plain[0] == none[0]
+    np.testing.assert_array_equal(plain[1], none[1])
+
+
+def test_phases_split_the_request(engine: Any, steering: list[str]) -> None:
+    both = steering[0]
+    only_prompt = both[:-1] + ', "phase": "prompt"}'
+    only_generation = both[:-1] + ', "phase": "generation"}'
+    results = {
+        name: run(engine, [(prompt(0), text)], 4)[0][1]
+        for name, text in (("none", None), ("both", both), ("prompt", only_prompt), ("generation", only_generation))
+    }
+    # The first token is decided by the prompt's last position: generation steering cannot reach it.
+    assert results["generation"][0] == results["none"][0]
+    assert results["prompt"][0] == results["both"][0]
+    assert results["prompt"][0] != results["none"][0]
+
+
+def test_prefix_cache_is_kept_apart_and_still_hits(
+    engines: Engines, checkpoint: Checkpoint, steering: list[str]
+) -> None:
+    folder = checkpoint(ARCHITECTURE)
+    cached = engines(str(folder), dtype="float32", enable_prefix_caching=True, block_size=32)
+    ids = prompt(7, 100)
+
+    def ask(steer: str | None) -> tuple[np.ndarray, int]:
+        params = SamplingParams(
+            max_tokens=2,
+            temperature=0.0,
+            logprobs=1,
+            detokenize=False,
+            extra_args={STEER_KEY: steer} if steer else None,
+        )
+        output = cached.generate({"prompt_token_ids": ids}, params, use_tqdm=False)[0]
+        first = output.outputs[0]
+        found = np.array([entry[t].logprob for entry, t in zip(first.logprobs, first.token_ids, strict=True)])
+        return found, output.num_cached_tokens
+
+    cold = {steer: ask(steer) for steer in (None, steering[0], steering[1])}
+    assert all(hit == 0 for _, hit in cold.values()), "one steering read another's cached blocks"
+    for steer, (expected, _) in cold.items():
+        warm, hit = ask(steer)
+        assert hit >= 64, "the cache must hit within one steering"
+        np.testing.assert_allclose(warm, expected, atol=1e-4)
+
+
+def test_chunked_prefill_gives_what_one_prefill_gives(
+    engines: Engines, checkpoint: Checkpoint, engine: Any, steering: list[str]
+) -> None:
+    folder = checkpoint(ARCHITECTURE)
+    chunked = engines(
+        str(folder), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False, max_num_batched_tokens=16
+    )
+    requests = [(prompt(i, 40), steer) for i, steer in enumerate([None, steering[0], steering[1]])]
+    for one, other in zip(run(engine, requests), run(chunked, requests), strict=True):
+        assert one[0] == other[0]
+        np.testing.assert_allclose(one[1], other[1], atol=1e-4)
+
+
+def test_more_profiles_than_slots_over_time(engine: Any, checkpoint: Checkpoint) -> None:
+    shape = shape_in(checkpoint(ARCHITECTURE))
+    texts = [as_text(random_rules(shape, 100 + seed)) for seed in range(20)]
+    together = run(engine, [(prompt(0), text) for text in texts], 2)
+    for text, result in list(zip(texts, together, strict=True))[::5]:
+        alone = run(engine, [(prompt(0), text)], 2)[0]
+        np.testing.assert_allclose(alone[1], result[1], atol=1e-4)
+
+
+_STOCK = """
+import sys, json
+from vllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_model_len=128, max_num_seqs=8,
+          kv_cache_memory_bytes=64 << 20, gpu_memory_utilization=0.2, enable_prefix_caching=False)
+prompts = json.loads(sys.argv[2])
+params = SamplingParams(max_tokens=6, temperature=0.0, logprobs=1, ignore_eos=True, detokenize=False)
+outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+print("RESULT" + json.dumps([[list(o.outputs[0].token_ids),
+      [e[t].logprob for e, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids)]] for o in outputs]))
+"""
+
+
+@pytest.mark.parametrize("architecture", ["OlmoeForCausalLM", "GptOssForCausalLM"])
+def test_unsteered_equals_vllm_without_the_plugin_bit_for_bit(
+    architecture: str, engines: Engines, checkpoint: Checkpoint
+) -> None:
+    folder = checkpoint(architecture)
+    prompts = [prompt(i) for i in range(4)]
+    stock = subprocess.run(
+        [sys.executable, "-c", _STOCK, str(folder), json.dumps(prompts)],
+        env={**os.environ, "VLLM_PLUGINS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    expected = json.loads(stock.stdout.split("RESULT")[1])
+    engine = engines(str(folder), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
+    for (tokens, logprobs), (want_tokens, want_logprobs) in zip(
+        run(engine, [(ids, None) for ids in prompts]), expected, strict=True
+    ):
+        assert tokens == want_tokens
+        np.testing.assert_array_equal(logprobs, want_logprobs)

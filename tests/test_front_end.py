@@ -1,0 +1,303 @@
+"""The front end: what becomes of a request's steering, its salt, and what is refused before the engine sees it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_ranking_format import make_ranking
+
+from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
+from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
+from expert_registry.registry import publish
+from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.front_end import SALT_PREFIX, FrontEnd, Prepared, compose_salt
+from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.selection import select_experts
+from vllm_steermoe_plugin.settings import Settings
+from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY, SteeringState
+
+MODEL = "org/Tiny-MoE"
+SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)
+EXPERTS = '{"activate": {"3": [5]}}'
+DIGITS = make_ranking(1, behaviour="digits", recommended_reverse=Recommended(activate=1, deactivate=3))
+SPANS = CountedSpans(2, ((0, 3), (5, 6)))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    publish(DIGITS, tmp_path)
+    publish(make_ranking(2, behaviour="refusal", recommended=Recommended(activate=0, deactivate=1)), tmp_path)
+    publish(make_ranking(3, behaviour="other", experts=8), tmp_path)
+    return Registry((tmp_path,))
+
+
+def front_end(
+    registry: Registry, settings: Settings | None = None, *, served: bool = False, shape: MoEShape | EngineError = SHAPE
+) -> FrontEnd:
+    return FrontEnd(settings=settings or Settings(), shape=shape, models=[MODEL], registry=registry, served=served)
+
+
+def profile_in(prepared: Prepared | None) -> SteeringProfile | None:
+    """What the worker will read."""
+    assert prepared is not None
+    text = prepared.extra_args.get(STEER_KEY)
+    return None if text is None else SteeringProfile.from_json(str(text))
+
+
+def admitted(extra_args: Mapping[str, object] | None) -> SteeringState:
+    """A worker that was given these arguments; it raises if they are not what it takes."""
+    state = SteeringState(SHAPE, SHAPE.layers, max_requests=2, max_tokens=8, count_groups=3, device=torch.device("cpu"))
+    state.admit("request", extra_args, 8)
+    return state
+
+
+@pytest.mark.parametrize("extra_args", [None, {}, {"other": 3}])
+@pytest.mark.parametrize("served", [False, True])
+def test_a_request_that_asks_for_nothing_is_left_alone(registry: Registry, extra_args: Any, served: bool) -> None:
+    assert front_end(registry, served=served).prepare(extra_args) is None
+
+
+def test_a_named_behaviour_becomes_what_its_ranking_recommends(registry: Registry) -> None:
+    prepared = front_end(registry, served=True).prepare({STEER_KEY: "digits", "other": 3})
+    expected = select_experts(DIGITS, activate=2, deactivate=2).profile
+    assert profile_in(prepared) == expected
+    assert prepared == Prepared({STEER_KEY: expected.to_json(), "other": 3}, SALT_PREFIX + expected.digest)
+    reverse = front_end(registry).prepare({STEER_KEY: "digits:reverse"})
+    assert profile_in(reverse) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
+    numbers = front_end(registry).prepare({STEER_KEY: "digits:activate=0:phase=prompt"})
+    assert profile_in(numbers) == select_experts(DIGITS, activate=0, deactivate=2, phase="prompt").profile
+
+
+def test_two_behaviours_are_merged(registry: Registry) -> None:
+    there = front_end(registry)
+    one, two = (profile_in(there.prepare({STEER_KEY: name})) for name in ("digits:deactivate=0", "refusal"))
+    assert one is not None and two is not None
+    both = profile_in(there.prepare({STEER_KEY: "digits:deactivate=0+refusal"}))
+    assert both == SteeringProfile.merge([one, two])
+    assert both == profile_in(there.prepare({STEER_KEY: "refusal + digits:deactivate=0"}))
+
+
+def test_the_arguments_of_the_caller_stay_as_they_were(registry: Registry) -> None:
+    args = {STEER_KEY: "digits", "other": [1]}
+    front_end(registry).prepare(args)
+    assert args == {STEER_KEY: "digits", "other": [1]}
+
+
+@pytest.mark.parametrize("text", ["digits", "digits:reverse", "refusal:phase=generation", EXPERTS])
+def test_a_worker_takes_what_the_front_end_writes_and_it_is_canonical(registry: Registry, text: str) -> None:
+    prepared = front_end(registry).prepare({STEER_KEY: text})
+    assert prepared is not None
+    written = prepared.extra_args[STEER_KEY]
+    assert isinstance(written, str) and SteeringProfile.from_json(written).to_json() == written
+    assert admitted(prepared.extra_args).steered_requests == 1
+
+
+def test_a_default_steers_and_none_lifts_it(registry: Registry) -> None:
+    there = front_end(registry, Settings(default="digits"), served=True)
+    asked = front_end(registry).prepare({STEER_KEY: "digits"})
+    assert there.prepare(None) == there.prepare({}) == asked
+    assert there.prepare({"other": 1}) is not None
+    lifted = there.prepare({STEER_KEY: "none", "other": 1})
+    assert lifted == Prepared({"other": 1}, None)
+    assert admitted(lifted.extra_args).steered_requests == 0
+    assert profile_in(there.prepare({STEER_KEY: "refusal"})) != profile_in(asked)
+
+
+def test_a_default_that_is_not_to_be_lifted_is_not(registry: Registry) -> None:
+    there = front_end(registry, Settings(default="digits", allow_override=False))
+    assert profile_in(there.prepare(None)) is not None
+    for text in ("none", "refusal", "digits"):
+        with pytest.raises(PolicyError, match="allow_override"):
+            there.prepare({STEER_KEY: text})
+
+
+def test_the_policy_does_not_bind_the_operators_own_default(registry: Registry) -> None:
+    there = front_end(registry, Settings(default="digits:reverse"), served=True)
+    assert profile_in(there.prepare(None)) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
+
+
+def test_a_default_that_cannot_be_applied_stops_the_start(registry: Registry) -> None:
+    with pytest.raises(UnknownRankingError, match="'digit'"):
+        front_end(registry, Settings(default="digit"))
+    with pytest.raises(ProfileError, match="layer 2"):
+        front_end(registry, Settings(default='{"activate": {"2": [0]}}'))
+    with pytest.raises(RequestError):
+        front_end(registry, Settings(default=""))
+    front_end(registry, Settings(default="digit", enabled=False))
+
+
+def test_switched_off_nothing_is_steered_and_asking_is_refused(registry: Registry) -> None:
+    there = front_end(registry, Settings(enabled=False, default="digits", count_groups=2))
+    assert there.prepare(None) is None
+    with pytest.raises(PolicyError, match="enabled"):
+        there.prepare({STEER_KEY: "digits"})
+    with pytest.raises(EngineError, match="count"):
+        there.prepare({COUNT_KEY: SPANS.to_json()})
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"), [("digits:reverse", "allow_reverse"), (EXPERTS, "allow_experts"), ("digits:activate=1", "allow_experts")]
+)
+def test_a_server_refuses_what_only_the_operator_may_allow(registry: Registry, text: str, setting: str) -> None:
+    with pytest.raises(PolicyError, match=setting):
+        front_end(registry, served=True).prepare({STEER_KEY: text})
+    assert front_end(registry, Settings(**{setting: True}), served=True).prepare({STEER_KEY: text}) is not None
+
+
+def test_equal_steering_has_an_equal_salt_and_other_steering_another(registry: Registry) -> None:
+    there = front_end(registry)
+    found = there.resolve("digits")
+    assert found is not None
+    ways = ["digits", " digits@1:forward", "digits@latest:activate=2", found.profile.to_json()]
+    assert len({there.prepare({STEER_KEY: text}).salt for text in ways}) == 1  # type: ignore[union-attr]
+    others = ["digits", "digits:reverse", "digits:activate=1", "digits:phase=prompt", "digits:phase=generation", "refusal", EXPERTS]
+    salts = [there.prepare({STEER_KEY: text}).salt for text in others]  # type: ignore[union-attr]
+    assert len(set(salts)) == len(others) and all(salt and salt.startswith(SALT_PREFIX) for salt in salts)
+
+
+def test_each_counted_request_has_a_salt_of_its_own(registry: Registry) -> None:
+    there = front_end(registry, Settings(count_groups=2))
+    args: dict[str, object] = {COUNT_KEY: SPANS.to_json()}
+    prepared = [there.prepare(extra) for extra in [args, args, args | {STEER_KEY: "digits"}, args | {STEER_KEY: "none"}]]
+    assert len({one.salt for one in prepared if one}) == 4
+    assert prepared[0] is not None and prepared[0].extra_args == args
+    assert admitted(prepared[0].extra_args).steered_requests == 0
+    assert profile_in(prepared[2]) == profile_in(there.prepare({STEER_KEY: "digits"}))
+
+
+def test_the_users_salt_is_joined_to_ours() -> None:
+    ours = SALT_PREFIX + "0" * 64
+    assert compose_salt(None, None) is None
+    assert compose_salt(None, "mine") == "mine"
+    assert compose_salt(ours, None) == ours
+    pairs = list(itertools.product([ours, SALT_PREFIX + "1" * 64, None], [None, "", "mine", "mine:", ":mine", "0" * 64]))
+    assert len({compose_salt(*pair) for pair in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize("user_salt", [SALT_PREFIX, SALT_PREFIX + "0" * 64, SALT_PREFIX + "x:mine"])
+@pytest.mark.parametrize("salt", [None, SALT_PREFIX + "1" * 64])
+def test_a_user_cannot_forge_our_salt(salt: str | None, user_salt: str) -> None:
+    with pytest.raises(RequestError, match=f"'{SALT_PREFIX}'"):
+        compose_salt(salt, user_salt)
+
+
+def test_counting_is_refused_over_http_and_where_nobody_counts(registry: Registry) -> None:
+    with pytest.raises(PolicyError, match="not over HTTP"):
+        front_end(registry, Settings(count_groups=2), served=True).prepare({COUNT_KEY: SPANS.to_json()})
+    with pytest.raises(EngineError, match="count_groups"):
+        front_end(registry).prepare({COUNT_KEY: SPANS.to_json()})
+    with pytest.raises(RequestError, match="group 2 of 1"):
+        front_end(registry, Settings(count_groups=1)).prepare({COUNT_KEY: SPANS.to_json()})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", 3, ["x"], '{"group": 0, "ranges": [[0, 1]]}', '{"group": 1, "ranges": []}', '{"group": 1, "ranges": [[1, 1]]}']
+    + ['{"group": 1, "ranges": [[2, 3], [0, 1]]}', '{"group": 1, "ranges": [[0, 2], [1, 3]]}', '{"group": true, "ranges": [[0, 1]]}']
+    + ['{"group": 1, "ranges": [[-1, 1]]}', '{"group": 1, "ranges": ["ab"]}', '{"group": 1, "ranges": [[0, 1, 2]]}', "[" * 100_000]
+    + ['{"group": 1, "ranges": [[0, ' + "9" * 5000 + "]]}"],
+    ids=lambda text: str(text)[:40],
+)
+def test_counted_spans_that_are_none_are_refused(registry: Registry, text: object) -> None:
+    with pytest.raises(RequestError):
+        front_end(registry, Settings(count_groups=2)).prepare({COUNT_KEY: text})
+
+
+def test_counted_positions_must_lie_in_the_prompt(registry: Registry) -> None:
+    prepared = front_end(registry, Settings(count_groups=2)).prepare({COUNT_KEY: SPANS.to_json()})
+    assert prepared is not None
+    FrontEnd.check_length(prepared, [0] * 6)
+    for prompt in ([0] * 5, [], None):
+        with pytest.raises(RequestError, match="end at 6"):
+            FrontEnd.check_length(prepared, prompt)
+    FrontEnd.check_length(Prepared({}, None), None)
+
+
+@pytest.mark.parametrize("key", [STEER_KEY, COUNT_KEY])
+@pytest.mark.parametrize("other", [{}, {STEER_KEY: "digits"}])
+def test_a_null_that_passes_the_front_end_does_not_stop_a_worker(
+    registry: Registry, key: str, other: dict[str, object]
+) -> None:
+    extra_args = {**other, key: None}
+    try:
+        prepared = front_end(registry, Settings(count_groups=2)).prepare(extra_args)
+    except SteerMoEError:
+        return
+    # What `prepare` leaves alone goes to the worker as it came.
+    admitted(prepared.extra_args if prepared is not None else extra_args)
+
+
+@pytest.mark.parametrize("asked", [3, True, ["digits"], {"activate": {"3": [5]}}, "", "Digits", "digits:boost"])
+def test_what_is_no_request_is_refused(registry: Registry, asked: object) -> None:
+    with pytest.raises(RequestError):
+        front_end(registry).prepare({STEER_KEY: asked})
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "names"),
+    [
+        ("other", UnknownRankingError, "8 experts"),
+        ("digits@7", UnknownRankingError, "digits@7"),
+        ("lies", UnknownRankingError, "digits, other, refusal"),
+        ("none+digits", SteerMoEError, "none"),
+        ('{"activate": {"2": [0]}}', ProfileError, "layer 2"),
+        ('{"activate": {"3": [6]}}', ProfileError, "expert 6"),
+        ('{"activate": {"3": [0, 1, 2]}}', ProfileError, "at most 2"),
+        ("digits+digits:reverse", RequestError, "twice"),
+        ("digits+refusal:phase=prompt", ProfileError, "phase"),
+        ("digits:activate=19", ProfileError, "19 experts"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_the_engine_sees_it(
+    registry: Registry, text: str, error: type[Exception], names: str
+) -> None:
+    with pytest.raises(error, match=names):
+        front_end(registry).prepare({STEER_KEY: text})
+
+
+def test_a_model_that_cannot_be_steered_serves_those_who_do_not_ask(registry: Registry) -> None:
+    there = front_end(registry, shape=EngineError("LlamaForCausalLM cannot be steered"))
+    assert there.prepare(None) is None
+    assert there.prepare({"other": 1}) is None
+    for text in ("digits", EXPERTS):
+        with pytest.raises(EngineError, match="Llama"):
+            there.prepare({STEER_KEY: text})
+    with pytest.raises(EngineError, match="Llama"):
+        front_end(registry, Settings(default="digits"), shape=EngineError("LlamaForCausalLM cannot be steered"))
+
+
+def test_a_model_that_cannot_be_steered_serves_those_who_ask_not_to_be_steered(registry: Registry) -> None:
+    there = front_end(registry, shape=EngineError("LlamaForCausalLM cannot be steered"))
+    assert there.prepare({STEER_KEY: "none"}) == Prepared({}, None)
+
+
+def test_refusing_again_and_again_gathers_nothing(registry: Registry) -> None:
+    there = front_end(registry, shape=EngineError("LlamaForCausalLM cannot be steered"))
+    lengths = []
+    for _ in range(3):
+        with pytest.raises(EngineError) as caught:
+            there.prepare({STEER_KEY: "digits"})
+        lengths.append(len(caught.traceback))
+    assert lengths[0] == lengths[2]
+
+
+def test_padding_a_request_does_not_fill_the_memory_of_a_server(registry: Registry) -> None:
+    import tracemalloc
+
+    there = front_end(registry, served=True)
+    there.prepare({STEER_KEY: "digits"})
+    tracemalloc.start()
+    try:
+        for i in range(40):
+            there.prepare({STEER_KEY: "digits" + " " * (200_000 + i)})
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1 << 20
+
+

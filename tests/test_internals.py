@@ -1,0 +1,138 @@
+"""The ledger of vLLM's internals, and that the hooks notice when something moved."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin import register, vllm_internals
+from vllm_steermoe_plugin.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.variant_names import architecture_of, variant_name
+from vllm_steermoe_plugin.vllm_internals import LEDGER, Internal
+
+
+@pytest.mark.parametrize("internal", LEDGER, ids=lambda internal: internal.path)
+def test_every_touched_symbol_is_where_the_ledger_says(internal: Internal) -> None:
+    internal.load()
+
+
+def test_a_symbol_that_moved_is_named_with_what_it_was_for() -> None:
+    with pytest.raises(EngineError, match=r"has no vllm\.v1:nothing.*needed to steer"):
+        Internal("vllm.v1:nothing", "steer").load()
+
+
+def test_a_changed_signature_is_an_error() -> None:
+    with pytest.raises(EngineError, match="was expected"):
+        Internal(vllm_internals.PROCESS_INPUTS.path, "steer", ("self", "prompt")).load()
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("0.31.9", False), ("0.32.0+cpu", True), ("0.33.2", True), ("0.34.0", False), ("1.0", False)]
+)
+def test_supported_versions(version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_internals, "vllm_version", lambda: version)
+    if fits:
+        vllm_internals.check_version()
+    else:
+        with pytest.raises(EngineError, match=r"supports vLLM from 0\.32"):
+            vllm_internals.check_version()
+
+
+def test_registering_twice_wraps_once() -> None:
+    register()
+    processor = vllm_internals.INPUT_PROCESSOR.load()
+    first = processor.process_inputs
+    register()
+    assert processor.process_inputs is first
+    assert hasattr(first, vllm_internals.SENTINEL)
+
+
+def test_variants_are_registered_under_the_built_in_names_by_lazy_strings() -> None:
+    register()
+    registry = vllm_internals.MODEL_REGISTRY.load()
+    for name in ARCHITECTURES:
+        assert registry.models[name].module_name == "vllm_steermoe_plugin.variants"
+        assert architecture_of(registry.models[name].class_name) == name
+
+
+def test_variant_names_carry_the_vllm_version() -> None:
+    assert variant_name("OlmoeForCausalLM") == "SteerableOlmoeForCausalLM_vllm_0_32_0_cpu"
+    assert architecture_of("SteerableOlmoeForCausalLM_vllm_0_1_0") is None
+
+
+def test_every_architecture_resolves_to_a_subclass_of_vllms_own_class() -> None:
+    import importlib
+
+    from vllm_steermoe_plugin import variants
+
+    for name, row in ARCHITECTURES.items():
+        upstream = getattr(importlib.import_module(row.module), name)
+        variant = getattr(variants, variant_name(name))
+        assert issubclass(variant, upstream) and issubclass(variant, variants.SteerableMixin)
+    with pytest.raises(AttributeError):
+        _ = variants.SteerableNothing  # type: ignore[attr-defined]
+
+
+def test_entry_points_resolve() -> None:
+    found = {
+        (point.group, point.name): point
+        for point in importlib.metadata.distribution("vllm-steermoe-plugin").entry_points
+    }
+    assert found["vllm.general_plugins", "steermoe"].load() is register
+    for point in found.values():
+        assert callable(point.load()), point
+
+
+def engine_config(engines: Callable[..., Any], checkpoint: Callable[[str], Path]) -> Any:
+    engine = engines(
+        str(checkpoint("OlmoeForCausalLM")), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False
+    )
+    return engine.llm_engine
+
+
+def test_the_compile_cache_key_differs_from_stock(
+    engines: Callable[..., Any], checkpoint: Callable[[str], Path]
+) -> None:
+    config = engine_config(engines, checkpoint).vllm_config
+    with_plugin = config.compute_hash()
+    mark = config.additional_config.pop("steermoe_bound")
+    assert config.compute_hash() != with_plugin
+    config.additional_config["steermoe_bound"] = mark
+
+
+def test_a_gate_that_ignores_its_rules_fails_the_self_check(
+    engines: Callable[..., Any], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_steermoe_plugin.binding import self_check
+    from vllm_steermoe_plugin.gate import SteeredGateLinear
+
+    core = engine_config(engines, checkpoint).engine_core.engine_core
+    model = core.model_executor.driver_worker.worker.model_runner.model
+    gates = [module for module in model.modules() if isinstance(module, SteeredGateLinear)]
+    self_check(gates[1], model.steering_state, 1)
+    monkeypatch.setattr(SteeredGateLinear, "rewrite", lambda self, logits: logits)
+    with pytest.raises(EngineError, match="does not activate"):
+        self_check(gates[1], model.steering_state, 1)
+    monkeypatch.setattr(SteeredGateLinear, "rewrite", lambda self, logits: logits + 1)
+    with pytest.raises(EngineError, match="self-check"):
+        self_check(gates[1], model.steering_state, 1)
+
+
+def test_a_model_with_an_unbound_layer_is_refused(
+    engines: Callable[..., Any], checkpoint: Callable[[str], Path]
+) -> None:
+    from vllm_steermoe_plugin import binding
+
+    llm_engine = engine_config(engines, checkpoint)
+    core = llm_engine.engine_core.engine_core
+    model = core.model_executor.driver_worker.worker.model_runner.model
+    gates = binding._gates(model, model.steering_state.shape)
+    binding._check_layers(gates, model.steering_state.shape, llm_engine.vllm_config)
+    del gates[1]
+    with pytest.raises(EngineError, match=r"layers \[0, 2\] but expected \[0, 1, 2\]"):
+        binding._check_layers(gates, model.steering_state.shape, llm_engine.vllm_config)

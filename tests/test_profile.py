@@ -1,0 +1,190 @@
+"""Steering profiles: algebra of merging, canonical JSON, and hostile JSON."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expert_registry.errors import ProfileError, RequestError, SteerMoEError
+from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
+
+Experts = frozenset[tuple[int, int]]
+CELLS = [(layer, expert) for layer in (0, 1, 3, 10) for expert in (0, 2, 7, 11)]
+
+
+@st.composite
+def profiles(draw: st.DrawFn, phase: Phase | None = None) -> SteeringProfile:
+    """Any profile over CELLS."""
+    rules = draw(st.dictionaries(st.sampled_from(CELLS), st.sampled_from([1, -1]), min_size=1))
+    activate = frozenset(cell for cell, rule in rules.items() if rule == 1)
+    return SteeringProfile(activate, frozenset(rules) - activate, phase or draw(st.sampled_from(PHASES)))
+
+
+def merged(*parts: SteeringProfile) -> SteeringProfile | None:
+    """Their merge, or None where it is refused."""
+    try:
+        return SteeringProfile.merge(parts)
+    except ProfileError:
+        return None
+
+
+@given(profiles("both"), profiles("both"), profiles("both"))
+@settings(max_examples=60, deadline=None)
+def test_merging_is_commutative_associative_and_idempotent(
+    a: SteeringProfile, b: SteeringProfile, c: SteeringProfile
+) -> None:
+    assert SteeringProfile.merge([a, a]) == SteeringProfile.merge([a]) == a
+    assert merged(a, b) == merged(b, a)
+    ab, bc = merged(a, b), merged(b, c)
+    if ab is not None and bc is not None:
+        assert merged(ab, c) == merged(a, bc) == merged(a, b, c)
+
+
+@given(profiles("both"), profiles("both"))
+@settings(max_examples=60, deadline=None)
+def test_a_merge_is_refused_exactly_when_an_expert_would_go_both_ways(a: SteeringProfile, b: SteeringProfile) -> None:
+    conflict = a.activate & b.deactivate | a.deactivate & b.activate
+    union = merged(a, b)
+    assert (union is None) == bool(conflict)
+    if union is not None:
+        assert union.activate == a.activate | b.activate and union.deactivate == a.deactivate | b.deactivate
+
+
+@given(profiles(), profiles())
+@settings(max_examples=100, deadline=None)
+def test_texts_and_digests_are_equal_iff_the_sets_are(a: SteeringProfile, b: SteeringProfile) -> None:
+    same = (set(a.activate), set(a.deactivate), a.phase) == (set(b.activate), set(b.deactivate), b.phase)
+    assert (a == b) == same
+    assert (a.to_json() == b.to_json()) == same
+    assert (a.digest == b.digest) == same
+    assert len(a.digest) == 64 and int(a.digest, 16) >= 0
+
+
+@given(profiles(), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_json_makes_the_round_trip_in_any_order_and_spacing(profile: SteeringProfile, chance: random.Random) -> None:
+    text = profile.to_json()
+    assert SteeringProfile.from_json(text) == profile
+    assert SteeringProfile.from_json(text).to_json() == text
+    value = json.loads(text)
+    for verb in ("activate", "deactivate"):
+        layers = [(layer, chance.sample(experts, len(experts)) * 2) for layer, experts in value[verb].items()]
+        chance.shuffle(layers)
+        value[verb] = dict(layers)
+    keys = list(value.items())
+    chance.shuffle(keys)
+    assert SteeringProfile.from_json(json.dumps(dict(keys), indent=3)).to_json() == text
+
+
+def test_the_canonical_text_counts_layers_as_numbers_and_leaves_the_usual_phase_out() -> None:
+    profile = SteeringProfile(frozenset({(10, 1), (9, 12), (9, 2)}), frozenset({(0, 0)}))
+    assert profile.to_json() == '{"activate":{"9":[2,12],"10":[1]},"deactivate":{"0":[0]}}'
+    prompt = SteeringProfile(frozenset({(1, 1)}), phase="prompt")
+    assert prompt.to_json() == '{"activate":{"1":[1]},"deactivate":{},"phase":"prompt"}'
+
+
+def test_every_expert_of_a_large_model_fits_into_the_text() -> None:
+    cells = frozenset((layer, expert) for layer in range(128) for expert in range(512))
+    assert len(SteeringProfile(cells).to_json()) <= MAX_TEXT
+    assert SteeringProfile.from_json(SteeringProfile(cells).to_json()).activate == cells
+
+
+def test_a_profile_that_contradicts_itself_or_is_empty_is_refused() -> None:
+    with pytest.raises(ProfileError, match="layer 3, expert 5"):
+        SteeringProfile(frozenset({(3, 5), (0, 1)}), frozenset({(3, 5)}))
+    with pytest.raises(ProfileError, match="layer 3, expert 5"):
+        SteeringProfile.from_json('{"activate": {"3": [5]}, "deactivate": {"3": [5]}}')
+    for text in ("{}", '{"activate": {}}', '{"activate": {"3": []}, "deactivate": {}}', '{"phase": "prompt"}'):
+        with pytest.raises(ProfileError, match="no expert"):
+            SteeringProfile.from_json(text)
+
+
+def test_phases_do_not_mix() -> None:
+    parts = [SteeringProfile(frozenset({(0, i)}), phase=phase) for i, phase in enumerate(PHASES[:2])]
+    with pytest.raises(ProfileError, match="phase"):
+        SteeringProfile.merge(parts)
+
+
+def test_merging_nothing_is_an_error_of_ours() -> None:
+    with pytest.raises(ProfileError):
+        SteeringProfile.merge([])
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"activate":' * 50_000, "not JSON"),
+        ("[]", "list"),
+        ("null", "NoneType"),
+        ("3", "int"),
+        ('{"activat": {"3": [5]}}', "'activat'"),
+        ('{"activate": [3, 5]}', "'activate'"),
+        ('{"activate": null}', "'activate'"),
+        ('{"deactivate": "3"}', "'deactivate'"),
+        ('{"activate": {"3": 5}}', "layer 3"),
+        ('{"activate": {"3": {"5": 1}}}', "layer 3"),
+        ('{"activate": {"3": [true]}}', "True"),
+        ('{"activate": {"3": [5.0]}}', "5.0"),
+        ('{"activate": {"3": ["5"]}}', "'5'"),
+        ('{"activate": {"3": [-1]}}', "-1"),
+        ('{"activate": {"3": [null]}}', "None"),
+        ('{"activate": {"3": [NaN]}}', "nan"),
+        ('{"activate": {"3": [65536]}}', "65536"),
+        ('{"activate": {"3": [[5]]}}', "layer 3"),
+        ('{"activate": {"-1": [5]}}', "'-1'"),
+        ('{"activate": {"03": [5]}}', "'03'"),
+        ('{"activate": {"3.0": [5]}}', "'3.0'"),
+        ('{"activate": {" 3": [5]}}', "' 3'"),
+        ('{"activate": {"3\\n": [5]}}', "layer index"),
+        ('{"activate": {"٣": [5]}}', "layer index"),
+        ('{"activate": {"": [5]}}', "layer index"),
+        ('{"activate": {"123456": [5]}}', "123456"),
+        ('{"activate": {"3": [5]}, "phase": "all"}', "'all'"),
+        ('{"activate": {"3": [5]}, "phase": null}', "phase"),
+        ('{"activate": {"3": [5]}, "phase": ["both"]}', "phase"),
+        ('{"activate": {"3": [5]}, "activate": {"4": [5]}}', "twice"),
+        ('{"activate": {"3": [5], "3": [6]}}', "twice"),
+        ('{"activate": {"3": [5], "\\u0033": [6]}}', "twice"),
+        ('{"phase": "both", "phase": "prompt", "activate": {"3": [5]}}', "twice"),
+    ],
+)
+def test_hostile_json_is_refused_by_name(text: str, names: str) -> None:
+    with pytest.raises(RequestError, match=names):
+        SteeringProfile.from_json(text)
+
+
+@pytest.mark.parametrize("text", ['{"activate": {"3": [' + "9" * 5000 + "]}}", '{"phase": ' + "9" * 5000 + "}"])
+def test_a_number_of_thousands_of_digits_is_refused_like_any_other(text: str) -> None:
+    with pytest.raises(RequestError):
+        SteeringProfile.from_json(text)
+
+
+def test_a_text_beyond_the_limit_is_not_even_parsed() -> None:
+    with pytest.raises(RequestError, match=str(MAX_TEXT)):
+        SteeringProfile.from_json('{"activate": {"3": [5]}}' + " " * MAX_TEXT)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-2, 1 << 70) | st.floats() | st.sampled_from(["both", "3", "activate"]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["activate", "deactivate", "phase", "3", "x"]), inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_any_json_value_is_a_profile_or_an_error_of_ours(value: object) -> None:
+    try:
+        profile = SteeringProfile.from_json(json.dumps(value))
+    except SteerMoEError:
+        return
+    assert SteeringProfile.from_json(profile.to_json()) == profile

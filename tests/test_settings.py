@@ -1,0 +1,124 @@
+"""The operator's settings: what may be asked for, where, and settings that are none."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+
+from expert_registry.errors import PolicyError
+from vllm_steermoe_plugin.request import parse_request
+from vllm_steermoe_plugin.settings import Settings, check_policy, read_settings
+
+EXPERTS = '{"activate": {"3": [5]}}'
+NEEDS: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "digits@2": (),
+    "digits+refusal": (),
+    "digits:phase=prompt": (),
+    "none": (),
+    "digits:reverse": ("allow_reverse",),
+    "refusal+digits:reverse": ("allow_reverse",),
+    EXPERTS: ("allow_experts",),
+    "digits:activate=4": ("allow_experts",),
+    "digits:deactivate=0": ("allow_experts",),
+    "refusal+digits:activate=0": ("allow_experts",),
+    "digits:reverse:activate=4": ("allow_reverse", "allow_experts"),
+}
+"""Request -> what a server must allow for it."""
+SWITCHES = ("enabled", "allow_override", "allow_reverse", "allow_experts")
+
+
+def refused_by(text: str, settings: Settings, *, served: bool) -> set[str]:
+    """Settings of which one must be named by the refusal; empty if the request is allowed."""
+    if not settings.enabled:
+        return {"enabled"}
+    if settings.default is not None and not settings.allow_override:
+        return {"allow_override"}
+    return {need for need in NEEDS[text] if served and not getattr(settings, need)}
+
+
+@pytest.mark.parametrize("text", NEEDS)
+@pytest.mark.parametrize("served", [False, True])
+def test_the_whole_matrix(text: str, served: bool) -> None:
+    for values in itertools.product([False, True], repeat=len(SWITCHES)):
+        for default in (None, "refusal", "none"):
+            if text == "none" and not values[0]:
+                continue
+            settings = Settings(default=default, **dict(zip(SWITCHES, values, strict=True)))
+            expected = refused_by(text, settings, served=served)
+            if not expected:
+                check_policy(parse_request(text), settings, served=served)
+                continue
+            with pytest.raises(PolicyError) as caught:
+                check_policy(parse_request(text), settings, served=served)
+            assert set(re.findall(r"'(\w+)'", str(caught.value))) & set(Settings.model_fields) <= expected
+            assert any(f"'{name}'" in str(caught.value) for name in expected)
+
+
+def test_an_engine_that_does_not_steer_need_not_refuse_a_request_not_to_be_steered() -> None:
+    check_policy(parse_request("none"), Settings(enabled=False), served=True)
+
+
+def test_the_defaults_are_safe_for_a_public_server() -> None:
+    for text, needs in NEEDS.items():
+        if needs:
+            with pytest.raises(PolicyError, match=needs[0]):
+                check_policy(parse_request(text), Settings(), served=True)
+        else:
+            check_policy(parse_request(text), Settings(), served=True)
+        check_policy(parse_request(text), Settings(), served=False)
+
+
+def test_a_refusal_names_the_behaviour_that_it_is_about() -> None:
+    with pytest.raises(PolicyError, match=r"^digits:reverse"):
+        check_policy(parse_request("refusal+digits:reverse"), Settings(), served=True)
+
+
+@pytest.mark.parametrize("config", [None, {}, {"other": 1}, {"steermoe": {}}, object()])
+def test_without_a_section_the_defaults_hold(config: object) -> None:
+    assert read_settings(config) == Settings()
+
+
+def test_a_section_is_read() -> None:
+    values: dict[str, Any] = {
+        "enabled": False,
+        "default": "digits:reverse",
+        "allow_override": False,
+        "allow_reverse": True,
+        "allow_experts": True,
+        "count_groups": 64,
+    }
+    assert read_settings({"steermoe": values, "other": 1}).model_dump() == values
+
+
+@pytest.mark.parametrize(
+    ("section", "names"),
+    [
+        ({"allow_revers": True}, r"'allow_revers'.*known settings: .*allow_reverse"),
+        ({"allow_reverse": "yes"}, r"'allow_reverse'"),
+        ({"allow_reverse": 1}, r"'allow_reverse'"),
+        ({"enabled": None}, r"'enabled'"),
+        ({"default": 3}, r"'default'"),
+        ({"default": {"activate": {}}}, r"'default'"),
+        ({"count_groups": True}, r"'count_groups'"),
+        ({"count_groups": -1}, r"'count_groups'"),
+        ({"count_groups": 65}, r"'count_groups'"),
+        ({"count_groups": 2.0}, r"'count_groups'"),
+        ([], r"'steermoe'.*known settings"),
+        (True, r"'steermoe'"),
+        (None, r"'steermoe'"),
+        ("digits", r"'steermoe'"),
+    ],
+)
+def test_what_is_no_setting_is_refused_by_name(section: object, names: str) -> None:
+    with pytest.raises(PolicyError, match=names):
+        read_settings({"steermoe": section})
+
+
+def test_settings_do_not_change_while_the_engine_runs() -> None:
+    settings = Settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.allow_reverse = True  # type: ignore[misc]
