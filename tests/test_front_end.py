@@ -31,7 +31,7 @@ SPANS = CountedSpans(2, ((0, 3), (5, 6)))
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     publish(DIGITS, tmp_path)
-    publish(make_ranking(2, behaviour="refusal", recommended=Recommended(activate=0, deactivate=1)), tmp_path)
+    publish(make_ranking(5, behaviour="refusal", recommended=Recommended(activate=0, deactivate=1)), tmp_path)
     publish(make_ranking(3, behaviour="other", experts=8), tmp_path)
     return Registry((tmp_path,))
 
@@ -141,7 +141,8 @@ def test_switched_off_nothing_is_steered_and_asking_is_refused(registry: Registr
 
 
 @pytest.mark.parametrize(
-    ("text", "setting"), [("digits:reverse", "allow_reverse"), (EXPERTS, "allow_experts"), ("digits:activate=1", "allow_experts")]
+    ("text", "setting"),
+    [("digits:reverse", "allow_reverse"), (EXPERTS, "allow_experts"), ("digits:activate=1", "allow_experts")],
 )
 def test_a_server_refuses_what_only_the_operator_may_allow(registry: Registry, text: str, setting: str) -> None:
     with pytest.raises(PolicyError, match=setting):
@@ -155,7 +156,15 @@ def test_equal_steering_has_an_equal_salt_and_other_steering_another(registry: R
     assert found is not None
     ways = ["digits", " digits@1:forward", "digits@latest:activate=2", found.profile.to_json()]
     assert len({there.prepare({STEER_KEY: text}).salt for text in ways}) == 1  # type: ignore[union-attr]
-    others = ["digits", "digits:reverse", "digits:activate=1", "digits:phase=prompt", "digits:phase=generation", "refusal", EXPERTS]
+    others = [
+        "digits",
+        "digits:reverse",
+        "digits:activate=1",
+        "digits:phase=prompt",
+        "digits:phase=generation",
+        "refusal",
+        EXPERTS,
+    ]
     salts = [there.prepare({STEER_KEY: text}).salt for text in others]  # type: ignore[union-attr]
     assert len(set(salts)) == len(others) and all(salt and salt.startswith(SALT_PREFIX) for salt in salts)
 
@@ -163,7 +172,9 @@ def test_equal_steering_has_an_equal_salt_and_other_steering_another(registry: R
 def test_each_counted_request_has_a_salt_of_its_own(registry: Registry) -> None:
     there = front_end(registry, Settings(count_groups=2))
     args: dict[str, object] = {COUNT_KEY: SPANS.to_json()}
-    prepared = [there.prepare(extra) for extra in [args, args, args | {STEER_KEY: "digits"}, args | {STEER_KEY: "none"}]]
+    prepared = [
+        there.prepare(extra) for extra in [args, args, args | {STEER_KEY: "digits"}, args | {STEER_KEY: "none"}]
+    ]
     assert len({one.salt for one in prepared if one}) == 4
     assert prepared[0] is not None and prepared[0].extra_args == args
     assert admitted(prepared[0].extra_args).steered_requests == 0
@@ -175,7 +186,9 @@ def test_the_users_salt_is_joined_to_ours() -> None:
     assert compose_salt(None, None) is None
     assert compose_salt(None, "mine") == "mine"
     assert compose_salt(ours, None) == ours
-    pairs = list(itertools.product([ours, SALT_PREFIX + "1" * 64, None], [None, "", "mine", "mine:", ":mine", "0" * 64]))
+    pairs = list(
+        itertools.product([ours, SALT_PREFIX + "1" * 64, None], [None, "", "mine", "mine:", ":mine", "0" * 64])
+    )
     assert len({compose_salt(*pair) for pair in pairs}) == len(pairs)
 
 
@@ -197,10 +210,24 @@ def test_counting_is_refused_over_http_and_where_nobody_counts(registry: Registr
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", 3, ["x"], '{"group": 0, "ranges": [[0, 1]]}', '{"group": 1, "ranges": []}', '{"group": 1, "ranges": [[1, 1]]}']
-    + ['{"group": 1, "ranges": [[2, 3], [0, 1]]}', '{"group": 1, "ranges": [[0, 2], [1, 3]]}', '{"group": true, "ranges": [[0, 1]]}']
-    + ['{"group": 1, "ranges": [[-1, 1]]}', '{"group": 1, "ranges": ["ab"]}', '{"group": 1, "ranges": [[0, 1, 2]]}', "[" * 100_000]
-    + ['{"group": 1, "ranges": [[0, ' + "9" * 5000 + "]]}"],
+    [
+        "",
+        "[]",
+        "{}",
+        3,
+        ["x"],
+        '{"group": 0, "ranges": [[0, 1]]}',
+        '{"group": 1, "ranges": []}',
+        '{"group": 1, "ranges": [[1, 1]]}',
+        '{"group": 1, "ranges": [[2, 3], [0, 1]]}',
+        '{"group": 1, "ranges": [[0, 2], [1, 3]]}',
+        '{"group": true, "ranges": [[0, 1]]}',
+        '{"group": 1, "ranges": [[-1, 1]]}',
+        '{"group": 1, "ranges": ["ab"]}',
+        '{"group": 1, "ranges": [[0, 1, 2]]}',
+        "[" * 100_000,
+        '{"group": 1, "ranges": [[0, ' + "9" * 5000 + "]]}",
+    ],
     ids=lambda text: str(text)[:40],
 )
 def test_counted_spans_that_are_none_are_refused(registry: Registry, text: object) -> None:
@@ -218,12 +245,14 @@ def test_counted_positions_must_lie_in_the_prompt(registry: Registry) -> None:
     FrontEnd.check_length(Prepared({}, None), None)
 
 
-@pytest.mark.parametrize("key", [STEER_KEY, COUNT_KEY])
-@pytest.mark.parametrize("other", [{}, {STEER_KEY: "digits"}])
+@pytest.mark.parametrize(
+    "extra_args",
+    [{STEER_KEY: None}, {COUNT_KEY: None}, {STEER_KEY: "digits", COUNT_KEY: None}],
+    ids=["steer", "count", "both"],
+)
 def test_a_null_that_passes_the_front_end_does_not_stop_a_worker(
-    registry: Registry, key: str, other: dict[str, object]
+    registry: Registry, extra_args: dict[str, object]
 ) -> None:
-    extra_args = {**other, key: None}
     try:
         prepared = front_end(registry, Settings(count_groups=2)).prepare(extra_args)
     except SteerMoEError:
@@ -299,5 +328,3 @@ def test_padding_a_request_does_not_fill_the_memory_of_a_server(registry: Regist
     finally:
         tracemalloc.stop()
     assert kept < 1 << 20
-
-

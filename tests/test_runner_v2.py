@@ -126,6 +126,7 @@ def test_resumed_request_is_steered_again(model_state: Any, state: SteeringState
     model_state.add_request(3, new_request("a", ACTIVATE))
     model_state.prepare_inputs(batch([("a", 0, 3)]), None)
     assert rules_by_token(state, 3) == [ONE] * 3
+    assert state.steered_requests == 1, "one request, though announced twice"
 
 
 def test_dummy_runs_are_not_steered(model_state: Any, state: SteeringState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -19,6 +20,13 @@ _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 def resolve_checkpoint(name: str) -> str:
     """What to give vLLM for a model name: the shipped folder for `steermoe-lab`, else the name itself."""
     return str(lab.MODEL_DIR) if name == lab.NAME else name
+
+
+def revision_of(name: str) -> str:
+    """What identifies the weights behind a name, where we know: the sha256 of steermoe-lab's."""
+    if name != lab.NAME:
+        return ""
+    return "sha256:" + hashlib.sha256((lab.MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
 
 
 def names_of(model: str, aliases: Iterable[str] = ()) -> list[str]:

@@ -8,8 +8,10 @@ Axes: T tokens of a step, S slots, L MoE layers of this worker, E experts, G gro
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -34,6 +36,9 @@ class BatchRow:
     request_id: str
     first_position: int
     num_tokens: int
+
+
+_REMEMBERED_IDS = 1 << 16
 
 
 @dataclass(slots=True)
@@ -86,7 +91,9 @@ class SteeringState:
         self.counted_tokens = np.zeros(count_groups + 1, dtype=np.int64)
         self.steered_requests = 0
         self._requests: dict[str, _Request] = {}
-        self._tables: dict[str, RuleTable] = {}
+        # Requests keep their table; this only spares compiling a popular profile again.
+        self._table = lru_cache(maxsize=1024)(self._compile)
+        self._counted_ids: OrderedDict[str, None] = OrderedDict()
         self._slot_of: dict[str, int] = {}
         self._active_of = np.zeros((max_requests + 1, len(self.layers)), dtype=np.bool_)
         self._counted_until: dict[str, int] = {}
@@ -113,18 +120,20 @@ class SteeringState:
         if known is not None and known.extra_args is extra_args:
             return
         args = extra_args or {}
-        rules = self._table(args[STEER_KEY]) if STEER_KEY in args else None
+        steer = args.get(STEER_KEY)
+        if steer is not None and not isinstance(steer, str):
+            raise EngineError(f"a worker takes steering as JSON text, got {type(steer).__name__}")
+        rules = None if steer is None else self._table(steer)
         counted = CountedSpans.from_json(args[COUNT_KEY]) if COUNT_KEY in args else None
         if counted is not None and counted.group >= self.counters.shape[1]:
             raise EngineError(f"group {counted.group} is not counted here; setting 'count_groups' is {self.groups}")
-        self.steered_requests += rules is not None
+        if rules is not None:
+            self._count_steered(request_id)
         self._requests[request_id] = _Request(extra_args, rules, counted, num_prompt_tokens)
 
     def forget(self, request_id: str) -> None:
         """A request has ended or left the worker."""
         self._requests.pop(request_id, None)
-        if not self._requests:
-            self._tables.clear()
 
     @property
     def groups(self) -> int:
@@ -197,13 +206,16 @@ class SteeringState:
         self.counted_tokens[:] = 0
         self._counted_until.clear()
 
-    def _table(self, text: object) -> RuleTable:
-        key = text if isinstance(text, str) else repr(text)
-        if key not in self._tables:
-            if not isinstance(text, str):
-                raise EngineError(f"a worker takes steering as JSON text, got {type(text).__name__}")
-            self._tables[key] = compile_rules(SteeringProfile.from_json(text), self.shape)
-        return self._tables[key]
+    def _compile(self, text: str) -> RuleTable:
+        return compile_rules(SteeringProfile.from_json(text), self.shape)
+
+    def _count_steered(self, request_id: str) -> None:
+        """Count a request once: Model Runner V2 drops a preempted one and announces it again."""
+        if request_id not in self._counted_ids:
+            self.steered_requests += 1
+            self._counted_ids[request_id] = None
+            if len(self._counted_ids) > _REMEMBERED_IDS:
+                self._counted_ids.popitem(last=False)
 
     def _place(self, tables: Sequence[RuleTable]) -> dict[str, int]:
         """Give each profile of the step a slot, writing its rules if it has none yet."""

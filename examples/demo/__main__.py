@@ -28,12 +28,15 @@ for _key, _value in {
 from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
-from examples.demo.detection import agreement_with_shipped, detect_all  # noqa: E402
+from examples.demo.detection import agreement_with_shipped, counting_engine, detect_all  # noqa: E402
+from examples.demo.evaluation import Evaluator  # noqa: E402
+from examples.demo.quiet import stderr_to  # noqa: E402
 from examples.demo.report import Measured, print_table, write_json  # noqa: E402
 from examples.demo.serving import server, show_answers  # noqa: E402
 from examples.demo.steerings import random_steerings, steerings  # noqa: E402
 from expert_registry import Ranking, Registry  # noqa: E402
 from expert_registry.registry import BUNDLED  # noqa: E402
+from vllm_steermoe_plugin.heatmap import draw_heatmaps  # noqa: E402
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS  # noqa: E402
 from vllm_steermoe_plugin.versions import tool_versions  # noqa: E402
 
@@ -51,7 +54,10 @@ def main() -> None:
 
     with _step("detect and rank", seconds, console):
         registry = out / "registry"
-        rankings = detect_all(registry, out / "demo.png")
+        with console.status("start the engine"), stderr_to(out / "engine.log"):
+            engine = counting_engine()
+        rankings = detect_all(engine, registry)
+        draw_heatmaps(list(rankings.values()), out / "demo.png")
         agreement = agreement_with_shipped(rankings, Registry((BUNDLED,)))
         for behaviour, ranking in rankings.items():
             top = ", ".join(f"{e.layer}/{e.expert} {e.risk_difference:+.2f}" for e in ranking.experts()[:6])
@@ -67,19 +73,20 @@ def main() -> None:
             show_answers(client, behaviour, compared, console)
 
     with _step("measure", seconds, console):
-        measured = _measure(rankings, arguments.draws, console)
+        with console.status("start the engine"), stderr_to(out / "engine.log"):
+            evaluator = Evaluator.start()
+        # lm-eval's and vLLM's own progress bars go to the log; one bar of ours shows the whole.
+        with stderr_to(out / "engine.log"):
+            measured = _measure(evaluator, rankings, arguments.draws, console)
     print_table(measured, console)
     extra = {"versions": tool_versions(), "agreement_with_shipped": agreement}
     write_json(measured, seconds, extra, out / "demo.json")
     console.print(f"wrote {out / 'demo.json'} and {out / 'demo.png'}")
 
 
-def _measure(rankings: dict[str, Ranking], draws: int, console: Console) -> dict[str, Measured]:
+def _measure(evaluator: Evaluator, rankings: dict[str, Ranking], draws: int, console: Console) -> dict[str, Measured]:
     """Evaluate every behaviour and its control under every steering."""
-    from examples.demo.evaluation import Evaluator
-
     measured = {behaviour: Measured() for behaviour in BEHAVIOURS}
-    evaluator = Evaluator.start()
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("lm-eval", total=len(rankings) * (3 + draws))
         for behaviour, ranking in rankings.items():

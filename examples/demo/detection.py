@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vllm import LLM
+
 from expert_registry import Ranking, Registry
 from expert_registry.registry import publish
 from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.checkpoints import revision_of
 from vllm_steermoe_plugin.detect import SIDES, detect
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.heatmap import draw_heatmaps
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 from vllm_steermoe_plugin.recipes import lab_recipe
 
 
-def detect_all(folder: Path, heatmap: Path, seed: int = 0) -> dict[str, Ranking]:
-    """Rankings by behaviour, stored in the registry folder `folder` and drawn to `heatmap`."""
-    engine = start_engine(lab.NAME, {"count_groups": SIDES}, enable_prefix_caching=False)
+def counting_engine() -> LLM:
+    """steermoe-lab in this process, counting both sides of pairs."""
+    return start_engine(lab.NAME, {"count_groups": SIDES})
+
+
+def detect_all(engine: LLM, folder: Path, seed: int = 0) -> dict[str, Ranking]:
+    """Rankings by behaviour, from the pairs that `seed` draws; stored in the registry folder `folder`."""
     rankings = {}
     for behaviour in BEHAVIOURS:
         pairs, described = lab_recipe(lab.NAME, behaviour, seed)
-        rankings[behaviour] = detect(engine, lab.NAME, pairs, described)
+        rankings[behaviour] = detect(engine, lab.NAME, pairs, described, revision_of(lab.NAME))
         publish(rankings[behaviour], folder, overwrite=True)
-    draw_heatmaps(list(rankings.values()), heatmap)
     return rankings
 
 

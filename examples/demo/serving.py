@@ -21,7 +21,7 @@ from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.lab.world import examples
 
 START_SECONDS = 600
-PROMPTS_PER_BEHAVIOUR = 2
+PROMPTS_PER_BEHAVIOUR = 4
 
 
 @contextmanager
@@ -55,7 +55,8 @@ def server(registry: Path, log: Path, console: Console) -> Iterator[OpenAI]:
 def show_answers(client: OpenAI, behaviour: str, steerings: dict[str, str], console: Console) -> None:
     """Print what the server answers to some test prompts under each steering."""
     table = Table("prompt", *steerings, title=f"{behaviour}, over HTTP", title_justify="left")
-    for example in examples(behaviour, "test")[:PROMPTS_PER_BEHAVIOUR]:
+    cases = examples(behaviour, "test")
+    for example in cases[:: len(cases) // PROMPTS_PER_BEHAVIOUR][:PROMPTS_PER_BEHAVIOUR]:
         table.add_row(example.prompt, *_answers(client, example.prompt, list(steerings.values())))
     console.print(table)
 

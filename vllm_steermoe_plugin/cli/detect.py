@@ -33,6 +33,7 @@ def detect(
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
+    from vllm_steermoe_plugin.checkpoints import revision_of
     from vllm_steermoe_plugin.detect import SIDES, Behaviour
     from vllm_steermoe_plugin.detect import detect as run
     from vllm_steermoe_plugin.engine import start_engine
@@ -50,7 +51,7 @@ def detect(
         pair_set = read_pairs(pairs)
         described = Behaviour(behaviour, sides, safety, Recommended(activate=activate, deactivate=deactivate))
     engine = start_engine(model, {"count_groups": SIDES}, **_object(engine_args))
-    ranking = run(engine, model_id or model, pair_set, described)
+    ranking = run(engine, model_id or model, pair_set, described, revision_of(model))
     write_ranking(ranking, out, overwrite=overwrite)
     typer.echo(f"{out}: {described.name} of {ranking.card.model.id}, {len(pair_set.pairs)} pairs")
     for expert in ranking.experts()[:10]:

@@ -1,0 +1,215 @@
+"""Files of contrastive pairs, and which tokens of a rendered text count."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from vllm_steermoe_plugin.pairs import MAX_LINE, ChatMessage, PairsError, PairSet, Side, read_pairs
+from vllm_steermoe_plugin.spans import encode_side
+
+ALPHABET = sorted("abcdefghijklmnopqrstuvwxyz .,:?!<|>_\n0123456789")
+MERGES = [(" ", "b"), ("a", "b")]
+SPECIAL = ["<bos>", "<|user|>", "<|assistant|>", "<|end|>"]
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+CHAT = {
+    "messages_1": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}],
+    "messages_2": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "no"}],
+}
+TEXT = {"text_1": "one", "text_2": "two"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """One token per character, but for ` b` and `ab`; `<bos>` before plain text."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *ALPHABET, " b", "ab"])}
+    made = Tokenizer(BPE(vocabulary, MERGES))
+    made.pre_tokenizer = Split(Regex("\n"), "isolated")
+    made.add_special_tokens(SPECIAL)
+    made.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<bos>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def write(folder: Path, *lines: object) -> Path:
+    path = folder / "pairs.jsonl"
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
+    return path
+
+
+def chat(*messages: tuple[str, str], target: str | None = None) -> Side:
+    return Side(tuple(ChatMessage(role=role, content=content) for role, content in messages), None, target)
+
+
+def counted(side: Side, tokenizer: Any) -> str:
+    """The counted part of a side, as text."""
+    span = encode_side(side, tokenizer, "here")
+    offsets = tokenizer(
+        rendered(side, tokenizer), add_special_tokens=side.messages is None, return_offsets_mapping=True
+    )
+    assert tuple(offsets["input_ids"]) == span.token_ids
+    places = offsets["offset_mapping"][span.start : span.stop]
+    return rendered(side, tokenizer)[places[0][0] : places[-1][1]]
+
+
+def rendered(side: Side, tokenizer: Any) -> str:
+    if side.messages is None:
+        return side.text or ""
+    text: str = tokenizer.apply_chat_template([m.model_dump() for m in side.messages], tokenize=False)
+    return text
+
+
+def test_both_kinds_of_pairs_are_read_and_blank_lines_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path, CHAT, b"", TEXT | {"target_1": "ne"}, b"   ", TEXT)
+    pairs = read_pairs(path)
+    assert pairs.name == "pairs.jsonl" and pairs.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [pair.origin for pair in pairs.pairs] == [f"pairs.jsonl, line {n}" for n in (1, 3, 5)]
+    assert pairs.pairs[0].side_2 == chat(("user", "q"), ("assistant", "no"))
+    assert pairs.pairs[1].side_1 == Side(None, "one", "ne") and pairs.pairs[1].side_2 == Side(None, "two", None)
+
+
+def test_line_ends_of_another_system_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b"\r\n".join(json.dumps(line).encode() for line in (TEXT, CHAT)) + b"\r\n")
+    assert [pair.origin[-1] for pair in read_pairs(path).pairs] == ["1", "2"]
+
+
+def test_pairs_made_in_python_hash_as_the_file_that_they_would_be(tmp_path: Path) -> None:
+    made = PairSet.from_messages("pairs.jsonl", [(CHAT["messages_1"], CHAT["messages_2"])] * 2)
+    line = json.dumps(CHAT, ensure_ascii=False).encode()
+    assert made == read_pairs(write(tmp_path, line, line))
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ({}, "messages_1 and messages_2, or text_1 and text_2"),
+        ({"text_1": "one"}, "text_1 and text_2"),
+        ({"text_1": "one", "messages_2": CHAT["messages_2"]}, "text_1 and text_2"),
+        (CHAT | TEXT, "text_1 and text_2"),
+        (TEXT | {"target": "x"}, "target"),
+        (TEXT | {"target_1": ""}, "target_1"),
+        (TEXT | {"text_2": 3}, "text_2"),
+        (TEXT | {"text_2": None}, "text_1 and text_2"),
+        (CHAT | {"messages_1": "hello"}, "messages_1"),
+        (CHAT | {"messages_1": [{"role": "user"}]}, r"messages_1\.0\.content"),
+        (CHAT | {"messages_1": [{"role": "user", "content": None}]}, r"messages_1\.0\.content"),
+        (CHAT | {"messages_1": [{"role": "", "content": "x"}]}, r"messages_1\.0\.role"),
+        (CHAT | {"messages_1": [{"role": "user", "content": "x", "name": "y"}]}, r"messages_1\.0\.name"),
+        ([TEXT], "line 2"),
+        (b"{", "line 2"),
+        (b"not JSON", "line 2"),
+        (b"null", "line 2"),
+        (b'{"text_1": "\xff", "text_2": "x"}', "line 2"),
+        (b"[" * 100_000, "line 2"),
+        (b'{"text_1": "' + b"x" * MAX_LINE + b'", "text_2": "x"}', str(MAX_LINE)),
+    ],
+    ids=range(20),
+)
+def test_a_bad_line_is_refused_by_file_line_and_field(tmp_path: Path, line: object, names: str) -> None:
+    path = write(tmp_path, TEXT, line, TEXT)
+    with pytest.raises(PairsError, match=names) as caught:
+        read_pairs(path)
+    assert str(caught.value).startswith("pairs.jsonl, line 2: ")
+
+
+def test_a_file_without_pairs_and_no_file_are_refused_by_name(tmp_path: Path) -> None:
+    for path in (write(tmp_path), write(tmp_path, b"", b"  ")):
+        with pytest.raises(PairsError, match=r"pairs\.jsonl holds no pairs"):
+            read_pairs(path)
+    for path in (tmp_path / "missing.jsonl", tmp_path):
+        with pytest.raises(PairsError, match="cannot read"):
+            read_pairs(path)
+    with pytest.raises(PairsError, match="empty holds no pairs"):
+        PairSet.from_messages("empty", [])
+
+
+def test_of_plain_text_everything_counts_but_the_special_token(tokenizer: Any) -> None:
+    span = encode_side(Side(None, "one two", None), tokenizer, "here")
+    assert span.token_ids[0] == 0 and (span.start, span.stop) == (1, len(span.token_ids)) == (1, 8)
+
+
+def test_of_a_chat_the_last_assistant_message_counts(tokenizer: Any) -> None:
+    side = chat(("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four five"))
+    assert counted(side, tokenizer) == "four five"
+    span = encode_side(side, tokenizer, "here")
+    assert 0 not in span.token_ids
+
+
+def test_a_target_counts_where_it_stands_last(tokenizer: Any) -> None:
+    assert encode_side(Side(None, "yes no yes no", "yes"), tokenizer, "here").start == 1 + len("yes no ")
+    side = chat(("user", "say yes"), ("assistant", "yes, yes."), target="yes")
+    text = rendered(side, tokenizer)
+    span = encode_side(side, tokenizer, "here")
+    before = tokenizer(text[: text.rindex("yes")], add_special_tokens=False)["input_ids"]
+    assert (span.start, span.stop) == (len(before), len(before) + 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "covers"),
+    [
+        ("x bx", "b", " b"),
+        ("x bx", "x b", "x b"),
+        ("xabx", "xa", "xab"),
+        ("xabx", "bx", "abx"),
+        ("xabx", "b", "ab"),
+        ("xabx", "x", "x"),
+    ],
+)
+def test_a_token_that_merges_across_the_boundary_counts(tokenizer: Any, text: str, target: str, covers: str) -> None:
+    assert counted(Side(None, text, target), tokenizer) == covers
+
+
+def test_an_answer_that_repeats_its_question_is_found_in_the_answer(tokenizer: Any) -> None:
+    side = chat(("user", "yes"), ("assistant", "yes"))
+    span = encode_side(side, tokenizer, "here")
+    assert tokenizer.convert_ids_to_tokens(span.token_ids[span.start - 1 : span.start]) == ["<|assistant|>"]
+
+
+def test_an_answer_that_a_later_question_repeats_is_found_in_the_answer(tokenizer: Any) -> None:
+    side = chat(("user", "one"), ("assistant", "yes"), ("user", "why yes?"))
+    span = encode_side(side, tokenizer, "here")
+    assert tokenizer.convert_ids_to_tokens(span.token_ids[span.start - 1 : span.start]) == ["<|assistant|>"]
+
+
+@pytest.mark.parametrize("answer", ["end", "|", "d", "\n"])
+def test_an_answer_that_the_template_repeats_is_found_in_the_answer(tokenizer: Any, answer: str) -> None:
+    span = encode_side(chat(("user", "one"), ("assistant", answer)), tokenizer, "here")
+    tokens = tokenizer.convert_ids_to_tokens(span.token_ids[span.start - 1 : span.stop])
+    assert tokens == ["<|assistant|>", *answer]
+
+
+@pytest.mark.parametrize(
+    ("side", "names"),
+    [
+        (Side(None, "one", "two"), "'two' is not in the rendered text 'one'"),
+        (Side(None, "", None), "''"),
+        (chat(("user", "one")), "no assistant message"),
+        (chat(("user", "one"), ("assistant", "")), "''"),
+        (chat(("user", "one"), ("assistant", "two"), target="three"), "'three' is not in"),
+    ],
+)
+def test_a_span_that_is_not_there_is_refused_by_the_pair(tokenizer: Any, side: Side, names: str) -> None:
+    with pytest.raises(PairsError, match=names) as caught:
+        encode_side(side, tokenizer, "pairs.jsonl, line 7, side 2")
+    assert str(caught.value).startswith("pairs.jsonl, line 7, side 2: ")
+
+
+def test_an_answer_that_the_template_changes_is_refused_rather_than_guessed(tokenizer: Any) -> None:
+    side = chat(("user", "one"), ("assistant", " two "))
+    tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
+    try:
+        with pytest.raises(PairsError, match="' two ' is not in"):
+            encode_side(side, tokenizer, "here")
+    finally:
+        tokenizer.chat_template = TEMPLATE
