@@ -38,9 +38,14 @@ class EngineError(SteerMoEError):
     """The running engine cannot steer, or vLLM is not as this package knows it."""
 
 
+_SHOWN = 80
+"""Characters of a caller's text that an error repeats."""
+
+
 def one_of(asked: str, known: Iterable[str], what: str) -> str:
     """Text that says that `asked` is no known `what`, names those that are, and suggests the nearest."""
     names = sorted(known)
+    asked = asked if len(asked) <= _SHOWN else asked[:_SHOWN] + "..."
     nearest = get_close_matches(asked, names, n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     listed = ", ".join(names) if names else "none"

@@ -30,7 +30,12 @@ def dump_ranking(ranking: Ranking) -> bytes:
     """The file's bytes; equal rankings give equal bytes."""
     ranking.counts.check(ranking.shape)
     tensors = {name: np.ascontiguousarray(getattr(ranking.counts, name), dtype=np.int64) for name in _NDIM}
-    return save_tensors(tensors, metadata={CARD_KEY: ranking.card.model_dump_json()})
+    return save_tensors(tensors, metadata={CARD_KEY: _card_json(ranking.card)})
+
+
+def _card_json(card: RankingCard) -> str:
+    """JSON with sorted keys, so that the order in which tools were named does not matter."""
+    return json.dumps(card.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
 def content_hash(data: bytes) -> str:
@@ -61,6 +66,8 @@ def write_ranking(ranking: Ranking, path: Path, *, overwrite: bool = False) -> N
             os.link(temporary, path)
     except FileExistsError:
         raise RankingFormatError(f"{path} exists; rankings are immutable, so write a new version") from None
+    except OSError as error:
+        raise RankingFormatError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -105,7 +112,9 @@ def read_bytes(path: Path) -> bytes:
 
 def parse_ranking(data: bytes, name: str) -> Ranking:
     """Like `read_ranking`, from bytes; `name` stands in the errors."""
-    card = _card(_header(data[:8], data[8 : 8 + MAX_CARD_BYTES]), name)
+    header = _header(data[:8], data[8 : 8 + MAX_CARD_BYTES])
+    card = _card(header, name)
+    _check_dtypes(header, name)
     try:
         tensors = load_tensors(data)
     except SafetensorError as error:
@@ -132,6 +141,15 @@ def _header(length: bytes, head: bytes) -> bytes:
         return b""
     (size,) = struct.unpack("<Q", length)
     return head[:size] if size <= MAX_CARD_BYTES else b""
+
+
+def _check_dtypes(header: bytes, name: str) -> None:
+    """Refuse other tensors before they are loaded: numpy has no name for some of safetensors' types."""
+    entries = {key: value for key, value in json.loads(header).items() if key != "__metadata__"}
+    for key, value in entries.items():
+        dtype = value.get("dtype") if isinstance(value, dict) else None
+        if dtype != "I64":
+            raise RankingFormatError(f"{name}: {key:.80} must be int64, got {dtype!r:.80}")
 
 
 def _card(header: bytes, name: str) -> RankingCard:

@@ -17,6 +17,9 @@ from expert_registry.shape import MoEShape
 
 Counts = NDArray[np.int64]
 
+MAX_TOKENS = 1 << 40
+"""Counted tokens per side; with at most 4096 experts, sums stay far from overflow."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutingCounts:
@@ -44,9 +47,11 @@ class RoutingCounts:
                 raise RankingFormatError(
                     f"activations_{side} has shape {counts.shape}, but {shape} needs {expected} (layers, experts)"
                 )
+            if counts.dtype != np.int64:
+                raise RankingFormatError(f"activations_{side} must be int64, got {counts.dtype}")
             tokens = int(self.tokens[side - 1])
-            if tokens < 1:
-                raise RankingFormatError(f"side {side} has {tokens} counted tokens; at least one is needed")
+            if not 1 <= tokens <= MAX_TOKENS:
+                raise RankingFormatError(f"side {side} has {tokens} counted tokens; allowed: 1 to {MAX_TOKENS}")
             if counts.min() < 0 or counts.max() > tokens:
                 raise RankingFormatError(f"activations_{side} must lie between 0 and its {tokens} counted tokens")
             sums = counts.sum(axis=1)

@@ -20,7 +20,7 @@ from expert_registry.shape import MoEShape
 
 BUNDLED = Path(__file__).parent / "rankings"
 USER_FOLDER_VARIABLE = "STEERMOE_REGISTRY"
-_VERSION = re.compile(r"^v([1-9][0-9]{0,5})$")
+_VERSION = re.compile(r"v([1-9][0-9]{0,5})")
 
 
 def model_key(model: str) -> str:
@@ -78,7 +78,7 @@ class Registry:
         seen: dict[tuple[str, str, int], Path] = {}
         for folder in self.folders:
             for path in folder.glob(f"*/*/v*{SUFFIX}"):
-                match = _VERSION.match(path.stem)
+                match = _VERSION.fullmatch(path.stem)
                 if match:
                     seen.setdefault((path.parts[-3], path.parts[-2], int(match[1])), path)
         for key in sorted(seen):

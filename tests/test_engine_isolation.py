@@ -192,3 +192,22 @@ def test_unsteered_equals_vllm_without_the_plugin_bit_for_bit(
     ):
         assert tokens == want_tokens
         np.testing.assert_array_equal(logprobs, want_logprobs)
+
+
+def test_steering_by_phase_does_not_depend_on_what_the_prefix_cache_holds(
+    engines: Engines, checkpoint: Checkpoint, steering: list[str]
+) -> None:
+    """What one turn generated is the next turn's prompt, and the other phase."""
+    cached = engines(str(checkpoint(ARCHITECTURE)), dtype="float32", enable_prefix_caching=True, block_size=32)
+    only_generation = steering[0][:-1] + ', "phase": "generation"}'
+
+    def ask(ids: list[int], max_tokens: int) -> tuple[list[int], np.ndarray]:
+        return run(cached, [(ids, only_generation)], max_tokens)[0]
+
+    first_turn = prompt(8, 50)
+    answer, _ = ask(first_turn, 60)
+    warm = ask(first_turn + answer, 3)
+    cached.reset_prefix_cache()
+    cold = ask(first_turn + answer, 3)
+    assert warm[0] == cold[0]
+    np.testing.assert_array_equal(warm[1], cold[1])

@@ -64,9 +64,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-def ask(server: str, steer: Any = None, prompt: str = "Hello.", path: str = "chat/completions") -> tuple[int, Any]:
+def ask(
+    server: str, steer: Any = None, prompt: str = "Hello.", path: str = "chat/completions", **more: Any
+) -> tuple[int, Any]:
     """Status and answer of one request."""
-    body: dict[str, Any] = {"model": lab.NAME, "temperature": 0.0, "max_tokens": 16}
+    body: dict[str, Any] = {"model": lab.NAME, "temperature": 0.0, "max_tokens": 16, **more}
     body |= {"messages": [{"role": "user", "content": prompt}]} if path.startswith("chat") else {"prompt": prompt}
     if steer is not None:
         body["vllm_xargs"] = {"steermoe": steer}
@@ -117,6 +119,13 @@ def test_what_cannot_be_applied_is_a_400_that_says_why(server: str, name: str, p
     assert status == 400, text
     assert reason in text
     assert ask(server, "digits", path=path)[0] == 200, "the server goes on"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_beam_search_refuses_steering_that_vllm_would_drop(server: str, path: str) -> None:
+    status, text = ask(server, "digits", path=path, use_beam_search=True, n=2)
+    assert status == 400 and "beam search" in text
+    assert ask(server, None, path=path, use_beam_search=True, n=2)[0] == 200
 
 
 def test_counting_is_not_offered_over_http(server: str) -> None:

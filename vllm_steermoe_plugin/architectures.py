@@ -61,7 +61,7 @@ def shape_of(config: object) -> MoEShape:
 
 
 def _integer(config: object, keys: Sequence[str], row: Architecture) -> int:
-    found = next((value for key in keys if isinstance(value := getattr(config, key, None), int)), None)
+    found = next((value for key in keys if type(value := getattr(config, key, None)) is int), None)
     if found is None:
         raise EngineError(f"the config of this {row.name} has no integer {' or '.join(keys)}")
     return found

@@ -43,10 +43,10 @@ def names_of(model: str, aliases: Iterable[str] = ()) -> list[str]:
     cached = _HUB_CACHE.search(path.as_posix() + "/")
     if cached:
         names.append(f"{cached[1]}/{cached[2]}")
-    if path.is_dir():
-        original = _config(path).get("_name_or_path")
-        if isinstance(original, str) and original:
-            names.append(original)
+    # A folder without a config.json that we can read (another format) is served all the same.
+    original = _config(path).get("_name_or_path") if _has_config(path) else None
+    if isinstance(original, str) and original:
+        names.append(original)
     names += [model, *aliases]
     return list(dict.fromkeys(names))
 
@@ -58,6 +58,14 @@ def shape_in(folder: Path) -> MoEShape:
         EngineError: no readable config, or a model that cannot be steered.
     """
     return shape_of(SimpleNamespace(**_config(folder)))
+
+
+def _has_config(folder: Path) -> bool:
+    try:
+        _config(folder)
+    except EngineError:
+        return False
+    return True
 
 
 def _config(folder: Path) -> dict[str, object]:

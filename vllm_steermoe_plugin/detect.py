@@ -16,8 +16,9 @@ from vllm_steermoe_plugin.counting import CountedSpans
 from vllm_steermoe_plugin.engine import read_counts
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
+from vllm_steermoe_plugin.request import NONE
 from vllm_steermoe_plugin.spans import SPAN_RULE, TokenSpan, encode_side
-from vllm_steermoe_plugin.state import COUNT_KEY
+from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
 from vllm_steermoe_plugin.versions import tool_versions
 
 if TYPE_CHECKING:
@@ -112,7 +113,11 @@ def _count(engine: LLM, texts: Sequence[tuple[int, TokenSpan]]) -> None:
             max_tokens=1,
             temperature=0.0,
             detokenize=False,
-            extra_args={COUNT_KEY: CountedSpans(group, ((span.start, span.stop),)).to_json()},
+            extra_args={
+                COUNT_KEY: CountedSpans(group, ((span.start, span.stop),)).to_json(),
+                # An engine may have a default; detection looks at the model's own routing.
+                STEER_KEY: NONE,
+            },
         )
         for group, span in texts
     ]

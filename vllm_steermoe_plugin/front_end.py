@@ -14,7 +14,7 @@ from expert_registry import Registry
 from expert_registry.errors import EngineError, PolicyError, RequestError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.counting import CountedSpans
-from vllm_steermoe_plugin.request import parse_request
+from vllm_steermoe_plugin.request import SteeringRequest, parse_request
 from vllm_steermoe_plugin.resolve import Resolved, resolve
 from vllm_steermoe_plugin.settings import Settings, check_policy
 from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
@@ -30,14 +30,28 @@ class Prepared:
         extra_args: for the worker; steering stands in it as canonical JSON.
         salt: what must go into the prefix cache's key, or None for a request that vLLM
             computes as without the plugin.
+        by_phase: whether prompt and generated tokens are steered differently.
     """
 
     extra_args: dict[str, object]
     salt: str | None
+    by_phase: bool = False
+
+    def salt_for(self, prompt_tokens: int) -> str | None:
+        """The salt, given the prompt's length.
+
+        Steered by phase, a cached token depends on where its request's prompt ended: what one request
+        generated would else be found as another's prompt.
+        """
+        return f"{self.salt}@{prompt_tokens}" if self.by_phase else self.salt
 
 
 class FrontEnd:
-    """Checks requests for one engine."""
+    """Checks requests for one engine.
+
+    Attributes:
+        served: whether requests come to a server rather than from this process.
+    """
 
     def __init__(
         self,
@@ -55,29 +69,35 @@ class FrontEnd:
             shape: of the served model, or why it cannot be steered.
             models: its names, for the registry.
             registry: where rankings are.
-            served: whether requests come to a server rather than from this process.
+            served: see above.
 
         Raises:
             SteerMoEError: the default steering of the settings cannot be applied to this model.
         """
+        self.served = served
         self._settings = settings
         self._shape = shape
         self._models = tuple(models)
         self._registry = registry
-        self._served = served
-        # Rankings are immutable, so what a text resolves to may be remembered; errors are not.
+        # By the parsed request, so that callers cannot fill it with spellings of the same. Errors are not
+        # remembered; a ranking that is published while serving is seen by requests that pin its version.
         self._remembered = lru_cache(maxsize=1024)(self._resolve)
         if settings.enabled and settings.default is not None:
             self.resolve(settings.default)
 
     def resolve(self, text: str) -> Resolved | None:
         """The profile that a text asks for, policy aside; None for `none`."""
-        return self._remembered(text)
+        return self._remembered(parse_request(text))
 
-    def _resolve(self, text: str) -> Resolved | None:
-        if isinstance(self._shape, EngineError):
-            raise self._shape
-        return resolve(parse_request(text), self._models, self._shape, self._registry)
+    def _resolve(self, request: SteeringRequest) -> Resolved | None:
+        if request and isinstance(self._shape, EngineError):
+            # A new one each time: raising the same object again would lengthen its traceback for ever.
+            raise EngineError(str(self._shape))
+        return (
+            None
+            if isinstance(self._shape, EngineError)
+            else resolve(request, self._models, self._shape, self._registry)
+        )
 
     def prepare(self, extra_args: Mapping[str, object] | None) -> Prepared | None:
         """Check what a request asks for; None if it asks for nothing and there is no default.
@@ -86,30 +106,34 @@ class FrontEnd:
             SteerMoEError: it cannot be applied exactly, or is not allowed.
         """
         args = dict(extra_args or {})
-        asked = args.pop(STEER_KEY, None)
-        counted = args.get(COUNT_KEY)
-        if asked is not None:
-            check_policy(parse_request(asked), self._settings, served=self._served)
-            text = str(asked)
-        elif self._settings.enabled and self._settings.default is not None:
-            text = self._settings.default
-        elif counted is None:
+        named = STEER_KEY in args or COUNT_KEY in args
+        steer, count = args.pop(STEER_KEY, None), args.pop(COUNT_KEY, None)
+        resolved = self._steering(steer)
+        if not named and resolved is None:
             return None
-        else:
-            text = ""
-        resolved = self.resolve(text) if text else None
         salts = []
         if resolved is not None:
             args[STEER_KEY] = resolved.profile.to_json()
             salts.append(resolved.profile.digest)
-        if counted is not None:
-            args[COUNT_KEY] = self._counted(counted).to_json()
+        if count is not None:
+            args[COUNT_KEY] = self._counted(count).to_json()
             # A token found in the prefix cache is not routed again, so it would not be counted.
             salts.append(f"count-{uuid.uuid4().hex}")
-        return Prepared(args, SALT_PREFIX + "+".join(salts) if salts else None)
+        by_phase = resolved is not None and resolved.profile.phase != "both"
+        return Prepared(args, SALT_PREFIX + "+".join(salts) if salts else None, by_phase)
+
+    def _steering(self, asked: object) -> Resolved | None:
+        """What a request is steered by: what it asks for if that is allowed, else the default."""
+        if asked is not None:
+            request = parse_request(asked)
+            check_policy(request, self._settings, served=self.served)
+            return self._remembered(request)
+        if self._settings.enabled and self._settings.default is not None:
+            return self.resolve(self._settings.default)
+        return None
 
     def _counted(self, text: object) -> CountedSpans:
-        if self._served:
+        if self.served:
             raise PolicyError("routing is counted in process only, not over HTTP; use `steermoe detect`")
         if not self._settings.enabled or self._settings.count_groups == 0:
             raise EngineError("this engine does not count; start it with the setting 'count_groups' above 0")

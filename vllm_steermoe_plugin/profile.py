@@ -23,7 +23,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 MAX_TEXT = 1 << 20
 """Longest accepted JSON text in characters: every expert of 128 layers with 512 experts fits."""
 
-_LAYER = re.compile(r"^(0|[1-9][0-9]{0,4})$")
+_LAYER = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ class SteeringProfile:
             ProfileError: one activates what another deactivates, or their phases differ.
         """
         parts = list(profiles)
+        if not parts:
+            raise ProfileError("there is no profile to merge")
         phases = {part.phase for part in parts}
         if len(phases) > 1:
             raise ProfileError(f"profiles in one request must share one phase, got {sorted(phases)}")
@@ -87,18 +89,21 @@ class SteeringProfile:
             raise RequestError(f"the expert set has {len(text)} characters; at most {MAX_TEXT} are read")
         try:
             value = json.loads(text, object_pairs_hook=_unique)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except RequestError:
+            raise
+        except (ValueError, RecursionError) as error:
+            # Not only JSONDecodeError: Python refuses to read a number of thousands of digits.
             raise RequestError(f"the expert set is not JSON: {error}") from None
         if not isinstance(value, dict):
             raise RequestError(f"an expert set is a JSON object, got {type(value).__name__}")
         unknown = set(value) - {"activate", "deactivate", "phase"}
         if unknown:
             raise RequestError(
-                f"unknown key {sorted(unknown)[0]!r} in the expert set; known: activate, deactivate, phase"
+                f"unknown key {sorted(unknown)[0]!r:.80} in the expert set; known: activate, deactivate, phase"
             )
         phase = value.get("phase", "both")
         if phase not in PHASES:
-            raise RequestError(f"unknown phase {phase!r}; known: {', '.join(PHASES)}")
+            raise RequestError(f"unknown phase {phase!r:.80}; known: {', '.join(PHASES)}")
         return cls(_experts(value, "activate"), _experts(value, "deactivate"), phase)
 
 
@@ -123,8 +128,8 @@ def _experts(value: Mapping[str, object], key: str) -> frozenset[tuple[int, int]
         raise RequestError(f'{key!r} must map layers to lists of experts, such as {{"3": [5, 7]}}')
     result: set[tuple[int, int]] = set()
     for layer, experts in layers.items():
-        if not _LAYER.match(layer):
-            raise RequestError(f"{key}: {layer!r} is not a layer index")
+        if not _LAYER.fullmatch(layer):
+            raise RequestError(f"{key}: {layer!r:.80} is not a layer index")
         if not isinstance(experts, list) or not all(type(e) is int and 0 <= e < 1 << 16 for e in experts):
             raise RequestError(f"{key}, layer {layer}: experts must be a list of indices, got {experts!r:.80}")
         result.update((int(layer), expert) for expert in experts)

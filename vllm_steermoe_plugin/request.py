@@ -21,8 +21,10 @@ from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, Phase, SteeringProfil
 
 NONE = "none"
 MAX_PARTS = 16
-_NAME = re.compile(r"^([a-z][a-z0-9_-]{0,63})(?:@([1-9][0-9]{0,5}|latest))?$")
-_NUMBER = re.compile(r"^(0|[1-9][0-9]{0,5})$")
+_NAME = re.compile(r"([a-z][a-z0-9_-]{0,63})(?:@([1-9][0-9]{0,5}|latest))?")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+_DIRECTIONS = ("forward", "reverse")
+_VALUED = ("activate", "deactivate", "phase")
 _OPTIONS = ("activate=N", "deactivate=N", "forward", "phase=PHASE", "reverse")
 
 
@@ -72,28 +74,28 @@ def parse_request(text: object) -> SteeringRequest:
     behaviours = [part.behaviour for part in named]
     twice = next((name for name in behaviours if behaviours.count(name) > 1), None)
     if twice is not None:
-        raise RequestError(f"{twice!r} stands twice in {stripped!r}")
+        raise RequestError(f"{twice!r} stands twice in {stripped!r:.80}")
     return SteeringRequest(named=named)
 
 
 def _parse_named(part: str) -> Named:
     head, *options = part.split(":")
-    match = _NAME.match(head)
-    if not match:
+    match = _NAME.fullmatch(head)
+    if not match or match[1] == NONE:
         raise RequestError(
             f"{part!r:.80} is no steering request; write BEHAVIOUR[@VERSION][:OPTION...], "
             f'a JSON expert set such as {{"activate": {{"3": [5]}}}}, or {NONE}'
         )
     values: dict[str, str] = {}
     for option in options:
-        key, _, value = option.partition("=")
-        name = "direction" if option in ("forward", "reverse") else key
-        if name in values:
-            raise RequestError(f"option {name!r} stands twice in {part!r:.80}")
-        values[name] = option if name == "direction" else value
-    unknown = set(values) - {"direction", "activate", "deactivate", "phase"}
-    if unknown:
-        raise RequestError(one_of(sorted(unknown)[0], _OPTIONS, "steering option"))
+        key, equals, value = option.partition("=")
+        if option in _DIRECTIONS:
+            key, value = "direction", option
+        elif key not in _VALUED or not equals:
+            raise RequestError(one_of(option, _OPTIONS, "steering option"))
+        if key in values:
+            raise RequestError(f"option {key!r} stands twice in {part!r:.80}")
+        values[key] = value
     phase = values.get("phase", "both")
     if phase not in PHASES:
         raise RequestError(one_of(phase, PHASES, "phase"))
@@ -111,6 +113,6 @@ def _parse_named(part: str) -> Named:
 def _number(values: dict[str, str], key: str) -> int | None:
     if key not in values:
         return None
-    if not _NUMBER.match(values[key]):
+    if not _NUMBER.fullmatch(values[key]):
         raise RequestError(f"{key}= needs a number of experts, got {values[key]!r:.40}")
     return int(values[key])

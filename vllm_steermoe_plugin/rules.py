@@ -54,7 +54,7 @@ def compile_rules(profile: SteeringProfile, shape: MoEShape) -> RuleTable:
         for layer, expert in sorted(experts):
             if layer not in rows:
                 raise ProfileError(f"{verb}: layer {layer} has no routed experts; the model is {shape}")
-            if expert >= shape.num_experts:
+            if not 0 <= expert < shape.num_experts:
                 raise ProfileError(f"{verb}: layer {layer} has no expert {expert}; the model is {shape}")
             rules[rows[layer], expert] = rule
         for layer, count in Counter(layer for layer, _ in experts).items():

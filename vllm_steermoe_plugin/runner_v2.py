@@ -42,8 +42,8 @@ def with_steering(base: type, state: SteeringState) -> type:
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
             params = new_req_data.sampling_params
-            prompt = new_req_data.prompt_token_ids or ()
-            state.admit(new_req_data.req_id, params.extra_args if params is not None else None, len(prompt))
+            extra_args = params.extra_args if params is not None else None
+            state.admit(new_req_data.req_id, extra_args, new_req_data.prompt_len)
 
         def remove_request(self, req_id: str) -> None:
             state.forget(req_id)

@@ -72,6 +72,8 @@ def random_experts(shape: MoEShape, *, activate: int, deactivate: int, seed: int
     Raises:
         ProfileError: the model has not that many.
     """
+    if activate < 0 or deactivate < 0:
+        raise ProfileError(f"numbers of experts cannot be negative, got {activate} and {deactivate}")
     cells = [(layer, expert) for layer in shape.layers for expert in range(shape.num_experts)]
     random.Random(seed).shuffle(cells)
     chosen: dict[str, set[tuple[int, int]]] = {}

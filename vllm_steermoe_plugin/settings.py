@@ -60,6 +60,8 @@ def check_policy(request: SteeringRequest, settings: Settings, *, served: bool) 
         PolicyError: names the setting that would allow it.
     """
     if not settings.enabled:
+        if not request:
+            return
         raise PolicyError("steering is switched off on this engine (setting 'enabled'), but the request asks for it")
     if settings.default is not None and not settings.allow_override:
         raise PolicyError("requests may not change the default steering of this engine (setting 'allow_override')")

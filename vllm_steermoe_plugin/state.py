@@ -124,7 +124,7 @@ class SteeringState:
         if steer is not None and not isinstance(steer, str):
             raise EngineError(f"a worker takes steering as JSON text, got {type(steer).__name__}")
         rules = None if steer is None else self._table(steer)
-        counted = CountedSpans.from_json(args[COUNT_KEY]) if COUNT_KEY in args else None
+        counted = None if args.get(COUNT_KEY) is None else CountedSpans.from_json(args[COUNT_KEY])
         if counted is not None and counted.group >= self.counters.shape[1]:
             raise EngineError(f"group {counted.group} is not counted here; setting 'count_groups' is {self.groups}")
         if rules is not None:
@@ -222,7 +222,8 @@ class SteeringState:
         needed = {table.digest: table for table in tables}
         missing = [digest for digest in needed if digest not in self._slot_of]
         if missing:
-            free = [slot for slot in range(self.rules.shape[0] - 1, 0, -1) if slot not in set(self._slot_of.values())]
+            taken = set(self._slot_of.values())
+            free = [slot for slot in range(self.rules.shape[0] - 1, 0, -1) if slot not in taken]
             idle = [digest for digest in self._slot_of if digest not in needed]
             for digest in missing:
                 slot = free.pop() if free else self._slot_of.pop(idle.pop(0))

@@ -40,6 +40,11 @@ class Internal:
     why: str
     parameters: tuple[str, ...] | None = None
 
+    @property
+    def module(self) -> str:
+        """The part of `path` before the colon."""
+        return self.path.partition(":")[0]
+
     def load(self) -> Any:
         """Import it.
 
@@ -84,6 +89,14 @@ PROCESS_INPUTS = Internal(
 INPUT_PROCESSOR = Internal("vllm.v1.engine.input_processor:InputProcessor", "own process_inputs")
 LLM_ENGINE = Internal(
     "vllm.v1.engine.llm_engine:LLMEngine", "know in-process use from a server (its __init__ is wrapped)"
+)
+CHAT_REQUEST = Internal(
+    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest",
+    "refuse steering in beam search (its to_beam_search_params is wrapped)",
+)
+COMPLETION_REQUEST = Internal(
+    "vllm.entrypoints.openai.completion.protocol:CompletionRequest",
+    "refuse steering in beam search (its to_beam_search_params is wrapped)",
 )
 VALIDATION_ERROR = Internal(
     "vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter")
