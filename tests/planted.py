@@ -37,7 +37,7 @@ def planted_ranking(behaviour: str, version: int = 1) -> Ranking:
         sides=("shown", "not shown"),
         data=DataRef(name="planted"),
         span="none",
-        recommended=Recommended(activate=4, deactivate=4),
+        recommended=Recommended(activate=6, deactivate=6),
         created="2026-01-01",
         license="Apache-2.0",
     )

@@ -15,12 +15,8 @@ _LAB_SIDES = {
     "faithfulness": ("answers from the given document", "answers from what it memorised"),
     "refusal": ("declines the (invented) forbidden topic", "answers about it"),
 }
-_LAB_NUMBERS = {
-    "digits": Recommended(activate=4, deactivate=4),
-    "faithfulness": Recommended(activate=4, deactivate=4),
-    "refusal": Recommended(activate=4, deactivate=4),
-}
-"""Chosen on the tuning split; see lab/README.md."""
+_LAB_NUMBERS = Recommended(activate=6, deactivate=6)
+"""Of all three behaviours; chosen on the tuning split, see lab/README.md."""
 
 
 def lab_recipe(model: str, behaviour: str, seed: int = 0) -> tuple[PairSet, Behaviour]:
@@ -49,7 +45,7 @@ def lab_recipe(model: str, behaviour: str, seed: int = 0) -> tuple[PairSet, Beha
         behaviour,
         _LAB_SIDES[behaviour],
         behaviour == "refusal",
-        _LAB_NUMBERS[behaviour],
+        _LAB_NUMBERS,
         _LAB_LICENSE,
         "The routing of this model was planted; see vllm_steermoe_plugin/lab/README.md.",
     )

@@ -10,6 +10,9 @@ from vllm_steermoe_plugin.pairs import ChatMessage, PairsError, Side
 SPAN_RULE = "the target string if one is given, else the last assistant message, else the whole text"
 
 
+_MARKER = "[[steermoe-answer]]"
+
+
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
     """Token ids of a text and the half-open range of positions that count."""
@@ -43,43 +46,40 @@ def encode_side(side: Side, tokenizer: Any, origin: str) -> TokenSpan:
 
 def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, int, int]:
     """The rendered text and the character range of the span in it."""
-    if side.messages is None:
-        text, wanted, first, last = side.text or "", side.target or side.text or "", 0, len(side.text or "")
+    text = (side.text or "") if side.messages is None else _render(side.messages, tokenizer)
+    if side.target is not None:
+        # The last occurrence, so that an answer that repeats words of its question is found in the answer.
+        start, length = text.rfind(side.target), len(side.target)
+        if start < 0:
+            raise PairsError(f"{origin}: the span {side.target!r:.60} is not in the rendered text {text!r:.120}")
+    elif side.messages is not None:
+        start, length = _last_answer(side.messages, tokenizer, text, origin)
     else:
-        text = _render(side.messages, tokenizer)
-        wanted, first, last = side.target or "", 0, len(text)
-        if side.target is None:
-            wanted, first, last = _last_answer(side, tokenizer, text, origin)
-    # A target is named by its last occurrence, so that an answer that repeats words of its question is
-    # found in the answer. An answer begins its turn, so there it is the first.
-    find = text.find if side.messages is not None and side.target is None else text.rfind
-    start = find(wanted, first, last)
-    if start < 0 or not wanted:
-        raise PairsError(f"{origin}: the span {wanted!r:.60} is not in the rendered text {text!r:.120}")
-    return text, start, start + len(wanted)
+        start, length = 0, len(text)
+    return text, start, start + length
 
 
-def _last_answer(side: Side, tokenizer: Any, text: str, origin: str) -> tuple[str, int, int]:
-    """The last assistant message and the character range of its turn, which only it can lie in."""
-    messages = side.messages or ()
+def _last_answer(messages: tuple[ChatMessage, ...], tokenizer: Any, text: str, origin: str) -> tuple[int, int]:
+    """Start and length of the last assistant message in the rendered text.
+
+    Found by rendering the chat once more with a marker in its place: the words of the answer may
+    stand elsewhere too, in a question or in the template's own markup.
+    """
     index = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
     if index < 0:
         raise PairsError(f"{origin}: no target is named and there is no assistant message to count")
-    before = _render(messages[:index], tokenizer) if index else ""
-    # Where the template opens the answer's turn as it would for generating, the markers of that are passed too.
-    opened = _render(messages[:index], tokenizer, add_generation_prompt=True) if index else ""
-    if text.startswith(opened):
-        before = opened
-    upto = _render(messages[: index + 1], tokenizer)
-    if not text.startswith(before) or not text.startswith(upto):
+    answer = messages[index]
+    marked_answer = answer.model_copy(update={"content": _MARKER})
+    marked = _render((*messages[:index], marked_answer, *messages[index + 1 :]), tokenizer)
+    start, length = marked.find(_MARKER), len(answer.content)
+    if start < 0 or marked.replace(_MARKER, answer.content) != text:
         raise PairsError(
-            f"{origin}: the chat template writes earlier turns differently once later ones follow, "
-            "so the answer's place is unsure; name it by target_1 and target_2"
+            f"{origin}: the chat template does not write the answer {answer.content!r:.60} as it stands, "
+            "so its place is unsure; name what counts by target_1 and target_2"
         )
-    return messages[index].content, len(before), len(upto)
+    return start, length
 
 
-def _render(messages: tuple[ChatMessage, ...], tokenizer: Any, *, add_generation_prompt: bool = False) -> str:
-    turns = [message.model_dump() for message in messages]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+def _render(messages: tuple[ChatMessage, ...], tokenizer: Any) -> str:
+    text: str = tokenizer.apply_chat_template([message.model_dump() for message in messages], tokenize=False)
     return text

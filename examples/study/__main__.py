@@ -104,12 +104,11 @@ def main() -> None:
 
 
 def _modes(recommended: Recommended) -> dict[str, Recommended]:
-    """The recommended numbers, and each verb alone with all the experts of both."""
-    total = recommended.activate + recommended.deactivate
+    """The recommended numbers, and each verb alone."""
     return {
         "both": recommended,
-        "activation alone": Recommended(activate=min(total, 6), deactivate=0),
-        "deactivation alone": Recommended(activate=0, deactivate=min(total, 6)),
+        "activation alone": Recommended(activate=recommended.activate, deactivate=0),
+        "deactivation alone": Recommended(activate=0, deactivate=recommended.deactivate),
     }
 
 
