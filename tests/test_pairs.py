@@ -207,9 +207,13 @@ def test_a_span_that_is_not_there_is_refused_by_the_pair(tokenizer: Any, side: S
 
 def test_an_answer_that_the_template_changes_is_refused_rather_than_guessed(tokenizer: Any) -> None:
     side = chat(("user", "one"), ("assistant", " two "))
-    tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
     try:
-        with pytest.raises(PairsError, match="' two ' is not in"):
+        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | upper")
+        with pytest.raises(PairsError, match="does not write the answer ' two ' as it stands"):
             encode_side(side, tokenizer, "here")
+        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
+        trimmed = encode_side(side, tokenizer, "here")
+        plain = encode_side(chat(("user", "one"), ("assistant", "two")), tokenizer, "here")
+        assert trimmed == plain
     finally:
         tokenizer.chat_template = TEMPLATE

@@ -71,13 +71,15 @@ def _last_answer(messages: tuple[ChatMessage, ...], tokenizer: Any, text: str, o
     answer = messages[index]
     marked_answer = answer.model_copy(update={"content": _MARKER})
     marked = _render((*messages[:index], marked_answer, *messages[index + 1 :]), tokenizer)
-    start, length = marked.find(_MARKER), len(answer.content)
-    if start < 0 or marked.replace(_MARKER, answer.content) != text:
+    start = marked.find(_MARKER)
+    # Many templates trim what they write.
+    written = next((c for c in (answer.content, answer.content.strip()) if marked.replace(_MARKER, c) == text), None)
+    if start < 0 or not written:
         raise PairsError(
             f"{origin}: the chat template does not write the answer {answer.content!r:.60} as it stands, "
             "so its place is unsure; name what counts by target_1 and target_2"
         )
-    return start, length
+    return start, len(written)
 
 
 def _render(messages: tuple[ChatMessage, ...], tokenizer: Any) -> str:
