@@ -84,7 +84,7 @@ class SteeringState:
         self.rules = torch.zeros(size, dtype=torch.int8, device=device)
         self.token_slots = torch.zeros(max_tokens, dtype=torch.int32, device=device)
         self.token_groups = torch.zeros(max_tokens, dtype=torch.int32, device=device)
-        self.active = torch.zeros(len(self.layers), dtype=torch.bool, device="cpu")
+        self.active = torch.zeros(len(self.layers), dtype=torch.bool, device=device)
         self.counters = torch.zeros(
             (len(self.layers), count_groups + 1, shape.num_experts), dtype=torch.int64, device=device
         )
