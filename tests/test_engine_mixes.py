@@ -203,3 +203,51 @@ def test_logprobs_of_the_prompt_are_steered_too(engines: Engines) -> None:
 
     assert np.abs(score(None) - score(lab_steering())).max() > 1e-3
     np.testing.assert_array_equal(score(None), score("none"))
+
+
+_COMPILED = """
+import json, sys
+import numpy as np
+from vllm import SamplingParams
+from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.engine import read_counts, start_engine
+from pathlib import Path
+folder, steerings = sys.argv[1], json.loads(sys.argv[2])
+found = []
+for eager in (False, True):
+    engine = start_engine(folder, {"count_groups": 4}, dtype="float32", enforce_eager=eager, skip_tokenizer_init=True,
+                          max_model_len=128, max_num_seqs=8, kv_cache_memory_bytes=64 << 20, gpu_memory_utilization=0.2,
+                          enable_prefix_caching=False)
+    params = [SamplingParams(temperature=0.0, max_tokens=6, logprobs=1, ignore_eos=True, detokenize=False, extra_args={
+                  **({"steermoe": s} if s else {}),
+                  "steermoe_count": json.dumps({"group": i, "ranges": [[0, 12]]})}) for i, s in enumerate(steerings, 1)]
+    outputs = engine.generate([{"prompt_token_ids": list(range(5, 17))}] * len(params), params, use_tqdm=False)
+    selections, tokens = read_counts(engine, shape_in(Path(folder)).layers)
+    found.append([str(engine.llm_engine.vllm_config.compilation_config.mode), selections.tolist(), tokens.tolist(),
+                  [[e[t].logprob for e, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids)] for o in outputs]])
+    globals()[f"engine_{eager}"] = engine
+print("RESULT" + json.dumps(found))
+"""
+
+
+def test_a_compiled_graph_steers_and_counts_like_eager_execution(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = checkpoint("Qwen3MoeForCausalLM")
+    shape = shape_in(folder)
+    steerings = [None, as_text(random_rules(shape, 1)), as_text(random_rules(shape, 2)), None]
+    # A cache of its own, so that the graph is compiled here and now.
+    environment = {**os.environ, "VLLM_CACHE_ROOT": str(tmp_path)}
+    environment.pop("TORCH_COMPILE_DISABLE")
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILED, str(folder), json.dumps(steerings)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=550,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    compiled, eager = json.loads(done.stdout.split("RESULT")[1].splitlines()[0])
+    assert compiled[0] != eager[0], "one of them must really be compiled"
+    assert compiled[1:3] == eager[1:3]
+    np.testing.assert_allclose(compiled[3], eager[3], atol=1e-4)
+    assert eager[3][0] == eager[3][3] != eager[3][1]
