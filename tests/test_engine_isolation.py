@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from alone import run_alone
 from test_engine_exact import as_text, prompt, random_rules
 from vllm import SamplingParams
 
@@ -172,24 +170,14 @@ print("RESULT" + json.dumps([[list(o.outputs[0].token_ids),
 """
 
 
-def run_alone(folder: Path, requests: list[tuple[list[int], str | None]], plugins: str | None) -> list[Any]:
+def generate_alone(folder: Path, requests: list[tuple[list[int], str | None]], **environment: str) -> Any:
     """Tokens and log-probabilities from an engine in a process of its own.
 
     Of its own, because vLLM's CPU kernels keep state: once a bfloat16 GPT-OSS has run in a process, a float32
     one there gives other bits, with or without this plugin.
     """
-    environment = {**os.environ, **({} if plugins is None else {"VLLM_PLUGINS": plugins})}
     arguments = json.dumps([[ids for ids, _ in requests], [steer for _, steer in requests]])
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(folder), arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    found: list[Any] = json.loads(done.stdout.split("RESULT")[1])
-    return found
+    return run_alone(_SCRIPT, str(folder), arguments, **environment)
 
 
 @pytest.mark.parametrize("architecture", ["OlmoeForCausalLM", "GptOssForCausalLM"])
@@ -200,9 +188,9 @@ def test_unsteered_equals_vllm_without_the_plugin_bit_for_bit(architecture: str,
     steer = as_text(random_rules(shape_in(folder), 1))
     unsteered: list[tuple[list[int], str | None]] = [(ids, None) for ids in prompts]
     beside = [(ids, steer if i % 2 else None) for i, ids in enumerate(prompts)]
-    stock = run_alone(folder, unsteered, plugins="")
-    assert run_alone(folder, unsteered, plugins=None) == stock
-    mixed = run_alone(folder, beside, plugins=None)
+    stock = generate_alone(folder, unsteered, VLLM_PLUGINS="")
+    assert generate_alone(folder, unsteered) == stock
+    mixed = generate_alone(folder, beside)
     assert mixed[0::2] == stock[0::2]
     assert mixed[1::2] != stock[1::2], "the neighbours must really have been steered"
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from alone import run_alone
 from planted import planted_registry
 from test_engine_exact import as_text, prompt, random_rules
 from vllm import SamplingParams
@@ -76,11 +74,7 @@ print("RESULT" + json.dumps([answers, drafts]))
 
 def test_speculative_decoding_gives_the_same_answers() -> None:
     """In a process of its own: vLLM's speculation on CPU replaces kernels for the whole process."""
-    done = subprocess.run(
-        [sys.executable, "-c", _SPECULATE, lab_steering(2)], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (plain, speculated), drafts = json.loads(done.stdout.split("RESULT")[1].splitlines()[0])
+    (plain, speculated), drafts = run_alone(_SPECULATE, lab_steering(2))
     assert plain == speculated
     assert len(set(plain)) > 3 and drafts > 0, "the test must really speculate"
 
@@ -120,19 +114,8 @@ def test_aborted_requests_leave_nothing_behind(engines: Engines, checkpoint: Che
     assert plain and not bool(state.active.any())
 
 
-def test_preempted_requests_stay_steered(engines: Engines) -> None:
+def test_preempted_requests_stay_steered(engines: Engines, tight: Any) -> None:
     roomy = engines(lab.NAME, {"count_groups": 2}, **LAB)
-    tight = engines(
-        lab.NAME,
-        {"count_groups": 2},
-        enable_prefix_caching=False,
-        dtype="float32",
-        max_model_len=128,
-        block_size=32,
-        num_gpu_blocks_override=10,
-        max_num_seqs=4,
-        disable_log_stats=False,
-    )
     before = sum(m.value for m in tight.get_metrics() if m.name == "vllm:num_preemptions")
     prompts: list[Any] = [{"prompt_token_ids": [5 + i, *range(10, 49)]} for i in range(4)]
     params = [steered(lab_steering(i) if i else None, max_tokens=80, ignore_eos=True) for i in range(4)]
@@ -169,21 +152,12 @@ if __name__ == "__main__":
     ids=["one rank", "two tensor-parallel ranks"],
 )
 def test_ranks_steer_alike(options: dict[str, int], layers: list[list[int]], tmp_path: Path, engines: Engines) -> None:
-    (tmp_path / "ranks.py").write_text(_RANKS)
-    environment = {**os.environ, "STEERMOE_REGISTRY": str(planted_registry(tmp_path / "registry"))}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
+    environment = {"STEERMOE_REGISTRY": str(planted_registry(tmp_path / "registry"))}
     if options:
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "ranks.py"), json.dumps(options)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
+    answers, bound, counted = run_alone(
+        _RANKS, json.dumps(options), drop=["VLLM_ENABLE_V1_MULTIPROCESSING"], **environment
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers, bound, counted = json.loads(done.stdout.split("RESULT")[1].splitlines()[0])
     assert bound == layers and counted == [8] * len(layers)
     engine = engines(lab.NAME, {"count_groups": 2}, **LAB)
     assert answers[:4] == [text for (text,) in texts(engine, chats(4), [steered(None)] * 4)]
@@ -235,18 +209,9 @@ def test_a_compiled_graph_steers_and_counts_like_eager_execution(checkpoint: Che
     shape = shape_in(folder)
     steerings = [None, as_text(random_rules(shape, 1)), as_text(random_rules(shape, 2)), None]
     # A cache of its own, so that the graph is compiled here and now.
-    environment = {**os.environ, "VLLM_CACHE_ROOT": str(tmp_path)}
-    environment.pop("TORCH_COMPILE_DISABLE")
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPILED, str(folder), json.dumps(steerings)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=550,
-        check=False,
+    compiled, eager = run_alone(
+        _COMPILED, str(folder), json.dumps(steerings), drop=["TORCH_COMPILE_DISABLE"], VLLM_CACHE_ROOT=str(tmp_path)
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    compiled, eager = json.loads(done.stdout.split("RESULT")[1].splitlines()[0])
     assert compiled[0] != eager[0], "one of them must really be compiled"
     assert compiled[1:3] == eager[1:3]
     np.testing.assert_allclose(compiled[3], eager[3], atol=1e-4)
