@@ -11,7 +11,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -36,7 +35,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = 5
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new != "https" and (old, new) != ("http", "http"):
@@ -70,21 +75,22 @@ def download(
         raise DownloadError(f"{url[:200]} is not an http or https address")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as file:
+        with part.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if file.tell() > size:
+            have = os.fstat(file.fileno()).st_size
+            if have > size:
                 file.truncate(0)
-            advance(os.fstat(file.fileno()).st_size)
-            if os.fstat(file.fileno()).st_size < size:
+                have = 0
+            advance(have)
+            if have < size:
                 _fetch(url, file, size, advance, timeout)
-        data = part.read_bytes() if part.stat().st_size == size else b""
-    except FileNotFoundError:
-        # Another process had the whole file, stored it and cleared up while this one waited.
-        return download(url, part, size=size, sha256=sha256, advance=advance, timeout=timeout)
+            # Read through the open file: another process that waited for it may have stored and removed it.
+            file.seek(0)
+            data = file.read(size)
+            part.unlink(missing_ok=True)
     except OSError as error:
-        raise DownloadError(f"cannot write {part}: {error.strerror or error}") from None
+        raise DownloadError(f"cannot fetch {url} into {part}: {error.strerror or error}") from None
     found = hashlib.sha256(data).hexdigest()
-    part.unlink(missing_ok=True)
     if found != sha256:
         raise DownloadError(
             f"{url} is not the expected file: its sha256 is {found}, the index says {sha256}; nothing was stored"
@@ -109,6 +115,7 @@ def _fetch(url: str, file: IO[bytes], size: int, advance: Callable[[int], None],
                 if not chunk:
                     break
                 file.write(chunk)
+                file.flush()
                 have += len(chunk)
                 advance(len(chunk))
             more = have == size and response.read(1)
@@ -120,8 +127,8 @@ def _fetch(url: str, file: IO[bytes], size: int, advance: Callable[[int], None],
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise DownloadError(
-            f"cannot fetch {url}: {str(reason)[:200] or type(error).__name__}; {have} of {size} bytes are kept, run the "
-            "command again to go on. With the files at hand, `steermoe registry import DIR` needs no network"
+            f"cannot fetch {url}: {str(reason)[:200] or type(error).__name__}; {have} of {size} bytes are kept, run "
+            "the command again to go on. With the files at hand, `steermoe registry import DIR` needs no network"
         ) from None
     if have < size:
         raise DownloadError(f"{url} was cut off after {have} of {size} bytes; run the command again to go on")
