@@ -10,7 +10,7 @@ from expert_registry.behaviours import canonical
 from expert_registry.candidates import Wanted, check_place, objection
 from expert_registry.errors import UnknownRankingError, one_of
 from expert_registry.format import content_hash, parse_ranking
-from expert_registry.lock import Lock, lock_from_environment
+from expert_registry.lock import Lock, lock_from_environment, read_lock
 from expert_registry.places import (
     USER_FOLDER_VARIABLE,
     Entry,
@@ -54,9 +54,16 @@ class Registry:
     lock: Lock | None = None
 
     @classmethod
-    def default(cls) -> Registry:
-        """The project's folder, the user's, and the rankings that ship with the package; obeys $STEERMOE_LOCK."""
-        return cls(default_folders(), lock_from_environment())
+    def default(cls, lock: Path | None = None) -> Registry:
+        """The project's folder, the user's, and the rankings that ship with the package.
+
+        Args:
+            lock: a lock file to obey; by default the one that $STEERMOE_LOCK names, if any.
+
+        Raises:
+            RankingFormatError: the lock file cannot be read.
+        """
+        return cls(default_folders(), read_lock(lock) if lock is not None else lock_from_environment())
 
     def entries(self) -> Iterator[Entry]:
         """All rankings, by model, behaviour and version; a version shadowed by an earlier folder is left out."""

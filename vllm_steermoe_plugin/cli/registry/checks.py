@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
+from expert_registry import Registry
 from expert_registry.candidates import check_place
 from expert_registry.compare import compare_rankings
 from expert_registry.errors import RankingFormatError
 from expert_registry.format import content_hash, parse_ranking
 from expert_registry.places import Entry, model_key
-from expert_registry.registry import Registry
 from expert_registry.status import read_status
-from vllm_steermoe_plugin.cli.registry.opening import Json, Locked, open_ranking, open_registry
+from vllm_steermoe_plugin.cli.registry.opening import Json, Locked, open_ranking
 from vllm_steermoe_plugin.progress import track
 
 
@@ -25,7 +25,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read every ranking in full and check it, its place and, with a lock file, its hash. Status 1 if one is bad."""
-    registry = open_registry(locked)
+    registry = Registry.default(locked)
     entries = [
         entry
         for entry in registry.entries()
@@ -69,7 +69,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Say in what two rankings differ: cards, risk differences, and how many of the top experts they share."""
-    registry = open_registry()
+    registry = Registry.default()
     (name_1, one, hash_1), (name_2, two, hash_2) = (open_ranking(text, registry) for text in (first, second))
     compared = compare_rankings(one, two, top=top)
     if as_json:

@@ -9,11 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from expert_registry import Registry
 from expert_registry.errors import RankingFormatError
 from expert_registry.places import Entry
 from expert_registry.pull_index import load_index
 from expert_registry.status import read_status
-from vllm_steermoe_plugin.cli.registry.opening import Json, open_registry
+from vllm_steermoe_plugin.cli.registry.opening import Json
 
 _COLUMNS = ("model", "behaviour", "version", "num_experts", "top_k", "pairs", "license", "status")
 
@@ -23,14 +24,17 @@ def list_rankings(
     pullable: Annotated[bool, typer.Option("--pullable", help="List what `pull` can fetch instead.")] = False,
 ) -> None:
     """List all rankings; damaged and withdrawn ones are marked."""
-    rows = _pullable() if pullable else [_row(entry) for entry in open_registry().entries()]
+    rows = _pullable() if pullable else [_row(entry) for entry in Registry.default().entries()]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
     columns = [column for column in _COLUMNS if any(row.get(column) not in (None, "") for row in rows)]
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(str(row.get(column, "")) for column in columns))
+        # Of a licence only its name: what it says is for `show`.
+        texts = {column: str(row.get(column, "")) for column in columns}
+        texts["license"] = texts.get("license", "").partition(":")[0]
+        table.add_row(*(texts[column] for column in columns))
     Console().print(table)
 
 

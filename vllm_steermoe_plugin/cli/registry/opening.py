@@ -10,19 +10,12 @@ import typer
 from expert_registry import Registry
 from expert_registry.behaviours import parse_reference
 from expert_registry.format import content_hash, parse_ranking, read_bytes
-from expert_registry.lock import read_lock
-from expert_registry.places import default_folders
 from expert_registry.ranking import Ranking
 from expert_registry.registry import Found
 from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint, shape_in
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Locked = Annotated[Path | None, typer.Option("--locked", help="Lock file; default: $STEERMOE_LOCK, if set.")]
-
-
-def open_registry(locked: Path | None = None) -> Registry:
-    """The default registry, obeying a lock file if one is named here or by $STEERMOE_LOCK."""
-    return Registry(default_folders(), read_lock(locked)) if locked is not None else Registry.default()
 
 
 def find(

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from expert_registry import Registry
 from expert_registry.errors import RequestError, UnknownRankingError
 from expert_registry.format import content_hash, read_bytes, write_bytes
 from expert_registry.lock import Pin, write_lock
-from expert_registry.places import model_key, user_folder
-from expert_registry.registry import Registry
+from expert_registry.places import default_folders, model_key, user_folder
 from expert_registry.sharing import share, store
-from vllm_steermoe_plugin.cli.registry.opening import Json, find, open_ranking, open_registry
+from vllm_steermoe_plugin.cli.registry.opening import Json, find, open_ranking
 from vllm_steermoe_plugin.progress import track
 
 LOCK_FILE = Path("steermoe.lock")
@@ -37,7 +37,7 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
     """Write one ranking to a file: the same bytes, or as JSON with every expert and its risk difference."""
-    found = find(model, behaviour, open_registry())
+    found = find(model, behaviour, Registry.default())
     if out.suffix == ".json":
         value = {
             "card": found.ranking.card.model_dump(mode="json"),
@@ -71,6 +71,10 @@ def publish(
     ]
     if not entries:
         raise UnknownRankingError(f"nothing to publish: {user_folder()} has no such ranking")
+    if model is None and not include_converted:
+        for entry in [entry for entry in entries if entry.card().source is not None]:
+            entries.remove(entry)
+            typer.echo(f"left out: {entry.name}, converted from a release under its own licence (--include-converted)")
     for entry in track(entries, "publish"):
         stored = share(entry, directory, converted=include_converted)
         typer.echo(f"{'published' if stored.new else 'there already'}: {stored.path}  sha256 {stored.sha256}")
@@ -85,7 +89,7 @@ def lock(
 ) -> None:
     """Pin rankings by sha256. With the file, `--locked` or $STEERMOE_LOCK refuses anything else."""
     # Without the lock that may be set: it is about to be written anew.
-    registry = Registry(open_registry().folders)
+    registry = Registry(default_folders())
     names = rankings or list(dict.fromkeys(f"{e.model_key}/{e.behaviour}" for e in registry.entries()))
     pins: dict[str, Pin] = {}
     for name in track(names, "lock"):

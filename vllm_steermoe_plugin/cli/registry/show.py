@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vllm_steermoe_plugin.cli.registry.opening import Json, Locked, find, open_registry
+from expert_registry import Registry
+from vllm_steermoe_plugin.cli.registry.opening import Json, Locked, find
 
 
 def show(
@@ -21,7 +22,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a ranking's card, hash and top experts."""
-    registry = open_registry(locked)
+    registry = Registry.default(locked)
     found = find(model, behaviour, registry, base_model=base_model, revision=revision, sha256=sha256)
     experts = [[e.layer, e.expert, e.risk_difference] for e in found.ranking.experts()[:top]]
     card = found.ranking.card
