@@ -108,7 +108,7 @@ def _one_more(columns: dict[str, Any]) -> None:
         (_everywhere("a1", lambda values: values.astype(np.float32)), "neither int64 nor float64"),
         (_everywhere("a1", lambda values: values.astype(complex)), "neither int64 nor float64"),
         (_everywhere("a1", lambda values: [str(v) for v in values]), "."),
-        (_everywhere("a1", lambda values: np.array([[v] for v in values], dtype=object)[:, 0]), "BINFLOAT"),
+        (_everywhere("a1", lambda values: np.array([[v] for v in values], dtype=object)[:, 0]), "multiarray.scalar"),
     ],
 )
 def test_a_table_with_impossible_counts_is_refused(change: Callable[[dict[str, Any]], None], names: str) -> None:
@@ -275,7 +275,7 @@ def test_any_byte_of_a_table_may_be_damaged_without_another_kind_of_error(schema
                 read_released_table(bytes(broken), RANKING.shape).check(RANKING.shape)
             except (PickleRefusedError, RankingFormatError):
                 refused += 1
-    assert refused > len(data) // step
+    assert refused > len(data) // step // 2
 
 
 @given(st.binary(max_size=120))

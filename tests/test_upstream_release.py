@@ -39,7 +39,7 @@ TABLE = {
     "microsoft/Phi-3.5-MoE-instruct": (32, 16, 2, (10, 75), (5, 0), (5, 50)),
     "Qwen/Qwen3-30B-A3B": (48, 128, 8, (0, 500), (15, 0), (5, 480)),
 }
-"""Layers, experts, top-k, and numbers (activated, deactivated) for faithful, safe and the reverse of safe: table A.2."""
+"""Layers, experts, top-k, and numbers (activated, deactivated) for faithful, safe and the reverse of safe."""
 ROWS = [(model, request) for model in TABLE for request in ("faithful", "safe", "safe:reverse")]
 NUMBERS = {"faithful": 3, "safe": 4, "safe:reverse": 5}
 
@@ -95,7 +95,7 @@ def plain_columns(model: str, behaviour: str) -> dict[str, list[Any]]:
 
 
 def expected_rules(model: str, request: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Rules [L, E] of a row of the paper's table and what does not fit, from the released table by the paper's words."""
+    """Rules [L, E] of a row of the paper's table and what does not fit, from a released table by the paper's words."""
     layers, experts, top_k, *_ = TABLE[model]
     columns = plain_columns(model, "faithfulness" if request == "faithful" else "safety")
     n_activate, n_deactivate = TABLE[model][NUMBERS[request]]
