@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +14,15 @@ from test_ranking_format import make_ranking
 from expert_registry import MoEShape, Ranking, Registry
 from expert_registry.behaviours import ALIASES, parse_reference
 from expert_registry.errors import RankingFormatError, UnknownRankingError
-from expert_registry.format import MAX_BYTES
+from expert_registry.format import MAX_BYTES, content_hash
 from expert_registry.lock import LOCK_VARIABLE, Pin, read_lock, write_lock
 from expert_registry.places import PROJECT_FOLDER
 from expert_registry.pull_index import load_index
 from expert_registry.registry import publish
 from expert_registry.status import STATUS_FILE
 from vllm_steermoe_plugin.checkpoints import names_of, shape_in
+from vllm_steermoe_plugin.engine_hooks import _make_front_end
+from vllm_steermoe_plugin.front_end import FrontEnd
 
 MODEL = "org/Tiny-MoE"
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)
@@ -369,3 +372,37 @@ def test_a_look_up_opens_no_file_of_another_model(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(str(path)) or original(path))
     Registry((folder,)).find([MODEL], "safety")
     assert listed and not any("other--model" in path or path == str(folder) for path in listed)
+
+
+# --- through the front end --------------------------------------------------------------------------------------
+
+
+def test_the_operator_names_a_base_model_and_a_lock(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEERMOE_REGISTRY", str(folder))
+    place = checkpoint(tmp_path / "me" / "tuned")
+    tuned = make_ranking(1, model="org/base", layers=(0, 1, 2), behaviour="safety")
+    path = publish(tuned, folder)
+    lock = tmp_path / "steermoe.lock"
+
+    def front_end(**settings: str) -> FrontEnd:
+        config = SimpleNamespace(
+            model=str(place),
+            served_model_name="tuned",
+            architecture="OlmoeForCausalLM",
+            hf_text_config=SimpleNamespace(**json.loads((place / "config.json").read_text())),
+        )
+        return _make_front_end(SimpleNamespace(model_config=config, additional_config={"steermoe": settings}))
+
+    with pytest.raises(UnknownRankingError, match="no ranking for the model"):
+        front_end().prepare({"steermoe": "safe"})
+    prepared = front_end(base_model="Org/Base").prepare({"steermoe": "safe"})
+    assert prepared is not None and prepared.salt is not None
+    with pytest.raises(RankingFormatError, match=r"steermoe\.lock"):
+        front_end(base_model="Org/Base", lock=str(lock))
+    write_lock(lock, {"org--base/safety": Pin(version=1, sha256=content_hash(path.read_bytes()))})
+    assert front_end(base_model="Org/Base", lock=str(lock)).prepare({"steermoe": "safety@1"}) == prepared
+    write_lock(lock, {"org--base/safety": Pin(version=1, sha256="0" * 64)})
+    with pytest.raises(UnknownRankingError, match="the lock file pins 0000"):
+        front_end(base_model="Org/Base", lock=str(lock)).prepare({"steermoe": "safe"})
