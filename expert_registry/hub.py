@@ -47,7 +47,7 @@ class HubRepository:
             from huggingface_hub import HfApi
             from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
         except ImportError:
-            raise DownloadError("`pip install "vllm-steermoe-plugin[hub]"` to pull from the hub") from None
+            raise DownloadError("pulling from the hub needs `pip install 'vllm-steermoe-plugin[hub]'`") from None
         import httpx
 
         api = HfApi()
