@@ -14,7 +14,7 @@ from pathlib import Path
 from expert_registry.behaviours import canonical
 from expert_registry.download import DownloadError
 from expert_registry.errors import UnknownRankingError, one_of
-from expert_registry.format import MAX_BYTES, SUFFIX, parse_ranking
+from expert_registry.format import MAX_BYTES, SUFFIX, parse_ranking, read_bytes
 from expert_registry.places import is_key, model_key
 from expert_registry.sharing import Stored, store
 
@@ -61,7 +61,7 @@ class HubRepository:
                     raise DownloadError(f"{self.id}/{path} has {sizes[path]} bytes; a ranking has at most {MAX_BYTES}")
                 with tempfile.TemporaryDirectory() as scratch:
                     file = api.hf_hub_download(self.id, path, repo_type="dataset", revision=commit, local_dir=scratch)
-                    result.append(self._store(Path(file).read_bytes(), path, folder))
+                    result.append(self._store(read_bytes(Path(file)), path, folder))
         except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
             raise DownloadError(f"cannot read the data-set repository {self.id}: {str(error)[:300]}") from None
         return result

@@ -38,8 +38,9 @@ def user_folder() -> Path:
 
 def default_folders() -> tuple[Path, ...]:
     """The project's folder if there is one, the user's, and the rankings that ship with the package."""
-    project = (PROJECT_FOLDER,) if PROJECT_FOLDER.is_dir() else ()
-    return (*project, user_folder(), BUNDLED)
+    # Absolute, so that a later change of the working directory does not swap it.
+    project = PROJECT_FOLDER.absolute()
+    return (*((project,) if project.is_dir() else ()), user_folder(), BUNDLED)
 
 
 @dataclass(frozen=True, slots=True)
