@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import socket
+import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -280,6 +281,27 @@ def test_processes_that_pull_at_once_store_each_ranking_once(tmp_path: Path) -> 
         outcomes = pool.starmap(_pull, [(server.url, tmp_path)] * 4, chunksize=1)
     assert [sum(outcome[i] for outcome in outcomes) for i in range(2)] == [1, 1]
     assert Registry((tmp_path,)).find([MODEL], "safe").ranking.card.behaviour == "safety"
+
+
+def _fetch_into(url: str, part: Path) -> bool:
+    return download(url, part, size=len(BYTES), sha256=DIGEST, timeout=20) == BYTES
+
+
+def test_processes_that_share_an_unfinished_file_wait_for_each_other(tmp_path: Path) -> None:
+    def slowly(request: BaseHTTPRequestHandler, data: bytes | None) -> bool:
+        assert data is not None
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        for start in range(0, len(data), 32_000):
+            request.wfile.write(data[start : start + 32_000])
+            time.sleep(0.05)
+        return True
+
+    context = multiprocessing.get_context("fork")
+    with Loopback({"/a": BYTES}, slowly) as server, context.Pool(3) as pool:
+        assert pool.starmap(_fetch_into, [(server.url + "a", tmp_path / "part")] * 3, chunksize=1) == [True] * 3
+    assert not (tmp_path / "part").exists()
 
 
 # --- import -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from expert_registry.behaviours import ALIASES, parse_reference
 from expert_registry.errors import RankingFormatError, UnknownRankingError
 from expert_registry.format import MAX_BYTES, content_hash
 from expert_registry.lock import LOCK_VARIABLE, Pin, read_lock, write_lock
-from expert_registry.places import PROJECT_FOLDER
+from expert_registry.places import PROJECT_FOLDER, behaviours_in, versions_in
 from expert_registry.pull_index import load_index
 from expert_registry.registry import publish
 from expert_registry.status import STATUS_FILE
@@ -311,6 +311,14 @@ def test_a_model_name_leads_nowhere_else(folder: Path, model: str) -> None:
 def test_a_behaviour_leads_nowhere_else(folder: Path, behaviour: str) -> None:
     with pytest.raises(UnknownRankingError, match="unknown behaviour"):
         Registry((folder,)).find([MODEL], behaviour)
+
+
+def test_a_place_is_listed_only_by_plain_names(folder: Path) -> None:
+    assert len(versions_in(folder, "org--tiny-moe", "faithfulness")) == 3
+    assert versions_in(folder / "org--tiny-moe" / "safety", "..", "faithfulness") == []
+    assert versions_in(folder, "org--tiny-moe/safety/..", "faithfulness") == []
+    assert versions_in(folder, "org--tiny-moe", "safety/../faithfulness") == []
+    assert behaviours_in(folder / "org--tiny-moe", "..") == []
 
 
 def outside(folder: Path) -> Path:

@@ -327,6 +327,11 @@ def test_a_bomb_does_not_go_off(name: str) -> None:
     assert done.stdout.decode().strip() == "refused", done.stderr.decode()[-500:]
 
 
+def test_the_number_of_operations_is_bounded() -> None:
+    with pytest.raises(PickleRefusedError, match="too many operations"):
+        read_tree(GADGETS["too many operations"][20:], NAMES)
+
+
 def test_a_key_is_a_text_so_that_no_hash_takes_for_ever() -> None:
     with pytest.raises(PickleRefusedError, match="key of type tuple"):
         read_tree(doubling(100) + b"}h\x64K\x01s.", NAMES)
