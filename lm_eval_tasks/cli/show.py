@@ -9,10 +9,14 @@ from rich.table import Table
 from lm_eval_tasks.comparison import Comparison
 from lm_eval_tasks.report import tables
 
+WIDTH = 150
+"""The least that the tables need."""
+
 
 def print_comparison(comparison: Comparison) -> None:
     """The tables of the report."""
     console = Console()
+    console = console if console.width >= WIDTH else Console(width=WIDTH)
     for title, head, rows in tables(comparison):
         table = Table(*head, title=title, title_justify="left")
         for row in rows:
