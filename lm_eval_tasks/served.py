@@ -14,6 +14,7 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 from expert_registry.errors import RequestError
 from lm_eval_tasks.response_cache import claim_cache
 from lm_eval_tasks.steering_args import SteeringArgs
+from vllm_steermoe_plugin.request import NONE
 from vllm_steermoe_plugin.state import STEER_KEY
 from vllm_steermoe_plugin.versions import tool_versions
 
@@ -60,7 +61,8 @@ class _Steered:
                 "model": getattr(self, "model", None),
                 "server": getattr(self, "base_url", None),
                 "request": self._text,
-                "profile": None if self._text == "none" else self._text,
+                "profile": None if self._text == NONE else self._text,
+                "digest": None,
                 "versions": tool_versions(),
                 "requests": self._sent,
             }

@@ -79,7 +79,7 @@ def test_a_run_is_continued_where_it_stopped_and_not_under_other_experts() -> No
     whole = evaluate(model, plan, TASKS, PLAIN, done=half)
     assert len(model.prompts) == 2 * asked
     assert [p.outcomes for p in whole.profiles] == [p.outcomes for p in evaluate(model, plan, TASKS, PLAIN).profiles]
-    with pytest.raises(ComparisonError, match="do not pair: .*limit"):
+    with pytest.raises(ComparisonError, match=r"do not pair: .*limit"):
         evaluate(model, plan, TASKS, Options(limit=3, chat_template=False), done=half)
     other = whole.model_copy(deep=True)
     other.profiles[1].steering["digest"] = "of another ranking"
@@ -117,7 +117,7 @@ def test_sub_commands_are_found_by_their_entry_points(monkeypatch: pytest.Monkey
             EntryPoint("detect", "lm_eval_tasks.cli.compare:compare", "steermoe.commands"),
         ]
     )
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda **by: points.select(**by))
+    monkeypatch.setattr("importlib.metadata.entry_points", points.select)
     assert "--other-versions" in CliRunner().invoke(app, ["compare", "--help"]).stdout
     assert "--pairs" in CliRunner().invoke(app, ["detect", "--help"]).stdout
     result = CliRunner().invoke(app, ["lost"])
