@@ -51,6 +51,7 @@ class Options:
         responses: whether generated texts are kept.
         include_path: a folder with further tasks.
         metadata: as lm-eval's `--metadata`.
+        samples: task -> indices of the documents to use; goes without `limit`.
     """
 
     limit: int | None = None
@@ -58,6 +59,7 @@ class Options:
     responses: bool = True
     include_path: str | None = None
     metadata: dict[str, Any] | None = None
+    samples: dict[str, list[int]] | None = None
 
 
 def split_profiles(text: str) -> list[str]:
@@ -163,7 +165,7 @@ def evaluate(
             continue
         if known is not None:
             raise ComparisonError(f"the run to continue has {steering.name!r} with other experts; give another --out")
-        found = _one(model, steering, tasks, manager, chosen).model_copy(update={"revision": revision})
+        found = measure(model, steering, tasks, manager, chosen).model_copy(update={"revision": revision})
         run = found if run is None else merge_runs([run, found])
         each(run)
     if run is None:
@@ -171,7 +173,8 @@ def evaluate(
     return run
 
 
-def _one(model: Any, steering: Steering, tasks: Sequence[str], manager: Any, options: Options) -> Run:
+def measure(model: Any, steering: Steering, tasks: Sequence[str], manager: Any, options: Options) -> Run:
+    """One profile, already set, on some tasks."""
     import lm_eval
 
     results = lm_eval.simple_evaluate(
@@ -179,6 +182,7 @@ def _one(model: Any, steering: Steering, tasks: Sequence[str], manager: Any, opt
         tasks=list(tasks),
         task_manager=manager,
         limit=options.limit,
+        samples=options.samples,
         apply_chat_template=options.chat_template,
         fewshot_as_multiturn=options.chat_template,
         bootstrap_iters=0,

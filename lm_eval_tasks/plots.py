@@ -35,7 +35,7 @@ def draw_changes(comparison: Comparison, path: Path) -> None:
     axes.set_yticks(range(len(shown)), [label.replace("$", r"\$") for label in labels], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("change in points; squares: controls, grey marks: random experts, dotted: margin", fontsize=8)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=75, metadata={"Software": None})
 
 
 def draw_front(
@@ -64,4 +64,4 @@ def draw_front(
     axes.axvline(-100 * margin, color="0.8", linewidth=1, linestyle=":")
     axes.set_xlabel("worst change of a control, in points (dotted: margin)")
     axes.set_ylabel("gain on the tuning split, in points")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=75, metadata={"Software": None})

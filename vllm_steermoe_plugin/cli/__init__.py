@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
@@ -26,11 +25,11 @@ COMMANDS = "steermoe.commands"
 class _Commands(TyperGroup):
     """The commands below, and those of installed entry points, which are loaded when they are asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Names of all commands."""
         return [*super().list_commands(ctx), *sorted(importlib.metadata.entry_points(group=COMMANDS).names)]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, or None.
 
         Raises:
