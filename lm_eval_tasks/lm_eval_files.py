@@ -75,6 +75,7 @@ def run_of(results: Mapping[str, Any], keep_responses: bool = True) -> Run:
         versions={key: str(version) for key, version in steering.get("versions", {}).items()},
         tasks=tasks,
         profiles=[profile],
+        requests={task: _requests(ordered[task]) for task in profile.responses if _requests(ordered[task])},
     )
 
 
@@ -115,6 +116,13 @@ def _texts(samples: Sequence[Sample]) -> list[str]:
     """Generated texts; none for likelihoods."""
     found = [sample["resps"][0][0] for sample in samples if sample.get("resps") and sample["resps"][0]]
     return found if len(found) == len(samples) and all(isinstance(text, str) for text in found) else []
+
+
+def _requests(samples: Sequence[Sample]) -> list[str]:
+    """What was asked: of our own tasks, whose documents say it."""
+    docs = [sample["doc"] for sample in samples]
+    found = [str(doc.get("request") or doc.get("prompt") or "") for doc in docs if isinstance(doc, dict)]
+    return found if len(found) == len(samples) and all(found) else []
 
 
 def _short(text: str) -> str:

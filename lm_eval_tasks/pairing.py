@@ -89,5 +89,10 @@ def _only(run: Run, tasks: Collection[str]) -> Run:
     if isinstance(settings.get("shots"), dict):
         settings["shots"] = {task: shots for task, shots in settings["shots"].items() if task in kept}
     return run.model_copy(
-        update={"tasks": {task: run.tasks[task] for task in kept}, "profiles": profiles, "settings": settings}
+        update={
+            "tasks": {task: run.tasks[task] for task in kept},
+            "profiles": profiles,
+            "settings": settings,
+            "requests": {task: asked for task, asked in run.requests.items() if task in kept},
+        }
     )

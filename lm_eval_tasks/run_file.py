@@ -66,6 +66,8 @@ class Run(_Strict):
     versions: dict[Short, Short] = {}
     tasks: dict[Short, TaskRecord]
     profiles: list[ProfileRecord]
+    requests: dict[Short, list[str]] = {}
+    """Task -> what was asked, without template; for judges, where responses were kept."""
     judges: dict[Short, Any] = {}
     """Metric -> who judged it."""
 
@@ -74,6 +76,9 @@ class Run(_Strict):
         names = [profile.name for profile in self.profiles]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"profiles must be there and have different names, got {names}")
+        for task, asked in self.requests.items():
+            if task not in self.tasks or len(asked) != self.tasks[task].examples:
+                raise ValueError(f"requests of {task!r} are not those of a task of the run")
         for profile in self.profiles:
             if set(profile.outcomes) != set(self.tasks):
                 raise ValueError(f"profile {profile.name!r} has not the tasks of the run")

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
-from planted import planted_registry
 from typer.testing import CliRunner
 
-from expert_registry import Registry
 from expert_registry.errors import RequestError, SteerMoEError
 from lm_eval_tasks.cli.tune import tune as tune_command
 from lm_eval_tasks.errors import ComparisonError
@@ -107,32 +102,3 @@ def test_a_log_goes_on_where_it_was_torn(tmp_path: Path) -> None:
 def test_the_command_refuses_before_the_engine_starts(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(APP, [NAME, "--tasks", "steermoe_lab_tuning_digits", *arguments])
     assert isinstance(result.exception, SteerMoEError) and message in str(result.exception)
-
-
-def test_the_lab_model_is_tuned_judged_published_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEERMOE_REGISTRY", str(planted_registry(tmp_path / "registry")))
-    arguments = [
-        NAME,
-        *("--behaviour", "digits", "--tasks", "steermoe_lab_tuning_digits"),
-        *("--controls", "steermoe_lab_tuning_digits_control"),
-        *("--test-tasks", "steermoe_lab_digits,steermoe_lab_digits_control"),
-        *("--most", "8", "8", "--budget", "7", "--out", str(tmp_path / "out"), "--publish"),
-    ]
-    result = CliRunner().invoke(APP, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    value = json.loads((tmp_path / "out" / "tuned.json").read_text())
-    assert len(value["tried"]) == 7 and value["front"]
-    chosen = value["recommended"]
-    verdicts = {c["task"]: c["verdict"] for c in value["test"]["changes"] if c["profile"] == "tuned"}
-    assert verdicts == {"steermoe_lab_digits": "better", "steermoe_lab_digits_control": "held"}
-    newest = Registry.default().find([NAME], "digits").ranking.card
-    assert newest.version == 2
-    assert (newest.recommended.activate, newest.recommended.deactivate) == (chosen["activate"], chosen["deactivate"])
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"front.png", "report.md", "test-run.json"}
-    # All of it again from the log: the engine is asked for the test only.
-    asked: list[Any] = []
-    monkeypatch.setattr("lm_eval_tasks.tune_run.measure", lambda *args: asked.append(args))
-    again = CliRunner().invoke(APP, [*arguments[:-1], "--behaviour", "digits@1"], catch_exceptions=False)
-    assert again.exit_code == 0 and not asked
-    assert json.loads((tmp_path / "out" / "tuned.json").read_text())["tried"] == value["tried"]
-    assert os.environ["STEERMOE_REGISTRY"]
