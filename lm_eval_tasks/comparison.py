@@ -10,6 +10,8 @@ from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.intervals import Interval, holm, mcnemar, mean_of, mean_over_changes, paired_change, unseen
 from lm_eval_tasks.run_file import ProfileRecord, Run
 
+LEVEL = 0.05
+"""Of the tests: adjusted for the main metrics, as it is for others."""
 MARGIN = 0.03
 """What a control may lose, in the units of its metric."""
 
@@ -159,7 +161,15 @@ def _adjusted(changes: Sequence[Change]) -> list[Change]:
     tested = [i for i, change in enumerate(changes) if change.main and change.p is not None]
     values = holm([changes[i].p or 0.0 for i in tested])
     by_index = dict(zip(tested, values, strict=True))
-    return [replace(change, adjusted=by_index.get(i)) for i, change in enumerate(changes)]
+    return [_checked(replace(change, adjusted=by_index.get(i))) for i, change in enumerate(changes)]
+
+
+def _checked(change: Change) -> Change:
+    """Few changed examples can push a bootstrapped interval off zero: the exact test must agree."""
+    p = change.p if change.adjusted is None else change.adjusted
+    if change.verdict in ("better", "worse") and p is not None and p >= LEVEL:
+        return replace(change, verdict="no change shown")
+    return change
 
 
 def _random(run: Run, base: ProfileRecord, profile: ProfileRecord, task: str) -> RandomControl:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def run_of(results: Mapping[str, Any], keep_responses: bool = True) -> Run:
         responses={task: _texts(ordered[task]) for task in tasks if keep_responses and _texts(ordered[task])},
     )
     return Run(
-        created=str(results.get("date", "")),
+        created=_date(results.get("date")),
         model=_short(str(steering.get("model") or fallback)),
         settings={
             "limit": config.get("limit"),
@@ -116,6 +117,12 @@ def _texts(samples: Sequence[Sample]) -> list[str]:
     """Generated texts; none for likelihoods."""
     found = [sample["resps"][0][0] for sample in samples if sample.get("resps") and sample["resps"][0]]
     return found if len(found) == len(samples) and all(isinstance(text, str) for text in found) else []
+
+
+def _date(seconds: Any) -> str:
+    """As lm-eval gives it, in seconds since 1970."""
+    moment = datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int | float) else None
+    return moment.strftime("%Y-%m-%d %H:%M UTC") if moment else ""
 
 
 def _requests(samples: Sequence[Sample]) -> list[str]:

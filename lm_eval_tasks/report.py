@@ -57,7 +57,8 @@ def notes(comparison: Comparison) -> list[str]:
         f"Model {run.model}{f' ({run.revision})' if run.revision else ''}; run of {run.created}; {versions}.",
         f"Baseline: {comparison.baseline}. Values in percent, changes in points; in brackets 95 % intervals: "
         "Wilson's for rates, bootstrapped by example for changes.",
-        "p: McNemar's exact test over the examples; adjusted by Holm for all main metrics shown.",
+        "p: McNemar's exact test over the examples; adjusted by Holm for all main metrics shown. Better and worse: the "
+        "interval excludes no change, and the (adjusted) p is below 0.05.",
         f"A control held if its interval leaves no loss above {100 * comparison.margin:g} points; it dropped if it "
         "lost more than that and the interval excludes none; else it is unclear, mostly for too few examples.",
         "Random experts: as many as the profile has, drawn uniformly; p is the share of draws that moved at least "

@@ -121,6 +121,13 @@ def test_no_change_is_no_change() -> None:
     assert change.verdict == "no change shown" and change.change.low < 0 < change.change.high and change.p == 1.0
 
 
+def test_an_interval_off_zero_is_not_enough() -> None:
+    """Four of 200 examples gained and none lost: the bootstrap is sure, the exact test is not."""
+    few = profile("few", outcomes(104), outcomes(190))
+    change = compare(a_run(NONE, few)).changes[0]
+    assert change.change.low > 0 and change.p == pytest.approx(0.125) and change.verdict == "no change shown"
+
+
 def test_baseline_by_name_and_by_default() -> None:
     assert compare(a_run(UP, NONE)).baseline == "none"
     assert compare(a_run(NONE, UP), "up").changes[0].change.value == pytest.approx(-0.15)

@@ -39,9 +39,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def test_the_lab_model_steered_reversed_and_random(lab: Any, tmp_path: Path) -> None:
-    plan = steerings(["none", "digits", "digits:reverse", "digits:phase=prompt"], lab, draws=3)
+    plan = steerings(["none", "digits", "digits:reverse", "digits:phase=prompt"], lab, draws=2)
     random = [s for s in plan if s.kind == "random"]
-    assert len(random) == 9 and len({s.text for s in random[:3]}) == 3
+    assert len(random) == 6 and len({s.text for s in random[:2]}) == 2
     assert {SteeringProfile.from_json(s.text).phase for s in random if s.of == "digits:phase=prompt"} == {"prompt"}
     assert all(len(SteeringProfile.from_json(s.text).activate) == 6 for s in random)
     tasks = ["steermoe_lab_digits", "steermoe_lab_digits_control"]
@@ -59,7 +59,7 @@ def test_the_lab_model_steered_reversed_and_random(lab: Any, tmp_path: Path) -> 
     }
     for one in comparison.random:
         if one.task == "steermoe_lab_digits":
-            assert abs(one.change) > 0.3 and abs(one.mean.value) < 0.2 and one.p == pytest.approx(1 / 4)
+            assert abs(one.change) > 0.3 and abs(one.mean.value) < 0.2 and one.p == pytest.approx(1 / 3)
 
 
 def test_the_lab_model_is_tuned_judged_published_and_continued(
