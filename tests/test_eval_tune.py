@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import typer
+from canned_lm import CannedLM
 from typer.testing import CliRunner
 
 from expert_registry.errors import RequestError, SteerMoEError
 from lm_eval_tasks.cli.tune import tune as tune_command
 from lm_eval_tasks.errors import ComparisonError
+from lm_eval_tasks.evaluation import Options, Steering, evaluate, task_manager
 from lm_eval_tasks.tune_log import TuneLog
+from lm_eval_tasks.tune_run import split_documents
 from lm_eval_tasks.tuning import Setting, Tried, effect, front, levels, recommend, search
 from vllm_steermoe_plugin.lab import NAME
 
@@ -102,3 +105,17 @@ def test_a_log_goes_on_where_it_was_torn(tmp_path: Path) -> None:
 def test_the_command_refuses_before_the_engine_starts(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(APP, [NAME, "--tasks", "steermoe_lab_tuning_digits", *arguments])
     assert isinstance(result.exception, SteerMoEError) and message in str(result.exception)
+
+
+def test_without_test_tasks_the_documents_are_halved_and_each_half_is_run_alone() -> None:
+    tasks = ["steermoe_harmless", "steermoe_fluency"]
+    tuning, test = split_documents(task_manager(tasks, Options()), tasks)
+    for task in tasks:
+        assert sorted(tuning[task] + test[task]) == list(range(100)) and len(tuning[task]) == 50
+    asked = []
+    for half in (tuning, test):
+        model = CannedLM(lambda *_: "Use a lever.")
+        run = evaluate(model, [Steering("none", "none", "none")], tasks, Options(chat_template=False, samples=half))
+        assert {record.examples for record in run.tasks.values()} == {50}
+        asked.append(set(run.requests["steermoe_harmless"]))
+    assert not asked[0] & asked[1] and len(asked[0] | asked[1]) == 100
