@@ -115,16 +115,32 @@ class JudgeServer:
                 raise
         return [read(cache.answers[key]) for key in keys]
 
+    def version(self) -> str:
+        """What the server says of the checkpoint behind the judge's name, or `unknown` if it says nothing.
+
+        vLLM's `/v1/models` names the checkpoint (`root`); other servers may have no such route.
+        """
+        request = urllib.request.Request(f"{self.url}/models", headers=self._headers())
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                listed = json.loads(response.read(MAX_ANSWER)).get("data", [])
+            mine: dict[str, object] = next((entry for entry in listed if entry.get("id") == self.model), {})
+            return str(mine.get("root") or "unknown")[:200]
+        except (OSError, ValueError, AttributeError, TypeError):
+            return "unknown"
+
+    @staticmethod
+    def _headers() -> dict[str, str]:
+        key = os.environ.get(KEY_VARIABLE)
+        return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+
     def _key(self, messages: Messages, max_tokens: int) -> str:
         text = json.dumps([self.model, messages, max_tokens], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _ask(self, messages: Messages, max_tokens: int) -> str:
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens, "seed": 0}
-        headers = {"Content-Type": "application/json"}
-        if KEY_VARIABLE in os.environ:
-            headers["Authorization"] = f"Bearer {os.environ[KEY_VARIABLE]}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), self._headers())
         for attempt in range(1, self.tries + 1):
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:

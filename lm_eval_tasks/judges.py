@@ -89,6 +89,7 @@ def judge_safety(run: Run, server: JudgeServer, cache: AnswerCache, tasks: Seque
     ]
     entry = {
         "judge": server.model,
+        "version": server.version(),
         "method": "llama-guard-3: the conversation, under the server's own template",
         "categories": dict(sorted(categories.items())),
         "agreement_with_refused": agreement(pairs),
@@ -114,7 +115,8 @@ def judge_fluency(run: Run, server: JudgeServer, cache: AnswerCache, tasks: Sequ
         return [marks.get(i, 0.0) for i in range(len(responses))]
 
     prompt = hashlib.sha256(FLUENCY_PROMPT.encode()).hexdigest()[:12]
-    entry = {"judge": server.model, "method": f"mark from 1 to 5 as (mark - 1) / 4, prompt {prompt}"}
+    method = f"mark from 1 to 5 as (mark - 1) / 4, prompt {prompt}"
+    entry = {"judge": server.model, "version": server.version(), "method": method}
     judged = _with_metric(run, chosen, FLUENCY, values)
     return judged.model_copy(update={"judges": {**run.judges, FLUENCY: entry}})
 

@@ -62,7 +62,7 @@ def differences(one: Run, other: Run, other_versions: bool = False) -> list[str]
 
 def _judge(value: Any) -> Any:
     """A judge without its findings."""
-    return {key: value.get(key) for key in ("judge", "method")} if isinstance(value, dict) else value
+    return {key: value.get(key) for key in ("judge", "version", "method")} if isinstance(value, dict) else value
 
 
 def _unequal(name: str, one: object, other: object) -> list[str]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 @contextmanager
-def stub_server(answer: Callable[[str, dict[str, Any]], tuple[int, Any]]) -> Iterator[tuple[str, list[Any]]]:
-    """Gives the base URL and the list of `(path, body)` so far; `answer(path, body)` is status and JSON."""
+def stub_server(
+    answer: Callable[[str, dict[str, Any]], tuple[int, Any]], models: Sequence[str] = ()
+) -> Iterator[tuple[str, list[Any]]]:
+    """Gives the base URL and the list of `(path, body)` so far; `answer(path, body)` is status and JSON.
+
+    `models` are listed under `/v1/models`; with none there is no such route.
+    """
     seen: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -23,6 +28,13 @@ def stub_server(answer: Callable[[str, dict[str, Any]], tuple[int, Any]]) -> Ite
             data = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self) -> None:
+            data = json.dumps({"data": [{"id": name, "root": f"{name}-checkpoint"} for name in models]}).encode()
+            self.send_response(200 if models else 404)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

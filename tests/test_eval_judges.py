@@ -185,3 +185,12 @@ def test_the_command_adds_the_judgements_to_the_run(tmp_path: Path) -> None:
     assert next(iter(judged.tasks["f"].metrics)) == "fluency" and judged.judges["fluency"]["judge"] == "org/marker"
     assert (tmp_path / "run.judged.jsonl").exists()
     assert isinstance(CliRunner().invoke(APP, [str(path)]).exception, SteerMoEError)
+
+
+def test_a_judge_has_the_version_that_its_server_names() -> None:
+    with stub_server(lambda path, body: (200, chat_answer("5")), models=["org/marker"]) as (url, _):
+        assert JudgeServer("org/marker", f"{url}/v1").version() == "org/marker-checkpoint"
+        assert JudgeServer("org/other", f"{url}/v1").version() == "unknown"
+    with stub_server(lambda path, body: (200, chat_answer("5"))) as (url, _):
+        assert JudgeServer("org/marker", f"{url}/v1").version() == "unknown"
+    assert JudgeServer("org/marker", f"{url}/v1").version() == "unknown", "a server that is gone"
