@@ -1,6 +1,8 @@
 """Versioned expert rankings, looked up by model name. Plain data: neither torch nor vLLM is imported."""
 
+from expert_registry.accumulate import ExampleSums
 from expert_registry.card import DataRef, ModelRef, RankingCard, Recommended
+from expert_registry.clusters import ClusterSummary
 from expert_registry.errors import SteerMoEError
 from expert_registry.format import read_ranking, write_ranking
 from expert_registry.ranking import RankedExpert, Ranking, RoutingCounts, rank_experts
@@ -8,7 +10,9 @@ from expert_registry.registry import Registry
 from expert_registry.shape import MoEShape
 
 __all__ = [
+    "ClusterSummary",
     "DataRef",
+    "ExampleSums",
     "MoEShape",
     "ModelRef",
     "RankedExpert",
