@@ -8,6 +8,7 @@ from expert_registry.format import read_ranking, write_ranking
 from expert_registry.ranking import RankedExpert, Ranking, RoutingCounts, rank_experts
 from expert_registry.registry import Registry
 from expert_registry.shape import MoEShape
+from expert_registry.statistics import cautions, intervals, standard_errors
 
 __all__ = [
     "ClusterSummary",
@@ -22,7 +23,10 @@ __all__ = [
     "Registry",
     "RoutingCounts",
     "SteerMoEError",
+    "cautions",
+    "intervals",
     "rank_experts",
     "read_ranking",
+    "standard_errors",
     "write_ranking",
 ]

@@ -91,10 +91,7 @@ class ExampleSums:
         """0 or 1, `[n, 1 + permutations]`."""
         width = 1 + len(self._sums["swapped"])
         return np.stack(
-            [
-                np.random.default_rng((self._seed, index)).integers(0, 2, width, dtype=np.int8)
-                for index in numbers
-            ]
+            [np.random.default_rng((self._seed, index)).integers(0, 2, width, dtype=np.int8) for index in numbers]
         )
 
     def _swap(self, swaps: NDArray[np.int8], one: Counts, two: Counts, tokens: Counts) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import expert_registry
-from expert_registry import DataRef, ModelRef, Ranking, RankingCard, Recommended, RoutingCounts
+from expert_registry import DataRef, ExampleSums, ModelRef, Ranking, RankingCard, Recommended, rank_experts
+from expert_registry.errors import EngineError
+from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.architectures import shape_of
+from vllm_steermoe_plugin.checkpoints import revision_of
 from vllm_steermoe_plugin.counting import CountedSpans
-from vllm_steermoe_plugin.engine import read_counts
-from vllm_steermoe_plugin.pairs import PairsError, PairSet
+from vllm_steermoe_plugin.engine import count_groups, take_counts
+from vllm_steermoe_plugin.pairs import ContrastivePair, PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
 from vllm_steermoe_plugin.request import NONE
-from vllm_steermoe_plugin.spans import SPAN_RULE, TokenSpan, encode_side
+from vllm_steermoe_plugin.resume import Progress, digest_of
+from vllm_steermoe_plugin.spans import SPAN_RULE, TokenSpan, balanced, encode_side
 from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
 from vllm_steermoe_plugin.versions import tool_versions
 
@@ -25,8 +29,11 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 SIDES = 2
-CHUNK = 256
-"""Texts handed to the engine at a time: enough to fill its batches, few enough for a lively progress bar."""
+COUNT_GROUPS = 256
+"""Setting `count_groups` of an engine for detection: each text has its own group, so that a chunk of half as
+many pairs is counted text by text. Enough texts to fill the engine's batches, few enough for little memory."""
+STABLE_CHUNKS = 5
+"""Early stop: over how many chunks the top of the ranking must not have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,48 +49,94 @@ class Behaviour:
     version: int = 1
 
 
-def detect(engine: LLM, model_id: str, pairs: PairSet, behaviour: Behaviour, revision: str = "") -> Ranking:
+@dataclass(frozen=True, slots=True)
+class DetectionOptions:
+    """How to count.
+
+    Attributes:
+        balance: count only as many tokens of the longer side of each pair as the shorter has.
+        skip_bad: leave out pairs that cannot be encoded, and say so, instead of stopping.
+        permutations: of the permutation test; 0 for none.
+        seed: of the permutations and of the halves.
+        stop_when_stable: stop when the first so many experts have been the same, in any order, for
+            `STABLE_CHUNKS` chunks; None to count all pairs.
+        checkpoint: file to go on from after a kill, removed at the end; None for none.
+        checkpoint_every: seconds between two writings of it.
+        report: told in words what was skipped, resumed or stopped.
+    """
+
+    balance: bool = False
+    skip_bad: bool = False
+    permutations: int = 999
+    seed: int = 0
+    stop_when_stable: int | None = None
+    checkpoint: Path | None = None
+    checkpoint_every: float = 30.0
+    report: Callable[[str], None] = field(default=lambda text: None)
+
+
+Encoded = tuple[int, TokenSpan, TokenSpan]
+"""A pair's place in the data, and its two sides."""
+
+
+def detect(
+    engine: LLM,
+    model_id: str,
+    pairs: PairSet,
+    behaviour: Behaviour,
+    revision: str = "",
+    options: DetectionOptions | None = None,
+) -> Ranking:
     """Count the routing of both sides of `pairs` in a running engine and rank the experts.
 
     Each text is one prompt in vLLM's normal batches; the counted positions are counted on the
-    device, from the experts that the router really selected.
+    device, from the experts that the router really selected. Memory does not grow with the pairs.
 
     Args:
-        engine: started with the setting `count_groups` of at least 2 (see `start_engine`).
+        engine: started with the setting `count_groups`, best `COUNT_GROUPS` (see `start_engine`).
         model_id: name under which the ranking will be looked up.
         pairs: side 1 shows the behaviour.
         behaviour: goes into the card.
         revision: of the checkpoint.
+        options: see there.
 
     Raises:
         PairsError: a pair cannot be encoded or is longer than the context.
-        EngineError: the engine does not count, or counted inconsistently.
+        EngineError: the model has no routed experts that can be counted, or the engine does not count.
     """
-    config = engine.llm_engine.vllm_config.model_config
-    shape = shape_of(config.hf_text_config)
-    tokenizer = engine.get_tokenizer()
-    texts: list[tuple[int, TokenSpan]] = []
-    for pair in track(pairs.pairs, "tokenise"):
-        for group, side in ((1, pair.side_1), (2, pair.side_2)):
-            span = encode_side(side, tokenizer, f"{pair.origin}, side {group}")
-            if len(span.token_ids) >= config.max_model_len:
-                raise PairsError(
-                    f"{pair.origin}, side {group}: {len(span.token_ids)} tokens, but the context holds "
-                    f"{config.max_model_len} with the one that is generated"
-                )
-            texts.append((group, span))
+    options = options or DetectionOptions()
+    shape = shape_of(engine.llm_engine.vllm_config.model_config.hf_text_config)
+    groups = count_groups(engine)
+    if groups < SIDES:
+        raise EngineError(
+            f"this engine counts {groups} groups; start it with the setting 'count_groups' at {COUNT_GROUPS}"
+        )
+    sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
+    progress = Progress(sums, list(pairs.skipped))
+    digest = digest_of(
+        model_id, revision or revision_of(model_id), shape, pairs.sha256, len(pairs.pairs), options.balance,
+        options.permutations, options.seed, options.skip_bad,
+    )  # fmt: skip
+    if options.checkpoint is not None and progress.resume(options.checkpoint, digest):
+        options.report(f"going on from {options.checkpoint}: {progress.done} of {len(pairs.pairs)} pairs are counted")
     engine.collective_rpc("steermoe_reset_counts")
-    chunks = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
-    for chunk in track(chunks, f"count {behaviour.name}"):
-        _count(engine, chunk)
-    selections, tokens = read_counts(engine, shape.layers)
-    counts = RoutingCounts(
-        activations_1=selections[0],
-        activations_2=selections[1],
-        tokens=tokens[:SIDES],
-        layers=np.asarray(shape.layers, dtype=np.int64),
-    )
+    stopped = _count_all(engine, shape, pairs, progress, digest, groups // SIDES, options, behaviour.name)
+    if not sums.examples:
+        raise PairsError(f"{pairs.name}: no pair is left to count; the first bad one: {progress.skipped[0]}")
+    counts = sums.counts(shape.layers)
     counts.check(shape)
+    notes = [behaviour.note] if behaviour.note else []
+    if stopped:
+        notes.append(
+            f"Stopped after {progress.done} of {len(pairs.pairs)} pairs: the first {options.stop_when_stable} "
+            f"experts had not changed for {STABLE_CHUNKS} chunks."
+        )
+    if progress.skipped:
+        notes.append(f"{len(progress.skipped)} bad pairs were skipped.")
+    if progress.merged:
+        notes.append(f"{progress.merged} tokens reach over the edge of what is counted; they count.")
+    if not engine.get_tokenizer().chat_template:
+        notes.append("The model has no chat template; chats were written as lines 'Role: content'.")
     card = RankingCard(
         model=ModelRef(id=model_id, revision=revision, architecture=shape.architecture),
         num_experts=shape.num_experts,
@@ -91,34 +144,111 @@ def detect(engine: LLM, model_id: str, pairs: PairSet, behaviour: Behaviour, rev
         behaviour=behaviour.name,
         version=behaviour.version,
         sides=behaviour.sides,
-        data=DataRef(name=pairs.name, sha256=pairs.sha256, pairs=len(pairs.pairs)),
-        span=SPAN_RULE,
+        data=DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.examples),
+        span=SPAN_RULE + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
         safety=behaviour.safety,
         recommended=behaviour.recommended,
         tools=tool_versions(),
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
         license=behaviour.license,
-        note=behaviour.note,
+        note=" ".join(notes),
     )
-    return expert_registry.Ranking(counts, card)
+    if options.checkpoint is not None:
+        options.checkpoint.unlink(missing_ok=True)
+    return Ranking(counts, card, sums.summary())
 
 
-def _count(engine: LLM, texts: Sequence[tuple[int, TokenSpan]]) -> None:
-    """Prefill `texts`; the one token that vLLM must generate is not counted."""
+def _count_all(
+    engine: LLM,
+    shape: MoEShape,
+    pairs: PairSet,
+    progress: Progress,
+    digest: str,
+    chunk: int,
+    options: DetectionOptions,
+    name: str,
+) -> bool:
+    """Count chunk by chunk what is not counted yet; whether it stopped early."""
+    tops: list[frozenset[tuple[int, int]]] = []
+    for start in track(range(progress.done, len(pairs.pairs), chunk), f"count {name}"):
+        part = pairs.pairs[start : start + chunk]
+        encoded = _encode(engine, part, start, options, progress)
+        if encoded:
+            selections, tokens = _count(engine, shape, encoded)
+            progress.sums.add([number for number, _, _ in encoded], selections, tokens)
+        progress.done = start + len(part)
+        if options.checkpoint is not None:
+            progress.save(options.checkpoint, digest, options.checkpoint_every)
+        if options.stop_when_stable is not None and progress.sums.examples:
+            ranked = rank_experts(progress.sums.counts(shape.layers))[: options.stop_when_stable]
+            tops = [*tops[-STABLE_CHUNKS:], frozenset((e.layer, e.expert) for e in ranked)]
+            if len(tops) > STABLE_CHUNKS and len(set(tops)) == 1 and progress.done < len(pairs.pairs):
+                options.report(f"the top of the ranking is stable after {progress.done} pairs")
+                return True
+    return False
+
+
+def _encode(
+    engine: LLM, part: Sequence[ContrastivePair], first: int, options: DetectionOptions, progress: Progress
+) -> list[Encoded]:
+    """The pairs that can be counted; what cannot be is an error or, if asked for, skipped and reported."""
+    tokenizer = engine.get_tokenizer()
+    limit = engine.llm_engine.vllm_config.model_config.max_model_len
+    encoded = []
+    for number, pair in enumerate(part, start=first):
+        try:
+            one = _side(pair, 1, tokenizer, limit)
+            two = _side(pair, 2, tokenizer, limit)
+        except PairsError as error:
+            if not options.skip_bad:
+                raise
+            progress.skipped.append(str(error))
+            options.report(f"skipped: {error}")
+            continue
+        progress.merged += one.merged + two.merged
+        encoded.append((number, *(balanced(one, two) if options.balance else (one, two))))
+    return encoded
+
+
+def _side(pair: ContrastivePair, number: int, tokenizer: Any, limit: int) -> TokenSpan:
+    origin = f"{pair.origin}, side {number}"
+    span = encode_side(pair.side_1 if number == 1 else pair.side_2, tokenizer, origin)
+    if len(span.token_ids) >= limit:
+        raise PairsError(
+            f"{origin}: {len(span.token_ids)} tokens, but the context holds {limit} with the one that is generated"
+        )
+    return span
+
+
+def _count(engine: LLM, shape: MoEShape, encoded: Sequence[Encoded]) -> tuple[Any, Any]:
+    """Selections int64 `[n, 2, L, E]` and tokens int64 `[n, 2]` of n pairs, each text in its own group."""
+    texts = [span for _, one, two in encoded for span in (one, two)]
+    prefill(engine, [(text.token_ids, CountedSpans(group, text.ranges)) for group, text in enumerate(texts, start=1)])
+    selections, tokens = take_counts(engine, shape.layers)
+    expected = [text.tokens for text in texts]
+    if tokens[: len(texts)].tolist() != expected or tokens[len(texts) :].any():
+        wrong = next((i for i, number in enumerate(expected) if int(tokens[i]) != number), len(texts))
+        raise EngineError(
+            f"{int(tokens[wrong])} tokens were counted in group {wrong + 1} instead of "
+            f"{expected[wrong] if wrong < len(texts) else 0}; is the engine used by something else?"
+        )
+    size = (len(encoded), SIDES)
+    return selections[: len(texts)].reshape(*size, *selections.shape[1:]), np.reshape(tokens[: len(texts)], size)
+
+
+def prefill(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> None:
+    """Prefill token ids and count as told; the one token that vLLM must generate is not counted."""
     from vllm import SamplingParams
 
-    prompts: list[Any] = [{"prompt_token_ids": list(span.token_ids)} for _, span in texts]
+    prompts: list[Any] = [{"prompt_token_ids": list(token_ids)} for token_ids, _ in texts]
     params = [
         SamplingParams(
             max_tokens=1,
             temperature=0.0,
             detokenize=False,
-            extra_args={
-                COUNT_KEY: CountedSpans(group, ((span.start, span.stop),)).to_json(),
-                # An engine may have a default; detection looks at the model's own routing.
-                STEER_KEY: NONE,
-            },
+            # An engine may have a default; detection looks at the model's own routing.
+            extra_args={COUNT_KEY: counted.to_json(), STEER_KEY: NONE},
         )
-        for group, span in texts
+        for _, counted in texts
     ]
     engine.generate(prompts, params, use_tqdm=False)

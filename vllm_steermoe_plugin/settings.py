@@ -28,7 +28,7 @@ class Settings(BaseModel):
     """Over HTTP: may a request steer away from a behaviour?"""
     allow_experts: bool = False
     """Over HTTP: may a request list experts or choose their number itself?"""
-    count_groups: Annotated[int, Field(ge=0, le=64)] = 0
+    count_groups: Annotated[int, Field(ge=0, le=1024)] = 0
     """Groups of tokens whose routing is counted; 0 leaves counting out of the model."""
 
 
