@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,8 @@ class ExampleSums:
         exact = np.float32 if int(tokens.sum()) < _EXACT_IN_FLOAT32 else np.float64
         moved = (two - one).reshape(len(one), -1).astype(exact)
         self._sums["swapped"] += one.sum(axis=0).reshape(-1)
-        self._sums["swapped"] += (swaps.T.astype(exact) @ moved).astype(np.int64)
+        changes: NDArray[np.floating[Any]] = np.matmul(swaps.T.astype(exact), moved)
+        self._sums["swapped"] += changes.astype(np.int64)
         self._sums["swapped_tokens"] += tokens[:, 0].sum() + swaps.T.astype(np.int64) @ (tokens[:, 1] - tokens[:, 0])
 
     def counts(self, layers: tuple[int, ...]) -> RoutingCounts:

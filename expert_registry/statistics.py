@@ -80,7 +80,7 @@ def effective_tokens(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
 
 
 def normal_p_values(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
-    """Two-sided, of the risk difference over its standard error, `[L, E]`; 1 where nothing varies and nothing differs."""
+    """Two-sided, of the risk difference over its standard error, `[L, E]`; 1 where nothing differs."""
     difference = np.abs(counts.risk_difference())
     errors = standard_errors(counts, clusters)
     z = np.divide(difference, errors, out=np.where(difference > 0, np.inf, 0.0), where=errors > 0)

@@ -15,7 +15,7 @@ from vllm import SamplingParams
 from expert_registry import Recommended, read_ranking, write_ranking
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.detect import COUNT_GROUPS, Behaviour, DetectionOptions, detect
+from vllm_steermoe_plugin.detect import COUNT_GROUPS, Behaviour, detect
 from vllm_steermoe_plugin.engine import read_counts
 from vllm_steermoe_plugin.lab.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
