@@ -106,7 +106,7 @@ def _positions(offsets: Sequence[tuple[int, int]], spans: Ranges) -> tuple[Range
 
 def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, Ranges]:
     """The rendered text and the character ranges in it that count."""
-    text = (side.text or "") if side.messages is None else _render(side.messages, tokenizer, origin)
+    text = (side.text or "") if side.messages is None else render_chat(side.messages, tokenizer, origin)
     if side.target is not None:
         # The last occurrence, so that an answer that repeats words of its question is found in the answer.
         start = text.rfind(side.target)
@@ -159,7 +159,7 @@ def _written(messages: tuple[ChatMessage, ...], index: int, tokenizer: Any, text
     """
     answer = messages[index]
     marked_answer = answer.model_copy(update={"content": _MARKER})
-    marked = _render((*messages[:index], marked_answer, *messages[index + 1 :]), tokenizer, origin)
+    marked = render_chat((*messages[:index], marked_answer, *messages[index + 1 :]), tokenizer, origin)
     start = marked.find(_MARKER)
     # Many templates trim what they write.
     written = next((c for c in (answer.content, answer.content.strip()) if marked.replace(_MARKER, c) == text), None)
@@ -171,7 +171,7 @@ def _written(messages: tuple[ChatMessage, ...], index: int, tokenizer: Any, text
     return start, start + len(written)
 
 
-def _render(messages: tuple[ChatMessage, ...], tokenizer: Any, origin: str) -> str:
+def render_chat(messages: tuple[ChatMessage, ...], tokenizer: Any, origin: str) -> str:
     """The chat as text: by the model's template, or, for a model without one, as lines `Role: content`."""
     if not tokenizer.chat_template:
         # The form of arXiv 2509.09660, which counts what follows `Assistant:`.

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from expert_registry.errors import SteerMoEError
+from vllm_steermoe_plugin.cli.attribute import attribute
 from vllm_steermoe_plugin.cli.detect import detect
 from vllm_steermoe_plugin.cli.doctor import doctor
 from vllm_steermoe_plugin.cli.plot import plot
@@ -18,6 +19,7 @@ from vllm_steermoe_plugin.cli.serve import serve
 from vllm_steermoe_plugin.versions import DISTRIBUTION
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(attribute)
 app.command()(detect)
 app.command()(doctor)
 app.command()(plot)

@@ -66,7 +66,7 @@ def detect(
     from vllm_steermoe_plugin.recipe import Recipe
     from vllm_steermoe_plugin.recipes import find_recipe
 
-    arguments = _object(engine_args)
+    arguments = json_object(engine_args)
     if (pairs is None) == (recipe is None):
         raise RequestError("give either --pairs FILE or --recipe NAME")
     if out.exists() and not overwrite:
@@ -129,7 +129,8 @@ def _tell(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The value of `--engine-args`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
