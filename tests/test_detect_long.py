@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import detect as module
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions, detect
+from vllm_steermoe_plugin.engine import take_counts
 from vllm_steermoe_plugin.pairs import PairsError, PairSet, read_pairs
 from vllm_steermoe_plugin.recipes import lab_recipe
 from vllm_steermoe_plugin.resume import ResumeError
@@ -189,3 +191,38 @@ def test_an_engine_that_does_not_count_is_told_how(engines: Callable[..., Any]) 
     plain = engines(lab.NAME, {"count_groups": 1}, enable_prefix_caching=False, dtype="float32")
     with pytest.raises(EngineError, match="counts 1 groups; start it with the setting 'count_groups' at 256"):
         detect(plain, lab.NAME, few("digits", 3), BEHAVIOUR)
+
+
+def test_a_model_that_is_no_mixture_is_named() -> None:
+    config = SimpleNamespace(hf_text_config=SimpleNamespace(architectures=["LlamaForCausalLM"], num_hidden_layers=2))
+    dense: Any = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=SimpleNamespace(model_config=config)))
+    with pytest.raises(EngineError, match="cannot be steered: unknown architecture 'LlamaForCausalLM'"):
+        detect(dense, "some/model", few("digits", 1), BEHAVIOUR)
+
+
+def test_a_layer_without_routed_experts_is_named() -> None:
+    part = {"layers": [0, 2], "shape": [1, 2, 4], "selections": np.zeros((1, 2, 4), "<i4").tobytes(), "tokens": [0]}
+    workers: Any = SimpleNamespace(collective_rpc=lambda method: [part])
+    selections, tokens = take_counts(workers, (0, 2))
+    assert selections.shape == (1, 2, 4) and tokens.tolist() == [0]
+    with pytest.raises(EngineError, match=r"no worker counted layers \[1\]: they have no routed experts"):
+        take_counts(workers, (0, 1, 2))
+    other = part | {"tokens": [1]}
+    workers.collective_rpc = lambda method: [part, other]
+    with pytest.raises(EngineError, match="different numbers of tokens"):
+        take_counts(workers, (0, 2))
+
+
+def test_two_halves_of_the_layers_are_put_together() -> None:
+    """As pipeline stages give them."""
+    parts = [
+        {
+            "layers": [layer],
+            "shape": [2, 1, 4],
+            "selections": np.full((2, 1, 4), layer, "<i4").tobytes(),
+            "tokens": [1, 2],
+        }
+        for layer in (3, 0)
+    ]
+    selections, _ = take_counts(cast("Any", SimpleNamespace(collective_rpc=lambda method: parts)), (0, 3))
+    assert selections[:, 0].max() == 0 and (selections[:, 1] == 3).all()

@@ -12,8 +12,9 @@ import pytest
 
 from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.data_rows import DataError
+from vllm_steermoe_plugin.data_rows import DataError, pairs_from_hub
 from vllm_steermoe_plugin.detect import COUNT_GROUPS, DetectionOptions, detect
+from vllm_steermoe_plugin.pairs import PairsError
 from vllm_steermoe_plugin.recipes import find_recipe
 
 MODEL = "allenai/OLMoE-1B-7B-0125-Instruct"
@@ -131,3 +132,22 @@ def test_the_engine_counts_them(name: str, rows: list[Any], engines: Callable[..
     options = DetectionOptions(balance=recipe.balance, permutations=9)
     ranking = detect(engine, lab.NAME, recipe.pairs, recipe.behaviour, options=options)
     assert ranking.counts.tokens[0] == ranking.counts.tokens[1] > 10
+
+
+def test_a_data_set_with_the_columns_of_pairs_is_read(tmp_path: Path) -> None:
+    """A folder is a data set too, so this needs no network."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    rows: list[dict[str, Any]] = [
+        {"text_1": "one", "text_2": "two", "target_1": None, "id": 7},
+        {"text_1": "three", "text_2": "four", "target_1": "ee"},
+        {"text_1": None, "text_2": "five", "target_1": None},
+    ]
+    (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    pairs = pairs_from_hub(str(folder), skip_bad=True)
+    assert [(pair.side_1.text, pair.side_1.target) for pair in pairs.pairs] == [("one", None), ("three", "ee")]
+    assert len(pairs.skipped) == 1 and "split train, line 3" in pairs.skipped[0]
+    with pytest.raises(PairsError, match=r"line 3: .*a pair has"):
+        pairs_from_hub(str(folder))
+    with pytest.raises(DataError, match=r"cannot load nobody/nothing, split test: .*--pairs FILE"):
+        pairs_from_hub("nobody/nothing:test")

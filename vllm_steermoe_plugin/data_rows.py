@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expert_registry.errors import SteerMoEError
+from vllm_steermoe_plugin.pairs import COLUMNS, PairSet
 
 MAX_FILE_BYTES = 2 << 30
 
@@ -53,7 +54,11 @@ class DataSource:
 
 def _from_hub(source: DataSource) -> Iterator[tuple[str, Any]]:
     columns = ", ".join(source.columns)
-    way_out = f"without the network, give the rows by --data-file FILE: JSON lines with the columns {columns}"
+    way_out = (
+        f"without the network, give the rows by --data-file FILE: JSON lines with the columns {columns}"
+        if columns
+        else "without the network, give the pairs by --pairs FILE"
+    )
     try:
         import datasets
     except ImportError:
@@ -91,6 +96,25 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path.name}, line {number} is not JSON: {error}") from None
         yield f"{path.name}, line {number}", row
+
+
+def pairs_from_hub(name: str, *, count: str | None = None, skip_bad: bool = False) -> PairSet:
+    """Contrastive pairs from a data set that has the columns of a file of pairs.
+
+    Args:
+        name: `owner/name` or, with another split than `train`, `owner/name:split`.
+        count: as for `read_pairs`.
+        skip_bad: likewise.
+
+    Raises:
+        DataError: it cannot be loaded.
+        PairsError: a row is not a pair.
+    """
+    identifier, _, split = name.partition(":")
+    source = DataSource(identifier, split or "train", (), "unspecified")
+    # A data set has all columns in all rows; those that a row does not use are None. It may have others too.
+    rows = ({key: row[key] for key in COLUMNS if row.get(key) is not None} for _, row in source.rows())
+    return PairSet.from_lines(f"{identifier}, split {source.split}", rows, count=count, skip_bad=skip_bad)
 
 
 def text_of(row: Mapping[str, Any], column: str, place: str) -> str:

@@ -77,6 +77,10 @@ class _Line(BaseModel):
         return self
 
 
+COLUMNS = tuple(_Line.model_fields)
+"""What a line may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """One side of a pair: `messages` or `text`, and the target string or other part that counts, if named."""
@@ -116,14 +120,16 @@ class PairSet:
         return cls.from_lines(name, ({"messages_1": one, "messages_2": two} for one, two in pairs))
 
     @classmethod
-    def from_lines(cls, name: str, lines: Iterable[Mapping[str, object]]) -> PairSet:
-        """Pairs as the lines of a file, parsed; they hash as the file that they would be.
+    def from_lines(
+        cls, name: str, lines: Iterable[Mapping[str, object]], *, count: str | None = None, skip_bad: bool = False
+    ) -> PairSet:
+        """Pairs as the lines of a file, parsed; they hash as the file that they would be. See `read_pairs`.
 
         Raises:
             PairsError: a line is not as the module says.
         """
-        written = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-        return _parse(written.encode(), name, None, False)
+        written = "\n".join(json.dumps(line, ensure_ascii=False, default=str) for line in lines)
+        return _parse(written.encode(), name, count, skip_bad)
 
 
 def read_pairs(path: Path, *, count: str | None = None, skip_bad: bool = False) -> PairSet:

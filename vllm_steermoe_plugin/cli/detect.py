@@ -22,6 +22,9 @@ def detect(
     out: Annotated[Path, typer.Option(help="Ranking file to write.")],
     model: Annotated[str, typer.Option(help="Hub id, folder, or steermoe-lab.")] = "steermoe-lab",
     pairs: Annotated[Path | None, typer.Option(help="JSONL file of contrastive pairs.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Hub data set with the columns of such a file: OWNER/NAME or OWNER/NAME:SPLIT.")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(help="Built-in pairs: digits, faithfulness, safety; for steermoe-lab also refusal."),
@@ -59,6 +62,7 @@ def detect(
 ) -> None:
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
     from vllm_steermoe_plugin.checkpoints import revision_of
+    from vllm_steermoe_plugin.data_rows import pairs_from_hub
     from vllm_steermoe_plugin.detect import COUNT_GROUPS, Behaviour, DetectionOptions
     from vllm_steermoe_plugin.detect import detect as run
     from vllm_steermoe_plugin.engine import start_engine
@@ -67,17 +71,21 @@ def detect(
     from vllm_steermoe_plugin.recipes import find_recipe
 
     arguments = json_object(engine_args)
-    if (pairs is None) == (recipe is None):
-        raise RequestError("give either --pairs FILE or --recipe NAME")
+    if sum(given is not None for given in (pairs, dataset, recipe)) != 1:
+        raise RequestError("give either --pairs FILE or --recipe NAME (or --dataset NAME)")
     if out.exists() and not overwrite:
         raise RankingFormatError(f"{out} exists and rankings are immutable; give another name or --overwrite")
     found: Recipe
     if recipe is not None:
         found = find_recipe(recipe, model, seed=seed, limit=limit, data_file=data_file)
-    elif pairs is not None:
+    else:
         if behaviour is None:
             raise RequestError("--pairs needs --behaviour NAME")
-        read = read_pairs(pairs, count=count, skip_bad=skip_bad)
+        read = (
+            read_pairs(pairs, count=count, skip_bad=skip_bad)
+            if pairs is not None
+            else pairs_from_hub(dataset or "", count=count, skip_bad=skip_bad)
+        )
         numbers = Recommended(activate=activate, deactivate=deactivate)
         found = Recipe(
             PairSet(read.name, read.sha256, read.pairs[:limit], read.skipped),
