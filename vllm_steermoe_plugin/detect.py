@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,8 @@ def detect(
         EngineError: the model has no routed experts that can be counted, or the engine does not count.
     """
     options = options or DetectionOptions()
-    shape = shape_of(engine.llm_engine.vllm_config.model_config.hf_text_config)
+    config = engine.llm_engine.vllm_config.model_config
+    shape = shape_of(config.hf_text_config)
     groups = count_groups(engine)
     if groups < SIDES:
         raise EngineError(
@@ -114,9 +116,18 @@ def detect(
     sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
     progress = Progress(sums, list(pairs.skipped))
     digest = digest_of(
-        model_id, revision or revision_of(model_id), shape, pairs.sha256, len(pairs.pairs), options.balance,
-        options.permutations, options.seed, options.skip_bad,
-    )  # fmt: skip
+        model_id,
+        revision or revision_of(model_id),
+        config.model,
+        config.dtype,
+        shape,
+        pairs.sha256,
+        len(pairs.pairs),
+        options.balance,
+        options.permutations,
+        options.seed,
+        options.skip_bad,
+    )
     if options.checkpoint is not None and progress.resume(options.checkpoint, digest):
         options.report(f"going on from {options.checkpoint}: {progress.done} of {len(pairs.pairs)} pairs are counted")
     engine.collective_rpc("steermoe_reset_counts")
@@ -170,31 +181,44 @@ def _count_all(
 ) -> bool:
     """Count chunk by chunk what is not counted yet; whether it stopped early."""
     tops: list[frozenset[tuple[int, int]]] = []
-    for start in track(range(progress.done, len(pairs.pairs), chunk), f"count {name}"):
-        part = pairs.pairs[start : start + chunk]
-        encoded = _encode(engine, part, start, options, progress)
-        if encoded:
-            selections, tokens = _count(engine, shape, encoded)
-            progress.sums.add([number for number, _, _ in encoded], selections, tokens)
-        progress.done = start + len(part)
-        if options.checkpoint is not None:
-            progress.save(options.checkpoint, digest, options.checkpoint_every)
-        if options.stop_when_stable is not None and progress.sums.examples:
-            ranked = rank_experts(progress.sums.counts(shape.layers))[: options.stop_when_stable]
-            tops = [*tops[-STABLE_CHUNKS:], frozenset((e.layer, e.expert) for e in ranked)]
-            if len(tops) > STABLE_CHUNKS and len(set(tops)) == 1 and progress.done < len(pairs.pairs):
-                options.report(f"the top of the ranking is stable after {progress.done} pairs")
-                return True
+    # A chunk is added up beside the engine's work on the next one; `done` is set when it is.
+    with ThreadPoolExecutor(1, "steermoe-sums") as beside:
+        adding: Future[None] | None = None
+        for start in track(range(progress.done, len(pairs.pairs), chunk), f"count {name}"):
+            part = pairs.pairs[start : start + chunk]
+            encoded, skipped, merged = _encode(engine, part, start, options)
+            selections, tokens = _count(engine, shape, encoded) if encoded else (None, None)
+            if adding is not None:
+                adding.result()
+                if options.checkpoint is not None:
+                    progress.save(options.checkpoint, digest, options.checkpoint_every)
+            numbers = [number for number, _, _ in encoded]
+            adding = beside.submit(progress.add, start + len(part), numbers, selections, tokens, skipped, merged)
+            if options.stop_when_stable is not None:
+                adding.result()
+                tops = [*tops[-STABLE_CHUNKS:], _top(progress, shape, options.stop_when_stable)]
+                if len(tops) > STABLE_CHUNKS and len(set(tops)) == 1 and progress.done < len(pairs.pairs):
+                    options.report(f"the top of the ranking is stable after {progress.done} pairs")
+                    return True
+        if adding is not None:
+            adding.result()
     return False
 
 
+def _top(progress: Progress, shape: MoEShape, number: int) -> frozenset[tuple[int, int]]:
+    ranked = rank_experts(progress.sums.counts(shape.layers))[:number] if progress.sums.examples else []
+    return frozenset((expert.layer, expert.expert) for expert in ranked)
+
+
 def _encode(
-    engine: LLM, part: Sequence[ContrastivePair], first: int, options: DetectionOptions, progress: Progress
-) -> list[Encoded]:
-    """The pairs that can be counted; what cannot be is an error or, if asked for, skipped and reported."""
+    engine: LLM, part: Sequence[ContrastivePair], first: int, options: DetectionOptions
+) -> tuple[list[Encoded], list[str], int]:
+    """The pairs that can be counted, why others cannot (an error unless they may be skipped), and merged tokens."""
     tokenizer = engine.get_tokenizer()
     limit = engine.llm_engine.vllm_config.model_config.max_model_len
-    encoded = []
+    encoded: list[Encoded] = []
+    skipped = []
+    merged = 0
     for number, pair in enumerate(part, start=first):
         try:
             one = _side(pair, 1, tokenizer, limit)
@@ -202,12 +226,12 @@ def _encode(
         except PairsError as error:
             if not options.skip_bad:
                 raise
-            progress.skipped.append(str(error))
+            skipped.append(str(error))
             options.report(f"skipped: {error}")
             continue
-        progress.merged += one.merged + two.merged
+        merged += one.merged + two.merged
         encoded.append((number, *(balanced(one, two) if options.balance else (one, two))))
-    return encoded
+    return encoded, skipped, merged
 
 
 def _side(pair: ContrastivePair, number: int, tokenizer: Any, limit: int) -> TokenSpan:

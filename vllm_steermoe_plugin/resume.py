@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.numpy import save
 
 from expert_registry import ExampleSums
 from expert_registry.errors import RankingFormatError, SteerMoEError
+from expert_registry.ranking import Counts
 
 _KEY = "steermoe_progress"
 _MAX_BYTES = 4 << 30
@@ -45,6 +47,22 @@ class Progress:
     done: int = 0
     merged: int = 0
     _saved: float = field(default_factory=time.monotonic)
+
+    def add(
+        self,
+        done: int,
+        numbers: Sequence[int],
+        selections: Counts | None,
+        tokens: Counts | None,
+        skipped: Sequence[str],
+        merged: int,
+    ) -> None:
+        """Add a chunk, after which `done` pairs were looked at; arrays as for `ExampleSums.add`, or None."""
+        if selections is not None and tokens is not None:
+            self.sums.add(numbers, selections, tokens)
+        self.skipped.extend(skipped)
+        self.merged += merged
+        self.done = done
 
     def save(self, path: Path, digest: str, every: float) -> None:
         """Write all of it at once, unless that was done less than `every` seconds ago.

@@ -50,7 +50,7 @@ def detect(
     model_id: Annotated[str | None, typer.Option(help="Name for the registry; default: --model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Order and choice of the recipe's pairs; permutations.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pairs that cannot be counted.")] = False,
-    permutations: Annotated[int, typer.Option(min=0, max=100_000, help="Of the permutation test.")] = 999,
+    permutations: Annotated[int, typer.Option(min=0, max=10_000, help="Of the permutation test.")] = 999,
     stop_when_stable: Annotated[
         int | None, typer.Option(min=1, help="Stop when the first N experts do not change any more.")
     ] = None,
