@@ -38,9 +38,10 @@ from vllm import LLM, SamplingParams
 from benchmarks.released_procedure import count_one_at_a_time
 from expert_registry import Ranking, Recommended
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.detect import COUNT_GROUPS, Behaviour, detect
+from vllm_steermoe_plugin.detect import Behaviour, detect
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.lab import world
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.pairs import PairSet
 from vllm_steermoe_plugin.spans import encode_side
 

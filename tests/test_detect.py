@@ -15,10 +15,11 @@ from vllm import SamplingParams
 from expert_registry import Recommended, read_ranking, write_ranking
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.detect import COUNT_GROUPS, Behaviour, detect
+from vllm_steermoe_plugin.detect import Behaviour, detect
 from vllm_steermoe_plugin.engine import read_counts
 from vllm_steermoe_plugin.lab.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.pairs import PairsError, PairSet, read_pairs
 from vllm_steermoe_plugin.recipes import lab_recipe
 from vllm_steermoe_plugin.spans import encode_side

@@ -15,8 +15,8 @@ from oracle import ReferenceModel
 
 from expert_registry import Ranking, Recommended, cautions, standard_errors
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin import detect as module
 from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin import pair_counting as module
 from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions, detect
 from vllm_steermoe_plugin.engine import take_counts
 from vllm_steermoe_plugin.pairs import PairsError, PairSet, read_pairs
@@ -99,6 +99,9 @@ def test_a_killed_detection_goes_on_and_counts_nothing_twice(
         assert kept.exists()
     with pytest.raises(ResumeError, match="other pairs or other options; remove it"):
         detect(engine, lab.NAME, few("digits", 21), BEHAVIOUR, options=options)
+    read_otherwise = tuple(replace(pair, side_1=replace(pair.side_1, count="all")) for pair in pairs.pairs)
+    with pytest.raises(ResumeError, match="other pairs or other options"):
+        detect(engine, lab.NAME, replace(pairs, pairs=read_otherwise), BEHAVIOUR, options=options)
     resumed = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
     same(whole, resumed)
     # A chunk is written when the next one was counted: 4 of 22 pairs at the first kill, 4 again at the second.

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from expert_registry import DataRef, ExampleSums, ModelRef, Ranking, RankingCard, Recommended, rank_experts
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.checkpoints import revision_of
-from vllm_steermoe_plugin.counting import CountedSpans
-from vllm_steermoe_plugin.engine import count_groups, take_counts
-from vllm_steermoe_plugin.pairs import ContrastivePair, PairsError, PairSet
+from vllm_steermoe_plugin.engine import count_groups
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, count_pairs, encode_pairs
+from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
-from vllm_steermoe_plugin.request import NONE
 from vllm_steermoe_plugin.resume import Progress, digest_of
-from vllm_steermoe_plugin.spans import SPAN_RULE, TokenSpan, balanced, encode_side
-from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+from vllm_steermoe_plugin.spans import SPAN_RULE
 from vllm_steermoe_plugin.versions import tool_versions
 
 if TYPE_CHECKING:
     from vllm import LLM
 
-SIDES = 2
-COUNT_GROUPS = 256
-"""Setting `count_groups` of an engine for detection: each text has its own group, so that a chunk of half as
-many pairs is counted text by text. Enough texts to fill the engine's batches, few enough for little memory."""
 STABLE_CHUNKS = 5
 """Early stop: over how many chunks the top of the ranking must not have changed."""
 
@@ -76,10 +69,6 @@ class DetectionOptions:
     report: Callable[[str], None] = field(default=lambda text: None)
 
 
-Encoded = tuple[int, TokenSpan, TokenSpan]
-"""A pair's place in the data, and its two sides."""
-
-
 def detect(
     engine: LLM,
     model_id: str,
@@ -121,8 +110,8 @@ def detect(
         config.model,
         config.dtype,
         shape,
-        pairs.sha256,
-        len(pairs.pairs),
+        # Not only the file's hash: how its lines are read depends on more than the file.
+        [hashlib.sha256(repr(pair).encode()).digest() for pair in pairs.pairs],
         options.balance,
         options.permutations,
         options.seed,
@@ -186,8 +175,12 @@ def _count_all(
         adding: Future[None] | None = None
         for start in track(range(progress.done, len(pairs.pairs), chunk), f"count {name}"):
             part = pairs.pairs[start : start + chunk]
-            encoded, skipped, merged = _encode(engine, part, start, options)
-            selections, tokens = _count(engine, shape, encoded) if encoded else (None, None)
+            encoded, skipped, merged = encode_pairs(
+                engine, part, start, balance=options.balance, skip_bad=options.skip_bad
+            )
+            for text in skipped:
+                options.report(f"skipped: {text}")
+            selections, tokens = count_pairs(engine, shape, encoded) if encoded else (None, None)
             if adding is not None:
                 adding.result()
                 if options.checkpoint is not None:
@@ -208,71 +201,3 @@ def _count_all(
 def _top(progress: Progress, shape: MoEShape, number: int) -> frozenset[tuple[int, int]]:
     ranked = rank_experts(progress.sums.counts(shape.layers))[:number] if progress.sums.examples else []
     return frozenset((expert.layer, expert.expert) for expert in ranked)
-
-
-def _encode(
-    engine: LLM, part: Sequence[ContrastivePair], first: int, options: DetectionOptions
-) -> tuple[list[Encoded], list[str], int]:
-    """The pairs that can be counted, why others cannot (an error unless they may be skipped), and merged tokens."""
-    tokenizer = engine.get_tokenizer()
-    limit = engine.llm_engine.vllm_config.model_config.max_model_len
-    encoded: list[Encoded] = []
-    skipped = []
-    merged = 0
-    for number, pair in enumerate(part, start=first):
-        try:
-            one = _side(pair, 1, tokenizer, limit)
-            two = _side(pair, 2, tokenizer, limit)
-        except PairsError as error:
-            if not options.skip_bad:
-                raise
-            skipped.append(str(error))
-            options.report(f"skipped: {error}")
-            continue
-        merged += one.merged + two.merged
-        encoded.append((number, *(balanced(one, two) if options.balance else (one, two))))
-    return encoded, skipped, merged
-
-
-def _side(pair: ContrastivePair, number: int, tokenizer: Any, limit: int) -> TokenSpan:
-    origin = f"{pair.origin}, side {number}"
-    span = encode_side(pair.side_1 if number == 1 else pair.side_2, tokenizer, origin)
-    if len(span.token_ids) >= limit:
-        raise PairsError(
-            f"{origin}: {len(span.token_ids)} tokens, but the context holds {limit} with the one that is generated"
-        )
-    return span
-
-
-def _count(engine: LLM, shape: MoEShape, encoded: Sequence[Encoded]) -> tuple[Any, Any]:
-    """Selections int64 `[n, 2, L, E]` and tokens int64 `[n, 2]` of n pairs, each text in its own group."""
-    texts = [span for _, one, two in encoded for span in (one, two)]
-    prefill(engine, [(text.token_ids, CountedSpans(group, text.ranges)) for group, text in enumerate(texts, start=1)])
-    selections, tokens = take_counts(engine, shape.layers)
-    expected = [text.tokens for text in texts]
-    if tokens[: len(texts)].tolist() != expected or tokens[len(texts) :].any():
-        wrong = next((i for i, number in enumerate(expected) if int(tokens[i]) != number), len(texts))
-        raise EngineError(
-            f"{int(tokens[wrong])} tokens were counted in group {wrong + 1} instead of "
-            f"{expected[wrong] if wrong < len(texts) else 0}; is the engine used by something else?"
-        )
-    size = (len(encoded), SIDES)
-    return selections[: len(texts)].reshape(*size, *selections.shape[1:]), np.reshape(tokens[: len(texts)], size)
-
-
-def prefill(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> None:
-    """Prefill token ids and count as told; the one token that vLLM must generate is not counted."""
-    from vllm import SamplingParams
-
-    prompts: list[Any] = [{"prompt_token_ids": list(token_ids)} for token_ids, _ in texts]
-    params = [
-        SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            detokenize=False,
-            # An engine may have a default; detection looks at the model's own routing.
-            extra_args={COUNT_KEY: counted.to_json(), STEER_KEY: NONE},
-        )
-        for _, counted in texts
-    ]
-    engine.generate(prompts, params, use_tqdm=False)

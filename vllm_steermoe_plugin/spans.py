@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_steermoe_plugin.pairs import ALL, ChatMessage, PairsError, Side
 
-SPAN_RULE = "the target string if one is given, else the last assistant message, else the whole text"
+SPAN_RULE = "the target string or other part that a pair names, else the last assistant message, else the whole text"
 
 _MARKER = "[[steermoe-answer]]"
 

@@ -10,9 +10,10 @@ from expert_registry import Ranking, Registry
 from expert_registry.registry import publish
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import revision_of
-from vllm_steermoe_plugin.detect import COUNT_GROUPS, detect
+from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.recipes import lab_recipe
 
 

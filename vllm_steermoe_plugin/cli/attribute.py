@@ -27,8 +27,8 @@ def attribute(
     from vllm_steermoe_plugin.attribute import attribute as run
     from vllm_steermoe_plugin.attribution_view import attribution_html, attribution_text
     from vllm_steermoe_plugin.cli.detect import json_object
-    from vllm_steermoe_plugin.detect import COUNT_GROUPS
     from vllm_steermoe_plugin.engine import start_engine
+    from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
     from vllm_steermoe_plugin.pairs import ChatMessage
 
     if sum(given is not None for given in (text, file, prompt)) != 1 or (answer is not None and prompt is None):

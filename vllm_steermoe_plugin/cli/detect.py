@@ -63,9 +63,10 @@ def detect(
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
     from vllm_steermoe_plugin.checkpoints import revision_of
     from vllm_steermoe_plugin.data_rows import pairs_from_hub
-    from vllm_steermoe_plugin.detect import COUNT_GROUPS, Behaviour, DetectionOptions
+    from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions
     from vllm_steermoe_plugin.detect import detect as run
     from vllm_steermoe_plugin.engine import start_engine
+    from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
     from vllm_steermoe_plugin.pairs import PairSet, read_pairs
     from vllm_steermoe_plugin.recipe import Recipe
     from vllm_steermoe_plugin.recipes import find_recipe
