@@ -145,4 +145,10 @@ def cautions(counts: RoutingCounts, clusters: ClusterSummary | None) -> list[str
     n = int(clusters.examples[0])
     if n < FEW_EXAMPLES:
         found.append(f"only {n} examples: intervals are too narrow below about {FEW_EXAMPLES}")
+    certain = int(((standard_errors(counts, clusters) == 0) & (counts.risk_difference() != 0)).sum())
+    if certain:
+        found.append(
+            f"{certain} experts differ in the same way in every example, so their standard error is zero: that says "
+            "that the examples are alike, not that others would be"
+        )
     return found

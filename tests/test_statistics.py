@@ -223,6 +223,15 @@ def test_sides_of_different_length_are_cautioned_about() -> None:
     assert stats.cautions(*summed(*routed(13, 40, sizes=(5, 6)))) == []
 
 
+def test_certainty_is_cautioned_about() -> None:
+    """Routing that is the same in every example has no standard error."""
+    selections = np.zeros((40, 2, 2, EXPERTS), dtype=np.int64)
+    selections[:, 0, :, :2] = 3
+    selections[:, 1, :, 2:4] = 3
+    found = stats.cautions(*summed(selections, np.full((40, 2), 3)))
+    assert len(found) == 1 and "8 experts differ in the same way in every example" in found[0]
+
+
 def test_the_summary_survives_a_file(tmp_path: Path) -> None:
     counts, clusters = summed(*routed(14, 9), permutations=20)
     path = tmp_path / "ranking.safetensors"

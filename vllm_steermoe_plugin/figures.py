@@ -34,8 +34,8 @@ def draw_experts(rankings: Sequence[Ranking], path: Path, top: int) -> None:
         axis.invert_yaxis()
         axis.axvline(0, color="black", linewidth=0.8)
         what = "95 % intervals by example" if ranking.clusters is not None else "no intervals: no clustering summary"
-        axis.set_title(f"{_title(ranking)} ({what})", fontsize=9, loc="left")
-        axis.set_xlabel("risk difference")
+        axis.set_title(_title(ranking), fontsize=9, loc="left")
+        axis.set_xlabel(f"risk difference ({what})")
     _save(figure, path)
 
 
@@ -86,7 +86,7 @@ def draw_overlap(one: Ranking, other: Ranking, path: Path, top: int) -> None:
 
 def _title(ranking: Ranking) -> str:
     card = ranking.card
-    return f"{card.behaviour}: {card.sides[0]} (+) against {card.sides[1]} (-)"
+    return f"{card.behaviour}: {card.sides[0]:.60} (+)\nagainst {card.sides[1]:.60} (-)"
 
 
 def _save(figure: Figure, path: Path) -> None:
