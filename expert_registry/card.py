@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
+
+from expert_registry.documents import Strict
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -20,13 +22,11 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9]
 Slug = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_-]*$"), AfterValidator(_not_none)]
 Text = Annotated[str, Field(max_length=4000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Version = Annotated[int, Field(ge=1, le=999_999)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ModelRef(_Strict):
+class ModelRef(Strict):
     """The checkpoint that was counted."""
 
     id: Name
@@ -37,7 +37,7 @@ class ModelRef(_Strict):
     """First architecture in the checkpoint's config."""
 
 
-class DataRef(_Strict):
+class DataRef(Strict):
     """The contrastive pairs that were counted."""
 
     name: Text
@@ -46,14 +46,25 @@ class DataRef(_Strict):
     pairs: Annotated[int, Field(ge=0)] = 0
 
 
-class Recommended(_Strict):
+class Recommended(Strict):
     """How many experts of the ranking to steer unless a request says otherwise."""
 
     activate: Count
     deactivate: Count
 
 
-class RankingCard(_Strict):
+class SourceRef(Strict):
+    """The published file from which a ranking was converted."""
+
+    repository: Text
+    revision: Text
+    """Commit at which the file was fetched."""
+    path: Text
+    sha256: Sha256
+    """Of the file as published."""
+
+
+class RankingCard(Strict):
     """The JSON header of a ranking file. All fields are bounded; unknown ones are refused."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -61,7 +72,7 @@ class RankingCard(_Strict):
     num_experts: Annotated[int, Field(ge=1, le=4096)]
     top_k: Annotated[int, Field(ge=1, le=4096)]
     behaviour: Slug
-    version: Annotated[int, Field(ge=1, le=1_000_000)]
+    version: Version
     sides: tuple[Text, Text]
     """What side 1 (the behaviour) and side 2 (its opposite) are."""
     data: DataRef
@@ -78,3 +89,5 @@ class RankingCard(_Strict):
     created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     license: Text
     note: Text = ""
+    source: SourceRef | None = None
+    """Set for rankings converted from somebody else's release; left out of the file where there is none."""

@@ -40,6 +40,8 @@ class EngineError(SteerMoEError):
 
 _SHOWN = 80
 """Characters of a caller's text that an error repeats."""
+_LISTED = 40
+"""Known names that an error lists."""
 
 
 def one_of(asked: str, known: Iterable[str], what: str) -> str:
@@ -48,5 +50,6 @@ def one_of(asked: str, known: Iterable[str], what: str) -> str:
     asked = asked if len(asked) <= _SHOWN else asked[:_SHOWN] + "..."
     nearest = get_close_matches(asked, names, n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    listed = ", ".join(names) if names else "none"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    listed = ", ".join(names[:_LISTED]) + more if names else "none"
     return f"unknown {what} {asked!r}{hint}; known: {listed}"

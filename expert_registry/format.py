@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from expert_registry.card import RankingCard
 from expert_registry.clusters import SUMMARY_AXES, ClusterSummary
+from expert_registry.documents import parse_document
 from expert_registry.errors import ProfileError, RankingFormatError
+from expert_registry.files import read_bounded, write_atomic
 from expert_registry.ranking import Ranking, RoutingCounts
 
 SUFFIX = ".safetensors"
@@ -39,7 +38,11 @@ def dump_ranking(ranking: Ranking) -> bytes:
 
 def _card_json(card: RankingCard) -> str:
     """JSON with sorted keys, so that the order in which tools were named does not matter."""
-    return json.dumps(card.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    fields = card.model_dump(mode="json")
+    if card.source is None:
+        # The field is younger than the first files; without it they keep their bytes and hashes.
+        del fields["source"]
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
 
 def content_hash(data: bytes) -> str:
@@ -53,40 +56,25 @@ def write_ranking(ranking: Ranking, path: Path, *, overwrite: bool = False) -> N
     Raises:
         RankingFormatError: the file exists and `overwrite` is not given, or the counts are impossible.
     """
-    data = dump_ranking(ranking)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ranking-")
-    temporary = Path(name)
+    write_bytes(dump_ranking(ranking), path, overwrite=overwrite)
+
+
+def write_bytes(data: bytes, path: Path, *, overwrite: bool = False) -> None:
+    """Like `write_ranking`, for bytes that are a ranking file already."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        if overwrite:
-            temporary.replace(path)
-        else:
-            # A hard link fails if the name is taken, so two writers cannot both win.
-            os.link(temporary, path)
+        write_atomic(path, data, overwrite=overwrite)
     except FileExistsError:
         raise RankingFormatError(f"{path} exists; rankings are immutable, so write a new version") from None
-    except OSError as error:
-        raise RankingFormatError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def read_card(path: Path) -> RankingCard:
-    """Read only the header of a ranking file (cheap: no tensor is loaded).
+def read_card(path: Path, *, inside: Path | None = None) -> RankingCard:
+    """Read only the header of a ranking file (cheap: no tensor is loaded; `inside`: see `read_bounded`).
 
     Raises:
         RankingFormatError: the header is missing, too large or not as README.md says.
     """
-    try:
-        with path.open("rb") as file:
-            return _card(_header(file.read(8), file.read(MAX_CARD_BYTES)), str(path))
-    except OSError as error:
-        raise RankingFormatError(f"cannot read {path}: {error.strerror}") from None
+    data = read_bounded(path, 8 + MAX_CARD_BYTES, head=True, inside=inside)
+    return _card(_header(data[:8], data[8:]), str(path))
 
 
 def read_ranking(path: Path) -> Ranking:
@@ -98,20 +86,13 @@ def read_ranking(path: Path) -> Ranking:
     return parse_ranking(read_bytes(path), str(path))
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a ranking file, of which no more than MAX_BYTES are ever read.
+def read_bytes(path: Path, *, inside: Path | None = None) -> bytes:
+    """The bytes of a ranking file, of which no more than MAX_BYTES are ever read (`inside`: see `read_bounded`).
 
     Raises:
         RankingFormatError: the file cannot be read or is too large.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RankingFormatError(f"cannot read {path}: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise RankingFormatError(f"{path} is larger than the {MAX_BYTES} bytes that a ranking file may have")
-    return data
+    return read_bounded(path, MAX_BYTES, inside=inside)
 
 
 def parse_ranking(data: bytes, name: str) -> Ranking:
@@ -167,9 +148,6 @@ def _card(header: bytes, name: str) -> RankingCard:
         text = metadata[CARD_KEY]
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise RankingFormatError(f"{name} is not a ranking file: it has no {CARD_KEY!r} header") from None
-    try:
-        return RankingCard.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RankingFormatError(f"{name}: bad header field {where!r}: {first['msg']}") from None
+    if not isinstance(text, str):
+        raise RankingFormatError(f"{name} is not a ranking file: its {CARD_KEY!r} header is not text")
+    return parse_document(text, RankingCard, name)

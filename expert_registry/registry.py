@@ -1,54 +1,33 @@
-"""Find the ranking for a model and a behaviour, and say why each candidate was taken or not.
-
-A registry is a list of folders. Each holds `MODEL/BEHAVIOUR/vN.safetensors`, where MODEL is
-the model's id in lower case with `/` written as `--`. Earlier folders win for equal versions.
-"""
+"""Find the ranking for a model and a behaviour, and say why each candidate was taken or not."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expert_registry.card import RankingCard
-from expert_registry.errors import RankingFormatError, UnknownRankingError, one_of
-from expert_registry.format import SUFFIX, content_hash, parse_ranking, read_bytes, read_card, write_ranking
+from expert_registry.behaviours import canonical
+from expert_registry.candidates import Wanted, check_place, objection
+from expert_registry.errors import UnknownRankingError, one_of
+from expert_registry.format import content_hash, parse_ranking
+from expert_registry.lock import Lock, lock_from_environment, read_lock
+from expert_registry.places import (
+    USER_FOLDER_VARIABLE,
+    Entry,
+    behaviours_in,
+    default_folders,
+    model_key,
+    models_in,
+    user_folder,
+    versions_in,
+)
+from expert_registry.pull_index import DEFAULT_INDEX, load_index
 from expert_registry.ranking import Ranking
 from expert_registry.shape import MoEShape
+from expert_registry.sharing import publish
+from expert_registry.status import read_status
 
-BUNDLED = Path(__file__).parent / "rankings"
-USER_FOLDER_VARIABLE = "STEERMOE_REGISTRY"
-_VERSION = re.compile(r"v([1-9][0-9]{0,5})")
-
-
-def model_key(model: str) -> str:
-    """The folder name of a model id: case does not matter, `/` becomes `--`."""
-    return model.strip().strip("/").lower().replace("/", "--")
-
-
-def user_folder() -> Path:
-    """Where the user's own rankings live: $STEERMOE_REGISTRY or ~/.local/share/steermoe/rankings."""
-    named = os.environ.get(USER_FOLDER_VARIABLE)
-    return Path(named) if named else Path.home() / ".local" / "share" / "steermoe" / "rankings"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One ranking file that a registry knows, before it is read."""
-
-    model_key: str
-    behaviour: str
-    version: int
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.model_key}/{self.behaviour}@{self.version}"
-
-    def card(self) -> RankingCard:
-        return read_card(self.path)
+__all__ = ["USER_FOLDER_VARIABLE", "Entry", "Found", "Registry", "model_key", "publish", "user_folder"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,30 +43,39 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Rankings in a list of folders."""
+    """Rankings in a list of folders, of which earlier ones win for equal versions.
+
+    Attributes:
+        folders: registry folders; those that do not exist are empty.
+        lock: if given, nothing but what it pins is found.
+    """
 
     folders: tuple[Path, ...]
+    lock: Lock | None = None
 
     @classmethod
-    def default(cls) -> Registry:
-        """The user's folder, then the rankings that ship with the package."""
-        return cls((user_folder(), BUNDLED))
+    def default(cls, lock: Path | None = None) -> Registry:
+        """The project's folder, the user's, and the rankings that ship with the package.
+
+        Args:
+            lock: a lock file to obey; by default the one that $STEERMOE_LOCK names, if any.
+
+        Raises:
+            RankingFormatError: the lock file cannot be read.
+        """
+        return cls(default_folders(), read_lock(lock) if lock is not None else lock_from_environment())
 
     def entries(self) -> Iterator[Entry]:
         """All rankings, by model, behaviour and version; a version shadowed by an earlier folder is left out."""
-        seen: dict[tuple[str, str, int], Path] = {}
-        for folder in self.folders:
-            for path in folder.glob(f"*/*/v*{SUFFIX}"):
-                match = _VERSION.fullmatch(path.stem)
-                if match:
-                    seen.setdefault((path.parts[-3], path.parts[-2], int(match[1])), path)
-        for key in sorted(seen):
-            yield Entry(*key, seen[key])
+        for key in sorted({key for folder in self.folders for key in models_in(folder)}):
+            for behaviour in self._behaviours(key):
+                versions = {entry.version: entry for entry in reversed(list(self._versions(key, behaviour)))}
+                yield from (versions[number] for number in sorted(versions))
 
     def behaviours(self, models: Iterable[str]) -> list[str]:
         """Behaviours that have a ranking under any of the names `models`."""
         keys = {model_key(model) for model in models}
-        return sorted({entry.behaviour for entry in self.entries() if entry.model_key in keys})
+        return sorted({b for key in keys for b in self._behaviours(key) if any(self._versions(key, b))})
 
     def find(
         self,
@@ -96,66 +84,103 @@ class Registry:
         *,
         version: int | None = None,
         shape: MoEShape | None = None,
+        base_model: str | None = None,
+        revision: str | None = None,
+        sha256: str | None = None,
     ) -> Found:
         """The newest ranking (or that of `version`) of `behaviour` for a model.
 
         Args:
             models: the names under which the model is known, the most telling first.
-            behaviour: such as `faithfulness`.
-            version: exactly this one; None for the newest.
+            behaviour: such as `faithfulness`, or an alias.
+            version: exactly this one; None for the newest that was not withdrawn.
             shape: the served model's; rankings of another shape are rejected.
+            base_model: of which the model is a fine-tune, and whose rankings may be used as well.
+            revision: the served checkpoint's; rankings of another one are rejected.
+            sha256: exactly the file with this hash.
 
         Raises:
             UnknownRankingError: nothing fits; the message lists what exists and each rejection.
             RankingFormatError: the file that fits is damaged.
         """
-        entries = list(self.entries())
         keys = list(dict.fromkeys(model_key(model) for model in models))
-        of_model = [entry for entry in entries if entry.model_key in keys]
-        if not of_model:
-            known = {entry.model_key for entry in entries}
-            raise UnknownRankingError(
-                f"no ranking for the model: {one_of(keys[0] if keys else '', known, 'model')} "
-                f"(looked up as {', '.join(keys)}); make one with `steermoe detect`"
-            )
-        of_behaviour = [entry for entry in of_model if entry.behaviour == behaviour]
-        if not of_behaviour:
-            known = {entry.behaviour for entry in of_model}
-            raise UnknownRankingError(f"model {of_model[0].model_key}: {one_of(behaviour, known, 'behaviour')}")
+        base = model_key(base_model) if base_model else None
         trace: list[str] = []
-        for entry in sorted(of_behaviour, key=lambda e: (keys.index(e.model_key), -e.version)):
-            if version is not None and entry.version != version:
-                trace.append(f"{entry.name}: rejected, version {version} was asked for")
+        wanted = Wanted(version, shape, revision, sha256, self.lock)
+        seen: dict[tuple[str, str, int], Entry] = {}
+        for entry in self._candidates([*keys, base] if base and base not in keys else keys, behaviour, trace):
+            first = seen.setdefault((entry.model_key, entry.behaviour, entry.version), entry)
+            if first is not entry:
+                trace.append(f"{entry.name}: rejected, {entry.path} is shadowed by {first.path}")
                 continue
-            data = read_bytes(entry.path)
-            ranking = parse_ranking(data, str(entry.path))
-            self._check_place(entry, ranking)
-            if shape is not None and ranking.shape != shape:
-                trace.append(f"{entry.name}: rejected, it is for {ranking.shape}")
+            reason = wanted.objection_to(entry)
+            if reason is None:
+                data = entry.read()
+                ranking, digest = parse_ranking(data, str(entry.path)), content_hash(data)
+                check_place(entry, ranking)
+                reason = objection(wanted, entry, ranking, digest)
+            if reason is not None:
+                trace.append(f"{entry.name}: rejected, {reason}")
                 continue
-            trace.append(f"{entry.name}: accepted ({entry.path})")
-            return Found(entry, ranking, content_hash(data), tuple(trace))
+            of = "" if entry.model_key in keys else ", of the base model that was named"
+            revision_is = ranking.card.model.revision[:80] or "unknown"
+            trace.append(
+                f"{entry.name}: accepted ({entry.path}){of}, {ranking.shape}, revision {revision_is}, sha256 {digest}"
+            )
+            return Found(entry, ranking, digest, tuple(trace))
         asked = f"{behaviour}@{version}" if version is not None else behaviour
         fit = f" that fits {shape}" if shape is not None else ""
         raise UnknownRankingError(f"no ranking {asked}{fit}: " + "; ".join(trace))
 
-    @staticmethod
-    def _check_place(entry: Entry, ranking: Ranking) -> None:
-        card = ranking.card
-        inside = (model_key(card.model.id), card.behaviour, card.version)
-        if inside != (entry.model_key, entry.behaviour, entry.version):
-            raise RankingFormatError(
-                f"{entry.path} says of itself that it is {inside[0]}/{inside[1]}@{inside[2]}; it is in the wrong place"
-            )
+    def _behaviours(self, key: str) -> list[str]:
+        return sorted({name for folder in self.folders for name in behaviours_in(folder, key)})
 
+    def _versions(self, key: str, behaviour: str) -> Iterator[Entry]:
+        return (entry for folder in self.folders for entry in versions_in(folder, key, behaviour))
 
-def publish(ranking: Ranking, folder: Path, *, overwrite: bool = False) -> Path:
-    """Store a ranking in a registry folder at the place that its card names, and return the path.
+    def _candidates(self, keys: Sequence[str], behaviour: str, trace: list[str]) -> list[Entry]:
+        """What may be meant, the most likely first; renames are followed and go into the trace.
 
-    Raises:
-        RankingFormatError: that version exists (unless `overwrite`), or the counts are impossible.
-    """
-    card = ranking.card
-    path = folder / model_key(card.model.id) / card.behaviour / f"v{card.version}{SUFFIX}"
-    write_ranking(ranking, path, overwrite=overwrite)
-    return path
+        Raises:
+            UnknownRankingError: the model or the behaviour has no place in any folder.
+        """
+        there = {key: self._behaviours(key) for key in keys}
+        if not any(there.values()):
+            raise UnknownRankingError(self._unknown_model(keys, behaviour))
+        waiting = [(key, canonical(behaviour, names)) for key, names in there.items()]
+        places: list[tuple[str, str]] = []
+        while waiting:
+            place = waiting.pop(0)
+            if place in places or place[1] not in self._behaviours(place[0]):
+                continue
+            places.append(place)
+            for folder in self.folders:
+                renamed = read_status(folder, *place).renamed
+                if renamed is not None:
+                    target = (model_key(renamed.model) if renamed.model else place[0], renamed.behaviour)
+                    trace.append(
+                        f"{'/'.join(place)}: renamed to {'/'.join(target)}: {renamed.reason or 'no reason given'}"
+                    )
+                    waiting.insert(0, target)
+        if not places:
+            known = {name for names in there.values() for name in names}
+            key = next(key for key, names in there.items() if names)
+            raise UnknownRankingError(f"model {key}: {one_of(behaviour, known, 'behaviour')}")
+        found = [(rank, -entry.version, entry) for rank, place in enumerate(places) for entry in self._versions(*place)]
+        # Stable: of equal versions, those of earlier folders come first.
+        return [entry for *_, entry in sorted(found, key=lambda item: item[:2])]
+
+    def _unknown_model(self, keys: Sequence[str], behaviour: str) -> str:
+        known = {entry.model_key for entry in self.entries()}
+        pullable = {model_key(item.model): item for item in load_index(DEFAULT_INDEX).rankings}
+        item = next((pullable[key] for key in keys if key in pullable), None)
+        remedy = (
+            f"fetch the published one with `steermoe registry pull {item.model} {canonical(behaviour, ())[:64]}`"
+            if item
+            else "make one with `steermoe detect`"
+        )
+        asked = keys[0] if keys else ""
+        return (
+            f"no ranking for the model: {one_of(asked, known, 'model')} "
+            f"(looked up as {', '.join(key[:200] for key in keys)}); {remedy}"
+        )

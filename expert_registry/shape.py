@@ -34,3 +34,23 @@ class MoEShape:
             f"{self.architecture} with {len(self.layers)} MoE layers ({self.layers[0]}..{self.layers[-1]}), "
             f"{self.num_experts} experts, top-{self.top_k}"
         )
+
+    def differences(self, other: MoEShape) -> list[str]:
+        """In what this shape is not as `other`, in words; empty if they are equal."""
+        result = []
+        if self.architecture != other.architecture:
+            result.append(f"architecture {self.architecture}, not {other.architecture}")
+        if self.layers != other.layers:
+            result.append(f"MoE layers {_layers(self.layers)}, not {_layers(other.layers)}")
+        if self.num_experts != other.num_experts:
+            result.append(f"{self.num_experts} experts, not {other.num_experts}")
+        if self.top_k != other.top_k:
+            result.append(f"top-{self.top_k}, not top-{other.top_k}")
+        return result
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    whole = layers == tuple(range(layers[0], layers[-1] + 1))
+    if whole or len(layers) > 16:
+        return f"{layers[0]}..{layers[-1]} ({len(layers)})"
+    return ",".join(str(layer) for layer in layers)

@@ -36,12 +36,18 @@ def rate(outcomes: Sequence[float]) -> Interval:
 
 def mean_over_draws(values: Sequence[float]) -> Interval:
     """Mean of one value per independent draw, with Student's interval over the draws (clipped to [0, 1])."""
+    found = mean_over_changes(values)
+    return Interval(found.value, min(found.value, max(0.0, found.low)), max(found.value, min(1.0, found.high)), found.n)
+
+
+def mean_over_changes(values: Sequence[float]) -> Interval:
+    """As `mean_over_draws`, of values that may be negative: not clipped."""
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if len(array) < 2 or float(array.std()) == 0.0:
         return Interval(mean, mean, mean, len(array))
     low, high = stats.t.interval(CONFIDENCE, len(array) - 1, loc=mean, scale=stats.sem(array))
-    return Interval(mean, max(0.0, float(low)), min(1.0, float(high)), len(array))
+    return Interval(mean, float(low), float(high), len(array))
 
 
 def paired_change(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Interval:
@@ -52,3 +58,37 @@ def paired_change(before: Sequence[float], after: Sequence[float], seed: int = 0
     draws = np.random.default_rng(seed).integers(0, len(change), size=(RESAMPLES, len(change)))
     low, high = np.quantile(change[draws].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(change.mean()), float(low), float(high), len(change))
+
+
+def mean_of(outcomes: Sequence[float], seed: int = 0) -> Interval:
+    """Mean over examples: Wilson's interval where all are 0 or 1, else bootstrapped."""
+    if outcomes and not set(outcomes) - {0.0, 1.0}:
+        return rate(outcomes)
+    return paired_change([0.0] * len(outcomes), outcomes, seed)
+
+
+def mcnemar(before: Sequence[float], after: Sequence[float]) -> float | None:
+    """Two-sided p of McNemar's exact test over paired binary outcomes; None if they are not binary."""
+    if {*before, *after} - {0.0, 1.0}:
+        return None
+    gained = sum(b < a for b, a in zip(before, after, strict=True))
+    lost = sum(b > a for b, a in zip(before, after, strict=True))
+    if gained + lost == 0:
+        return 1.0
+    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for their number by Holm's method, in the order given."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    adjusted = [0.0] * len(values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def unseen(n: int) -> float:
+    """The largest share that `n` examples without a single case leave possible, at 95 % confidence (about 3/n)."""
+    return 1.0 - float((1.0 - CONFIDENCE) ** (1.0 / n))

@@ -8,9 +8,11 @@ from dataclasses import fields
 from typing import Any
 
 from expert_registry.errors import EngineError, RequestError
+from expert_registry.shape import MoEShape
 from lm_eval_tasks.backend import load_vllm_backend
 from lm_eval_tasks.response_cache import claim_cache
 from lm_eval_tasks.steering_args import SteeringArgs
+from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.engine import check_plugin_allowed, engine_options
 from vllm_steermoe_plugin.engine_hooks import front_end_of
 from vllm_steermoe_plugin.resolve import Resolved, Source
@@ -91,6 +93,11 @@ class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
     @steering.setter
     def steering(self, steer: object) -> None:
         self.use_steering(steer)
+
+    @property
+    def shape(self) -> MoEShape:
+        """Layers and experts of the model, by which random experts are drawn."""
+        return shape_of(self.model.llm_engine.model_config.hf_text_config)
 
     def get_model_info(self) -> dict[str, Any]:
         """For `config` in lm-eval's results; the counts are since the steering was set."""

@@ -12,20 +12,25 @@ from typing import Any
 
 from lm_eval_tasks import TASKS
 
-MODEL = "steermoe-vllm"
-TARGET = "lm_eval_tasks.model:SteerMoEVLLM"
+MODELS = {
+    "steermoe-vllm": "lm_eval_tasks.model:SteerMoEVLLM",
+    "steermoe-completions": "lm_eval_tasks.served:SteerMoECompletions",
+    "steermoe-chat-completions": "lm_eval_tasks.served:SteerMoEChatCompletions",
+}
+"""Model type -> where it is; the same as the entry points `lm_eval.models`."""
 _SENTINEL = "__steermoe__"
 
 
 def add_model() -> None:
-    """Register `steermoe-vllm`, lazily: neither vLLM nor torch is imported."""
+    """Register our model types, lazily: neither vLLM nor torch is imported."""
     # First of all: lm-eval adds its own models only while its registry is empty.
     import lm_eval.models  # noqa: F401
     from lm_eval.api.registry import model_registry
 
-    # Later releases of lm-eval find the package's entry point themselves.
-    if MODEL not in model_registry:
-        model_registry.register(MODEL, target=TARGET)
+    for name, target in MODELS.items():
+        # Later releases of lm-eval find the package's entry points themselves.
+        if name not in model_registry:
+            model_registry.register(name, target=target)
 
 
 def add_tasks() -> None:

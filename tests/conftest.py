@@ -81,3 +81,19 @@ def engines() -> Iterator[Callable[..., Any]]:
         return started[key]
 
     yield get
+
+
+@pytest.fixture
+def tight(engines: Callable[..., Any]) -> Any:
+    """The lab model with a KV cache so small that vLLM preempts requests of 120 tokens."""
+    return engines(
+        "steermoe-lab",
+        {"count_groups": 2},
+        enable_prefix_caching=False,
+        dtype="float32",
+        max_model_len=128,
+        block_size=32,
+        num_gpu_blocks_override=10,
+        max_num_seqs=4,
+        disable_log_stats=False,
+    )

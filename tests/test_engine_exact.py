@@ -1,4 +1,4 @@
-"""The five architectures in the real engine, against transformers with a slow loop in the router."""
+"""The steerable architectures in the real engine, against transformers with a slow loop in the router."""
 
 from __future__ import annotations
 

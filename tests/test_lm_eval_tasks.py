@@ -18,6 +18,8 @@ from lm_eval_tasks import TASKS
 from lm_eval_tasks.register import add_tasks
 from vllm_steermoe_plugin.lab import MODEL_DIR, world
 
+DATA = Path(__file__).parent / "eval_data"
+GROUPS = ["steermoe_control", "steermoe_faithfulness", "steermoe_lab", "steermoe_safety"]
 LAB = [f"steermoe_lab_{behaviour}{part}" for behaviour in world.BEHAVIOURS for part in ("", "_control")]
 
 
@@ -40,6 +42,13 @@ def render() -> Callable[..., str]:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
     return apply
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded: all data sets are the tests' small files."""
+    monkeypatch.setenv("STEERMOE_DATA", str(DATA))
+    monkeypatch.setenv("STEERMOE_TEMPLATE", "none")
 
 
 @pytest.fixture
@@ -120,6 +129,8 @@ def test_answers_score_one_and_fit(name: str, lab: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("task_manager_init")
 def test_add_tasks_leaves_the_users_folders_in_place(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: json\n")
+    ours = set(TaskManager(include_path=TASKS, include_defaults=False).all_subtasks)
+    assert ours > set(LAB)
     add_tasks()
     once = TaskManager.__init__
     add_tasks()
@@ -130,7 +141,7 @@ def test_add_tasks_leaves_the_users_folders_in_place(tmp_path: Path) -> None:
         ([tmp_path, TASKS], {"mine"}),
     ):
         found = set(TaskManager(None, include_path, include_defaults=False).all_subtasks)
-        assert found == {*LAB, *expected}
+        assert found == {*ours, *expected}
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
@@ -150,7 +161,7 @@ def test_a_new_interpreter_knows_the_model_and_the_tasks_and_imports_nothing_hea
     )
     before, light, ours, theirs, groups = json.loads(done.stdout.splitlines()[-1])
     assert before == ["_steermoe_lm_eval_autoload"]
-    assert (light, ours, theirs, groups) == (True, True, True, ["steermoe_lab"])
+    assert (light, ours, theirs, groups) == (True, True, True, GROUPS)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -89,6 +89,8 @@ def test_a_section_is_read() -> None:
         "allow_override": False,
         "allow_reverse": True,
         "allow_experts": True,
+        "base_model": "org/base",
+        "lock": "steermoe.lock",
         "count_groups": 64,
     }
     assert read_settings({"steermoe": values, "other": 1}).model_dump() == values

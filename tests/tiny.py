@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the five architectures, written by transformers itself."""
+"""Tiny random checkpoints of the steerable architectures, written by transformers itself."""
 
 from __future__ import annotations
 
@@ -67,12 +67,40 @@ def _phi() -> Any:
     )
 
 
+def _granite() -> Any:
+    common = {k: v for k, v in COMMON.items() if k != "head_dim"}
+    return transformers.GraniteMoeConfig(**common, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2)
+
+
+def _granite_shared() -> Any:
+    common = {k: v for k, v in COMMON.items() if k != "head_dim"}
+    return transformers.GraniteMoeSharedConfig(
+        **common, intermediate_size=64, shared_intermediate_size=64, num_local_experts=8, num_experts_per_tok=2
+    )
+
+
+def _qwen2() -> Any:
+    common = {k: v for k, v in COMMON.items() if k != "head_dim"}
+    return transformers.Qwen2MoeConfig(
+        **common,
+        intermediate_size=64,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        num_experts=8,
+        num_experts_per_tok=2,
+        decoder_sparse_step=2,
+    )
+
+
 CONFIGS: dict[str, Callable[[], Any]] = {
     "OlmoeForCausalLM": _olmoe,
     "MixtralForCausalLM": _mixtral,
     "Qwen3MoeForCausalLM": _qwen3,
     "GptOssForCausalLM": _gpt_oss,
     "PhiMoEForCausalLM": _phi,
+    "GraniteMoeForCausalLM": _granite,
+    "GraniteMoeSharedForCausalLM": _granite_shared,
+    "Qwen2MoeForCausalLM": _qwen2,
 }
 
 

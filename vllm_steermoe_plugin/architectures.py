@@ -32,9 +32,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
     for row in (
         Architecture("GptOssForCausalLM", "vllm.model_executor.models.gpt_oss"),
+        Architecture("GraniteMoeForCausalLM", "vllm.model_executor.models.granitemoe"),
+        Architecture("GraniteMoeSharedForCausalLM", "vllm.model_executor.models.granitemoeshared"),
         Architecture("MixtralForCausalLM", "vllm.model_executor.models.mixtral"),
         Architecture("OlmoeForCausalLM", "vllm.model_executor.models.olmoe"),
         Architecture("PhiMoEForCausalLM", "vllm.model_executor.models.phimoe"),
+        Architecture("Qwen2MoeForCausalLM", "vllm.model_executor.models.qwen2_moe"),
         Architecture("Qwen3MoeForCausalLM", "vllm.model_executor.models.qwen3_moe"),
     )
 }

@@ -36,6 +36,7 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         return None
     shape = shape_of(vllm_config.model_config.hf_text_config)
     _refuse_unsupported(shape, vllm_config, settings)
+    _refuse_fused_gates(model)
     gates = _gates(model, shape)
     _check_layers(gates, shape, vllm_config)
     scheduler = vllm_config.scheduler_config
@@ -117,6 +118,17 @@ def _gates(model: Any, shape: MoEShape) -> dict[int, SteeredGateLinear]:
                 )
             gates[int(match[1])] = module
     return gates
+
+
+def _refuse_fused_gates(model: Any) -> None:
+    runner = vllm.MOE_RUNNER.load()
+    for name, module in model.named_modules():
+        # No default: if the attribute is gone, we no longer know who computes the logits.
+        if isinstance(module, runner) and module._fse_fuse_gate:
+            raise EngineError(
+                f"{name} computes its router logits together with the shared expert's gate, from the weights of both; "
+                "steering would not reach it"
+            )
 
 
 def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_config: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from expert_registry import Registry
@@ -36,11 +37,12 @@ def front_end_of(processor: Any) -> FrontEnd:
 def _make_front_end(vllm_config: Any) -> FrontEnd:
     model = vllm_config.model_config
     names = model.served_model_name
+    settings = read_settings(vllm_config.additional_config)
     return FrontEnd(
-        settings=read_settings(vllm_config.additional_config),
+        settings=settings,
         shape=_shape(model),
         models=names_of(model.model, [names] if isinstance(names, str) else list(names or ())),
-        registry=Registry.default(),
+        registry=Registry.default(Path(settings.lock) if settings.lock else None),
         served=True,
     )
 

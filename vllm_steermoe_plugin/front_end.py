@@ -96,7 +96,7 @@ class FrontEnd:
         return (
             None
             if isinstance(self._shape, EngineError)
-            else resolve(request, self._models, self._shape, self._registry)
+            else resolve(request, self._models, self._shape, self._registry, self._settings.base_model)
         )
 
     def prepare(self, extra_args: Mapping[str, object] | None) -> Prepared | None:

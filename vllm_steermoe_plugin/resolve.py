@@ -35,7 +35,13 @@ class Resolved:
     sources: tuple[Source, ...]
 
 
-def resolve(request: SteeringRequest, models: Sequence[str], shape: MoEShape, registry: Registry) -> Resolved | None:
+def resolve(
+    request: SteeringRequest,
+    models: Sequence[str],
+    shape: MoEShape,
+    registry: Registry,
+    base_model: str | None = None,
+) -> Resolved | None:
     """Look up, select, merge and check; None if the request asks for no steering.
 
     Args:
@@ -43,6 +49,7 @@ def resolve(request: SteeringRequest, models: Sequence[str], shape: MoEShape, re
         models: names of the served model, for the registry.
         shape: of the served model; the profile is compiled for it once, so that errors come here.
         registry: where rankings are.
+        base_model: of which the served model is a fine-tune, and whose rankings may be used as well.
 
     Raises:
         UnknownRankingError, RankingFormatError, ProfileError: see those who raise them.
@@ -52,7 +59,7 @@ def resolve(request: SteeringRequest, models: Sequence[str], shape: MoEShape, re
     if request.explicit is not None:
         resolved = Resolved(request.explicit, ())
     else:
-        parts = [_resolve_named(part, models, shape, registry) for part in request.named]
+        parts = [_resolve_named(part, models, shape, registry, base_model) for part in request.named]
         merged = SteeringProfile.merge(profile for profile, _ in parts)
         resolved = Resolved(merged, tuple(source for _, source in parts))
     compile_rules(resolved.profile, shape)
@@ -60,9 +67,9 @@ def resolve(request: SteeringRequest, models: Sequence[str], shape: MoEShape, re
 
 
 def _resolve_named(
-    part: Named, models: Sequence[str], shape: MoEShape, registry: Registry
+    part: Named, models: Sequence[str], shape: MoEShape, registry: Registry, base_model: str | None
 ) -> tuple[SteeringProfile, Source]:
-    found = registry.find(models, part.behaviour, version=part.version, shape=shape)
+    found = registry.find(models, part.behaviour, version=part.version, shape=shape, base_model=base_model)
     card = found.ranking.card
     numbers = card.recommended_reverse if part.reverse and card.recommended_reverse else card.recommended
     activate = numbers.activate if part.activate is None else part.activate

@@ -49,14 +49,20 @@ def begin_v1_step(state: SteeringState, runner: Any, scheduler_output: Any, num_
         for request_id in state.known_requests() - runner.requests.keys():
             state.forget(request_id)
     batch = runner.input_batch
-    rows = []
-    for index, request_id in enumerate(batch.req_ids):
+    for request_id in batch.req_ids:
         request = runner.requests[request_id]
         # Pooling requests have no sampling parameters.
         extra_args = request.sampling_params.extra_args if request.sampling_params is not None else None
         state.admit(request_id, extra_args, request.num_prompt_tokens)
-        rows.append(BatchRow(request_id, int(batch.num_computed_tokens_cpu[index]), int(num_scheduled_tokens[index])))
-    state.begin_step(rows)
+    if state.idle:
+        state.clear_step()
+        return
+    state.begin_step(
+        [
+            BatchRow(request_id, int(batch.num_computed_tokens_cpu[index]), int(num_scheduled_tokens[index]))
+            for index, request_id in enumerate(batch.req_ids)
+        ]
+    )
 
 
 def state_of(runner: Any) -> SteeringState | None:

@@ -9,7 +9,7 @@ Axes: T tokens of a step, S slots, L MoE layers of this worker, E experts, G gro
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -91,6 +91,7 @@ class SteeringState:
         self.counted_tokens = np.zeros(count_groups + 1, dtype=np.int64)
         self.steered_requests = 0
         self._requests: dict[str, _Request] = {}
+        self._marked: set[str] = set()
         # Requests keep their table; this only spares compiling a popular profile again.
         self._table = lru_cache(maxsize=1024)(self._compile)
         self._counted_ids: OrderedDict[str, None] = OrderedDict()
@@ -104,9 +105,14 @@ class SteeringState:
         """Requests admitted and not forgotten."""
         return len(self._requests)
 
-    def known_requests(self) -> set[str]:
+    @property
+    def idle(self) -> bool:
+        """Whether no admitted request is steered or counted, so that every step leaves the model as it is."""
+        return not self._marked
+
+    def known_requests(self) -> KeysView[str]:
         """Ids of the requests that were admitted and not forgotten."""
-        return set(self._requests)
+        return self._requests.keys()
 
     def admit(self, request_id: str, extra_args: Mapping[str, object] | None, num_prompt_tokens: int) -> None:
         """Take note of a request before its first step; a second call with the same arguments changes nothing.
@@ -131,11 +137,16 @@ class SteeringState:
             )
         if rules is not None:
             self._count_steered(request_id)
+        if rules is not None or counted is not None:
+            self._marked.add(request_id)
+        else:
+            self._marked.discard(request_id)
         self._requests[request_id] = _Request(extra_args, rules, counted, num_prompt_tokens)
 
     def forget(self, request_id: str) -> None:
         """A request has ended or left the worker."""
         self._requests.pop(request_id, None)
+        self._marked.discard(request_id)
 
     @property
     def groups(self) -> int:

@@ -133,6 +133,10 @@ BIND_CAPTURER = Internal(
     "be handed the selected expert ids of every MoE layer, for counting",
     ("model", "capturer"),
 )
+MOE_RUNNER = Internal(
+    "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner",
+    "refuse layers that read the gate's weights instead of calling it (attribute _fse_fuse_gate)",
+)
 CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
 
 LEDGER: tuple[Internal, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Internal))

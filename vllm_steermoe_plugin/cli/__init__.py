@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from expert_registry.errors import SteerMoEError
+from expert_registry.errors import EngineError, SteerMoEError
 from vllm_steermoe_plugin.cli.attribute import attribute
 from vllm_steermoe_plugin.cli.detect import detect
 from vllm_steermoe_plugin.cli.doctor import doctor
@@ -18,7 +19,39 @@ from vllm_steermoe_plugin.cli.registry import registry
 from vllm_steermoe_plugin.cli.serve import serve
 from vllm_steermoe_plugin.versions import DISTRIBUTION
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+COMMANDS = "steermoe.commands"
+"""Entry points of sub-commands that live in packages above this one."""
+
+
+class _Commands(TyperGroup):
+    """The commands below, and those of installed entry points, which are loaded when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all commands."""
+        return [*super().list_commands(ctx), *sorted(importlib.metadata.entry_points(group=COMMANDS).names)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None.
+
+        Raises:
+            EngineError: what it needs is not installed.
+        """
+        own = super().get_command(ctx, cmd_name)
+        found = importlib.metadata.entry_points(group=COMMANDS, name=cmd_name)
+        if own is not None or not found:
+            return own
+        try:
+            function = next(iter(found)).load()
+        except ImportError as error:
+            raise EngineError(f"`steermoe {cmd_name}` cannot be loaded: {error}; is the extra [eval] there?") from None
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        single.command(cmd_name)(function)
+        return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 app.command()(attribute)
 app.command()(detect)
 app.command()(doctor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,13 +22,20 @@ def serve(
     allow_override: Annotated[bool, typer.Option(help="Requests may change the default.")] = True,
     allow_reverse: Annotated[bool, typer.Option(help="Requests may steer away from a behaviour.")] = False,
     allow_experts: Annotated[bool, typer.Option(help="Requests may list experts themselves.")] = False,
+    base_model: Annotated[str | None, typer.Option(help="MODEL is a fine-tune of it; use its rankings.")] = None,
+    locked: Annotated[Path | None, typer.Option(help="Lock file: only the rankings that it pins.")] = None,
 ) -> None:
     """Serve a model over HTTP. All other options go to `vllm serve` as they are."""
     from vllm_steermoe_plugin.engine import check_plugin_allowed
 
     check_plugin_allowed()
     settings = Settings(
-        default=default, allow_override=allow_override, allow_reverse=allow_reverse, allow_experts=allow_experts
+        default=default,
+        allow_override=allow_override,
+        allow_reverse=allow_reverse,
+        allow_experts=allow_experts,
+        base_model=base_model,
+        lock=str(locked.absolute()) if locked else None,
     )
     changed = settings.model_dump(exclude_defaults=True)
     command = [

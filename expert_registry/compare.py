@@ -1,0 +1,41 @@
+"""In what two rankings differ."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from expert_registry.ranking import Ranking
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Differences of two rankings."""
+
+    card: dict[str, tuple[Any, Any]]
+    """Field by field, the two values of what is not the same."""
+    top: int
+    """How many of the first experts were compared."""
+    shared: int | None
+    """How many of them both rankings have; None if the shapes differ."""
+    largest_change: tuple[int, int, float, float] | None
+    """Layer, expert and the two risk differences where they are furthest apart; None if the shapes differ."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_rankings(one: Ranking, two: Ranking, *, top: int) -> Comparison:
+    """Compare the cards, the first `top` experts and all risk differences of two rankings."""
+    fields_1, fields_2 = one.card.model_dump(mode="json"), two.card.model_dump(mode="json")
+    card = {name: (fields_1[name], fields_2[name]) for name in fields_1 if fields_1[name] != fields_2[name]}
+    top = min(top, one.counts.activations_1.size)
+    if one.shape != two.shape:
+        return Comparison(card, top, None, None)
+    first_1, first_2 = ({(e.layer, e.expert) for e in ranking.experts()[:top]} for ranking in (one, two))
+    before, after = one.counts.risk_difference(), two.counts.risk_difference()
+    row, expert = np.unravel_index(int(np.argmax(np.abs(after - before))), before.shape)
+    change = (one.shape.layers[int(row)], int(expert), float(before[row, expert]), float(after[row, expert]))
+    return Comparison(card, top, len(first_1 & first_2), change)

@@ -1,0 +1,74 @@
+"""`steermoe eval`: one engine, several steerings, one file, one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or steermoe-lab.")],
+    profiles: Annotated[str, typer.Option(help="Steerings, separated by commas, such as none,digits,digits:reverse.")],
+    tasks: Annotated[str, typer.Option(help="Tasks or groups, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="File to write: outcomes of every example.")] = Path("steermoe-run.json"),
+    report: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
+    random: Annotated[int, typer.Option(help="Draws of as many random experts, per profile.", min=0)] = 0,
+    limit: Annotated[int | None, typer.Option(help="Documents per task, the first ones.", min=1)] = None,
+    margin: Annotated[float, typer.Option(help="What a control may lose; 0.03 is three points.")] = 0.03,
+    chat_template: Annotated[bool, typer.Option(help="Apply the model's chat template.")] = True,
+    responses: Annotated[bool, typer.Option(help="Keep the generated texts in the file; judges need them.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue the run in --out.")] = False,
+    plot: Annotated[bool, typer.Option(help="Draw the report's plot (needs matplotlib).")] = True,
+    include_path: Annotated[str | None, typer.Option(help="Folder with further tasks.")] = None,
+    metadata: Annotated[str, typer.Option(help="JSON object, as lm-eval's --metadata.")] = "{}",
+    engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
+) -> None:
+    """Evaluate a model under several steerings and compare them with the first that is none."""
+    from lm_eval_tasks.cli.needs import json_object, need_lm_eval
+
+    need_lm_eval()
+    from lm_eval_tasks import evaluation
+    from lm_eval_tasks.cli.show import print_comparison
+    from lm_eval_tasks.comparison import compare
+    from lm_eval_tasks.errors import ComparisonError
+    from lm_eval_tasks.lm_eval_files import read_any_run
+    from lm_eval_tasks.report import write_report
+    from lm_eval_tasks.run_file import Run, write_run
+    from vllm_steermoe_plugin.checkpoints import revision_of
+
+    names = evaluation.split_profiles(profiles)
+    chosen = [task.strip() for task in tasks.split(",") if task.strip()]
+    if out.exists() and not resume:
+        raise ComparisonError(f"{out} exists; continue it with --resume or give another --out")
+    options = evaluation.Options(
+        limit=limit,
+        chat_template=chat_template,
+        responses=responses,
+        include_path=include_path,
+        metadata=json_object(metadata, "--metadata"),
+    )
+    engine = json_object(engine_args, "--engine-args")
+    # Before the engine: what is misspelt should cost no start.
+    evaluation.task_manager(chosen, options)
+    done = read_any_run(out) if resume and out.exists() else None
+
+    from lm_eval_tasks.model import SteerMoEVLLM
+
+    steered = SteerMoEVLLM(pretrained=model, **engine)
+    revision = revision_of(model)
+
+    def keep(run: Run) -> None:
+        write_run(run, out)
+        typer.echo(f"{len(run.profiles)}/{len(plan)}  {run.profiles[-1].name}", err=True)
+
+    plan = evaluation.steerings(names, steered, random)
+    run = evaluation.evaluate(steered, plan, chosen, options, done=done, revision=revision, each=keep)
+    write_run(run, out)
+    typer.echo(str(out))
+    if len(run.profiles) > 1:
+        comparison = compare(run, margin=margin)
+        print_comparison(comparison)
+        for path in write_report(comparison, report, plots=plot) if report is not None else ():
+            typer.echo(str(path))

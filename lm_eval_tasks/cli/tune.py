@@ -1,0 +1,116 @@
+"""`steermoe tune`: how many experts of a ranking to steer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or steermoe-lab.")],
+    behaviour: Annotated[str, typer.Option(help="Behaviour, or behaviour@version.")],
+    tasks: Annotated[str, typer.Option(help="Tasks whose gain counts, separated by commas.")],
+    controls: Annotated[str, typer.Option(help="Tasks that must hold, separated by commas.")] = "",
+    test_tasks: Annotated[
+        str, typer.Option(help="Tasks and controls to judge on; default: the other half of the documents.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="Folder for log, result, plots; a log there is continued.")] = Path("tuned"),
+    reverse: Annotated[bool, typer.Option(help="Away from the behaviour.")] = False,
+    phases: Annotated[str, typer.Option(help="Phases to consider, separated by commas.")] = "both",
+    most: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Largest numbers to activate and deactivate; default: all that the ranking has."),
+    ] = None,
+    budget: Annotated[int, typer.Option(help="How many settings to try.", min=1)] = 40,
+    margin: Annotated[float, typer.Option(help="What a control may lose; 0.03 is three points.")] = 0.03,
+    chat_template: Annotated[bool, typer.Option(help="Apply the model's chat template.")] = True,
+    publish: Annotated[bool, typer.Option(help="Store the numbers as a new version in your registry.")] = False,
+    plot: Annotated[bool, typer.Option(help="Draw the plots (needs matplotlib).")] = True,
+    engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
+) -> None:
+    """Search for the numbers of experts with the largest gain and the controls held; judge them on other documents."""
+    from lm_eval_tasks.cli.needs import json_object, need_lm_eval
+
+    need_lm_eval()
+    from expert_registry import Registry
+    from expert_registry.errors import RequestError, one_of
+    from lm_eval_tasks import tune_run
+    from lm_eval_tasks.cli.show import print_comparison
+    from lm_eval_tasks.evaluation import Options, task_manager
+    from lm_eval_tasks.tune_log import TuneLog
+    from lm_eval_tasks.tune_result import print_front, store
+    from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint
+    from vllm_steermoe_plugin.profile import PHASES, Phase
+    from vllm_steermoe_plugin.request import parse_request
+
+    named = parse_request(behaviour).named
+    if len(named) != 1 or behaviour.strip().partition(":")[1]:
+        raise RequestError(f"--behaviour {behaviour!r:.80}: name one behaviour, such as digits or digits@2")
+    gains, held = _names(tasks), _names(controls)
+    wanted = _names(phases)
+    unknown = [phase for phase in wanted if phase not in PHASES]
+    if unknown or not wanted or not gains:
+        raise RequestError(one_of(unknown[0], PHASES, "phase") if unknown else "--tasks and --phases name nothing")
+    engine = json_object(engine_args, "--engine-args")
+    found = Registry.default().find(
+        names_of(resolve_checkpoint(model), [model]), named[0].behaviour, version=named[0].version
+    )
+    manager = task_manager([*gains, *held, *_names(test_tasks)], Options())
+    tuning, test = ({}, {}) if test_tasks else tune_run.split_documents(manager, [*gains, *held])
+    possible = tune_run.largest_numbers(found.ranking, reverse)
+    goal = tune_run.Goal(
+        behaviour=named[0].behaviour,
+        reverse=reverse,
+        tasks=tuple(gains),
+        controls=tuple(held),
+        margin=margin,
+        phases=cast("tuple[Phase, ...]", tuple(wanted)),
+        most=(min(possible[0], most[0]), min(possible[1], most[1])) if most else possible,
+        budget=budget,
+    )
+    header = {
+        "model": model,
+        "ranking": found.entry.name,
+        "sha256": found.sha256,
+        "reverse": reverse,
+        "tasks": gains,
+        "controls": held,
+        "split": bool(tuning),
+        "chat_template": chat_template,
+    }
+    log = TuneLog.open(out / "log.jsonl", header)
+
+    from lm_eval_tasks.model import SteerMoEVLLM
+
+    steered = SteerMoEVLLM(pretrained=model, **engine)
+    tried = tune_run.run_search(
+        steered,
+        goal,
+        found,
+        Options(chat_template=chat_template, responses=False, samples=tuning or None),
+        log,
+        lambda one: typer.echo(f"{one.setting.options()}  gain {one.gain:+.3f}  control {one.control:+.3f}", err=True),
+    )
+    chosen = print_front(tried, goal.margin)
+    if chosen is None:
+        store(out, goal, found, tried, None, None, plot=plot)
+        raise RequestError(f"no setting gained anything with the controls held; all {len(tried)} are in {log.path}")
+    judged = _names(test_tasks) or [*gains, *held]
+    options = Options(chat_template=chat_template, responses=False, samples=test or None)
+    run, comparison = tune_run.judge(steered, goal, found, chosen.setting, judged, options)
+    print_comparison(comparison)
+    store(out, goal, found, tried, run, comparison, plot=plot)
+    typer.echo(json.dumps({"request": goal.text(found, chosen.setting), "out": str(out)}))
+    if publish:
+        from expert_registry.registry import publish as publish_ranking
+        from expert_registry.registry import user_folder
+
+        ranking = tune_run.new_version(found, goal, chosen.setting, comparison, Registry.default())
+        typer.echo(str(publish_ranking(ranking, user_folder())))
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -1,0 +1,1 @@
+"""What steering must not cost: reading comprehension, answering harmless requests, fluent text."""

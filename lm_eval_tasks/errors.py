@@ -1,0 +1,17 @@
+"""Errors of evaluating and comparing."""
+
+from __future__ import annotations
+
+from expert_registry.errors import SteerMoEError
+
+
+class DataError(SteerMoEError):
+    """A data set cannot be had, or is not in the form that its task reads."""
+
+
+class ComparisonError(SteerMoEError):
+    """Runs do not pair, or a file holds no run."""
+
+
+class JudgeError(SteerMoEError):
+    """A judge cannot be reached, or answers what cannot be read."""

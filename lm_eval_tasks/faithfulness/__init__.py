@@ -1,0 +1,1 @@
+"""The paper's five faithfulness sets: does the answer follow the given document?"""

@@ -1,0 +1,184 @@
+"""A comparison as Markdown, as one HTML file, and as plots."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval_tasks.comparison import Comparison
+from lm_eval_tasks.intervals import Interval
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, head, rows."""
+
+_STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
+    "table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.25em .6em;text-align:left}"
+    "th{background:#f2f2f2}img{max-width:100%}"
+)
+
+
+def write_report(comparison: Comparison, folder: Path, *, plots: bool = True) -> list[Path]:
+    """Write `report.md`, `report.html`, `comparison.json` and, unless not wanted, `changes.png`.
+
+    Raises:
+        ImportError: plots are wanted and matplotlib is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in ("report.md", "report.html", "comparison.json")]
+    picture = None
+    if plots:
+        from lm_eval_tasks.plots import draw_changes
+
+        picture = folder / "changes.png"
+        draw_changes(comparison, picture)
+        paths.append(picture)
+    paths[0].write_text(markdown(comparison, picture.name if picture else None), encoding="utf-8")
+    paths[1].write_text(as_html(comparison, picture), encoding="utf-8")
+    paths[2].write_text(json.dumps(comparison.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return paths
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """What every form of the report shows."""
+    found = [_changes(comparison, control=False), _changes(comparison, control=True), _random(comparison)]
+    return [*(table for table in found if table[2]), _profiles(comparison), *_judges(comparison)]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """How to read the numbers, and what they were computed from."""
+    run = comparison.run
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
+    return [
+        f"Model {run.model}{f' ({run.revision})' if run.revision else ''}; run of {run.created}; {versions}.",
+        f"Baseline: {comparison.baseline}. Values in percent, changes in points; in brackets 95 % intervals: "
+        "Wilson's for rates, bootstrapped by example for changes.",
+        "p: McNemar's exact test over the examples; adjusted by Holm for all main metrics shown. Better and worse: the "
+        "interval excludes no change, and the (adjusted) p is below 0.05.",
+        f"A control held if its interval leaves no loss above {100 * comparison.margin:g} points; it dropped if it "
+        "lost more than that and the interval excludes none; else it is unclear, mostly for too few examples.",
+        "Random experts: as many as the profile has, drawn uniformly; p is the share of draws that moved at least "
+        "as far.",
+    ]
+
+
+def markdown(comparison: Comparison, picture: str | None = None) -> str:
+    """The report as Markdown."""
+    parts = [f"# Steering {_cell(comparison.run.model)}", *notes(comparison)]
+    if picture:
+        parts.append(f"![changes]({picture})")
+    for title, head, rows in tables(comparison):
+        lines = [_line(head), _line(["---"] * len(head)), *(_line([_cell(cell) for cell in row]) for row in rows)]
+        parts += [f"## {title}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_html(comparison: Comparison, picture: Path | None = None) -> str:
+    """The report as one HTML file that needs no other."""
+    body = [f"<h1>Steering {html.escape(comparison.run.model)}</h1>"]
+    body += [f"<p>{html.escape(note)}</p>" for note in notes(comparison)]
+    if picture is not None:
+        data = base64.b64encode(picture.read_bytes()).decode()
+        body.append(f'<img alt="changes" src="data:image/png;base64,{data}">')
+    for title, head, rows in tables(comparison):
+        cells = "".join(_row("td", row) for row in rows)
+        body.append(f"<h2>{html.escape(title)}</h2><table>{_row('th', head)}{cells}</table>")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>steermoe compare</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    )
+
+
+def percent(interval: Interval, *, sign: bool = False) -> str:
+    """Such as `52.1 [45.0, 59.1]`."""
+    form = "+.1f" if sign else ".1f"
+    return f"{100 * interval.value:{form}} [{100 * interval.low:{form}}, {100 * interval.high:{form}}]"
+
+
+def _changes(comparison: Comparison, control: bool) -> Table:
+    head = ["task", "metric", "profile", "n", "before", "after", "change", "p", "p adjusted", "verdict"]
+    rows = [
+        [
+            c.task,
+            f"{c.metric}{'' if c.higher_is_better else ' (lower is better)'}",
+            c.profile,
+            str(c.change.n),
+            percent(c.before),
+            percent(c.after),
+            percent(c.change, sign=True),
+            _p(c.p),
+            _p(c.adjusted),
+            c.verdict,
+        ]
+        for c in comparison.changes
+        if c.control is control
+    ]
+    return ("Controls" if control else "Changes", head, rows)
+
+
+def _random(comparison: Comparison) -> Table:
+    head = ["task", "metric", "profile", "change", "random: mean", "random: range", "draws", "p"]
+    rows = [
+        [
+            one.task,
+            one.metric,
+            one.profile,
+            f"{100 * one.change:+.1f}",
+            percent(one.mean, sign=True),
+            f"{100 * min(one.changes):+.1f} to {100 * max(one.changes):+.1f}",
+            str(len(one.changes)),
+            _p(one.p),
+        ]
+        for one in comparison.random
+    ]
+    return ("Against random experts", head, rows)
+
+
+def _profiles(comparison: Comparison) -> Table:
+    head = ["profile", "experts activated/deactivated", "rankings", "digest", "requests steered"]
+    rows = []
+    for profile in comparison.run.profiles:
+        steering = profile.steering
+        sources = ", ".join(
+            f"{source.get('ranking')} (sha256 {str(source.get('sha256'))[:12]})"
+            for source in steering.get("sources") or []
+            if isinstance(source, dict)
+        )
+        rows.append(
+            [
+                profile.name,
+                f"{steering.get('activated', '?')}/{steering.get('deactivated', '?')}",
+                sources,
+                str(steering.get("digest") or "")[:12],
+                f"{steering.get('steered_requests', '?')} of {steering.get('requests', '?')}",
+            ]
+        )
+    return ("Profiles", head, rows)
+
+
+def _judges(comparison: Comparison) -> Iterable[Table]:
+    if comparison.run.judges:
+        rows = [[metric, json.dumps(value, sort_keys=True)] for metric, value in comparison.run.judges.items()]
+        yield ("Judges", ["metric", "by"], rows)
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Names come from files: none may end a cell or become markup."""
+    flat = " ".join(text.split())
+    return html.escape(flat, quote=False).replace("|", "\\|").replace("`", "'")
+
+
+def _row(tag: str, cells: Sequence[Any]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"

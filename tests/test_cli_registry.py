@@ -1,0 +1,183 @@
+"""`steermoe registry`: every sub-command, by what it prints, stores and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from loopback import Loopback
+from released import LICENSE, MODEL, index_of
+from test_ranking_format import make_ranking
+from typer.testing import CliRunner, Result
+
+from expert_registry import read_ranking, write_ranking
+from expert_registry.errors import PolicyError, RankingFormatError, RequestError, SteerMoEError, UnknownRankingError
+from expert_registry.registry import publish
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.cli import app
+
+RUN = CliRunner()
+DATA = Path(__file__).parent / "data"
+RANKING = make_ranking(7, layers=(0, 1, 2))
+TABLES = {"safety": (DATA / "released-11-columns.pkl").read_bytes()}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder with two versions of a ranking; the working directory is empty."""
+    folder = tmp_path / "mine"
+    for version in (1, 2):
+        publish(make_ranking(version, version=version), folder)
+    monkeypatch.setenv("STEERMOE_REGISTRY", str(folder))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return folder
+
+
+def registry(*arguments: object) -> Result:
+    return RUN.invoke(app, ["registry", *(str(argument) for argument in arguments)], env={"COLUMNS": "250"})
+
+
+def fine(*arguments: object) -> str:
+    done = registry(*arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+def refused(error: type[SteerMoEError], *arguments: object) -> str:
+    done = registry(*arguments)
+    assert done.exit_code == 1 and isinstance(done.exception, error), (done.output, done.exception)
+    return str(done.exception)
+
+
+def test_list_shows_mine_and_bundled_and_marks_what_is_bad(mine: Path) -> None:
+    (mine / "org--tiny-moe" / "digits" / "v1.safetensors").write_bytes(b"x")
+    (mine / "org--tiny-moe" / "digits" / "status.json").write_text('{"withdrawn": {"2": {"reason": "noisy"}}}')
+    rows = json.loads(fine("list", "--json"))
+    assert [row["status"][:16] for row in rows[:2]] == ["damaged: " + str(mine)[:7], "withdrawn: noisy"]
+    assert {row["model"] for row in rows} >= {lab.NAME, MODEL}
+    assert "withdrawn: noisy" in fine("list")
+
+
+def test_list_shows_what_can_be_pulled(mine: Path) -> None:
+    rows = json.loads(fine("list", "--pullable", "--json"))
+    assert len(rows) == 12 and all(len(row["sha256"]) == 64 and row["repository"] for row in rows)
+    assert "Qwen/Qwen3-30B-A3B" in fine("list", "--pullable")
+
+
+def test_show_takes_aliases_versions_folders_and_pins(mine: Path) -> None:
+    first = json.loads(fine("show", "ORG/tiny-moe", "digits@1", "--json"))
+    assert first["card"]["version"] == 1 and "rejected" in first["trace"][0]
+    assert json.loads(fine("show", MODEL, "digits@latest", "--json"))["card"]["version"] == 2
+    assert json.loads(fine("show", MODEL, "digits", "--sha256", first["sha256"], "--json"))["card"]["version"] == 1
+    assert json.loads(fine("show", "me/tuned", "digits", "--base-model", MODEL, "--json"))["card"]["version"] == 2
+    assert json.loads(fine("show", lab.MODEL_DIR, "digits", "--json"))["card"]["model"]["id"] == lab.NAME
+    assert "revision" in fine("show", MODEL, "digits", "--revision", "abc")
+    assert "a version is a number" in refused(UnknownRankingError, "show", MODEL, "digits@first")
+
+
+def test_verify_finds_the_damaged_the_misplaced_and_the_unlocked(mine: Path) -> None:
+    assert "BAD" not in fine("verify")
+    fine("lock", f"{MODEL}/digits")
+    assert "BAD" not in fine("verify", "--locked", "steermoe.lock")
+    place = mine / "org--tiny-moe" / "digits"
+    (place / "v2.safetensors").unlink()
+    publish(make_ranking(99, version=2), mine)
+    done = registry("verify", MODEL, "--locked", "steermoe.lock")
+    assert done.exit_code == 1 and "BAD   org--tiny-moe/digits@2" in done.stdout and "the lock file pins" in done.stdout
+    (place / "v2.safetensors").write_bytes((place / "v1.safetensors").read_bytes())
+    (place / "v1.safetensors").write_bytes(b"junk")
+    done = registry("verify", MODEL, "digits", "--json")
+    problems = [row["problem"] for row in json.loads(done.stdout)]
+    assert done.exit_code == 1 and "not a ranking file" in problems[0] and "in the wrong place" in problems[1]
+    for path in place.iterdir():
+        path.unlink()
+    assert "locked, but not there" in registry("verify", "--locked", "steermoe.lock").stdout
+
+
+def test_lock_pins_and_the_lock_is_obeyed(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = json.loads(fine("lock", f"{MODEL}/digits@1", "--json"))
+    assert pins["org--tiny-moe/digits"]["version"] == 1
+    assert json.loads(Path("steermoe.lock").read_text())["rankings"] == pins
+    assert json.loads(fine("show", MODEL, "digits", "--locked", "steermoe.lock", "--json"))["card"]["version"] == 1
+    monkeypatch.setenv("STEERMOE_LOCK", "steermoe.lock")
+    assert json.loads(fine("show", MODEL, "digits", "--json"))["card"]["version"] == 1
+    assert "not in the lock file" in refused(UnknownRankingError, "show", lab.NAME, "digits")
+    assert len(json.loads(fine("lock", "--out", "all.lock", "--json"))) == 4
+    assert "only what is in a registry" in refused(
+        RequestError, "lock", mine / "org--tiny-moe" / "digits" / "v1.safetensors"
+    )
+
+
+def test_diff_says_what_changed(mine: Path) -> None:
+    assert "identical" in fine("diff", f"{MODEL}/digits@1", mine / "org--tiny-moe/digits/v1.safetensors")
+    text = fine("diff", f"{MODEL}/digits@1", f"{MODEL}/digits@2", "--top", "5")
+    assert "version\n  - 1\n  + 2" in text and "of the first 5 experts" in text and "largest change" in text
+    report = json.loads(fine("diff", f"{MODEL}/digits", f"{lab.NAME}/digits", "--json"))
+    assert report["shared"] is None and not report["identical"] and "num_experts" in report["card"]
+    assert "cannot be compared" in fine("diff", f"{MODEL}/digits", f"{lab.NAME}/digits")
+
+
+def test_export_and_add_move_a_ranking_without_changing_it(mine: Path) -> None:
+    fine("export", MODEL, "digits@1", "--out", "one.safetensors")
+    original = mine / "org--tiny-moe" / "digits" / "v1.safetensors"
+    assert Path("one.safetensors").read_bytes() == original.read_bytes()
+    fine("export", MODEL, "digits@1", "--out", "one.json")
+    value = json.loads(Path("one.json").read_text())
+    assert value["card"]["version"] == 1 and len(value["experts"]) == 18
+    assert value["experts"] == [list(expert) for expert in read_ranking(original).experts()]
+    assert "immutable" in refused(RankingFormatError, "export", MODEL, "digits", "--out", "one.json")
+    assert ".safetensors or .json" in refused(RequestError, "export", MODEL, "digits", "--out", "one.csv")
+    assert fine("add", "one.safetensors", "--folder", "other").startswith("stored")
+    assert fine("add", "one.safetensors", "--folder", "other").startswith("there already")
+    assert "there already" in fine("add", "one.safetensors")
+    write_ranking(make_ranking(55), Path("two.safetensors"))
+    assert "immutable" in refused(RankingFormatError, "add", "two.safetensors")
+    assert "not a ranking file" in refused(RankingFormatError, "add", "one.json")
+
+
+def test_publish_copies_mine_only_and_never_replaces(mine: Path) -> None:
+    assert fine("publish", "shared").count("published") == 2
+    assert fine("publish", "shared", MODEL, "digits").count("there already") == 2
+    assert not Path("shared", lab.NAME).exists()
+    publish(make_ranking(77), Path("clash"))
+    assert "immutable" in refused(RankingFormatError, "publish", "clash")
+    assert "nothing to publish" in refused(UnknownRankingError, "publish", "shared", "no/body")
+
+
+def write_index(url: str) -> str:
+    Path("index.json").write_text(index_of(TABLES, RANKING, url).model_dump_json())
+    return "index.json"
+
+
+def test_pull_shows_the_licence_first_and_publishes_only_when_told(mine: Path) -> None:
+    with Loopback({"/tables/[safety].pkl": TABLES["safety"], "/LICENSE": LICENSE}) as server:
+        index = write_index(server.url)
+        done = registry("pull", MODEL, "--index", index)
+        assert done.exit_code == 1 and isinstance(done.exception, PolicyError)
+        assert LICENSE.decode() in done.stdout and "--accept-license" in str(done.exception)
+        assert [path for path, _ in server.requests] == ["/LICENSE"]
+        assert "stored" in fine("pull", MODEL, "safe", "--index", index, "--accept-license")
+        Path("index.json").write_text(index_of(TABLES, RANKING).model_dump_json())
+        again = fine("pull", MODEL, "--index", index, "--accept-license", "--source-url", server.url)
+        assert "there already" in again
+    text = fine("show", MODEL, "safe")
+    assert "converted from org/release" in text and "reversed: activate 2, deactivate 1" in text
+    assert "left out: org--tiny-moe/safety@1" in fine("publish", "a")
+    assert not Path("a/org--tiny-moe/safety").exists()
+    assert "not yours to publish" in refused(RankingFormatError, "publish", "a", MODEL, "safety")
+    assert fine("publish", "a", "--include-converted").count("published") == 1
+
+
+def test_import_shows_the_licence_first(mine: Path) -> None:
+    index = write_index("http://127.0.0.1:9/")
+    Path("release").mkdir()
+    Path("release", "[safety].pkl").write_bytes(TABLES["safety"])
+    Path("release", "LICENSE").write_bytes(LICENSE)
+    done = registry("import", "release", "--index", index)
+    assert isinstance(done.exception, PolicyError) and LICENSE.decode() in done.stdout
+    assert not (mine / "org--tiny-moe" / "safety").exists()
+    assert "stored" in fine("import", "release", "--index", index, "--accept-license")
+    assert json.loads(fine("show", MODEL, "safe", "--json"))["tokens"] == [40, 50]
