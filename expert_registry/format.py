@@ -13,6 +13,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from expert_registry.card import RankingCard
+from expert_registry.clusters import SUMMARY_AXES, ClusterSummary
 from expert_registry.documents import parse_document
 from expert_registry.errors import ProfileError, RankingFormatError
 from expert_registry.files import read_bounded, write_atomic
@@ -29,6 +30,9 @@ def dump_ranking(ranking: Ranking) -> bytes:
     """The file's bytes; equal rankings give equal bytes."""
     ranking.counts.check(ranking.shape)
     tensors = {name: np.ascontiguousarray(getattr(ranking.counts, name), dtype=np.int64) for name in _NDIM}
+    if ranking.clusters is not None:
+        ranking.clusters.check(ranking.counts, ranking.shape)
+        tensors |= ranking.clusters.tensors()
     return save_tensors(tensors, metadata={CARD_KEY: _card_json(ranking.card)})
 
 
@@ -100,17 +104,22 @@ def parse_ranking(data: bytes, name: str) -> Ranking:
         tensors = load_tensors(data)
     except SafetensorError as error:
         raise RankingFormatError(f"{name} is not a safetensors file: {error}") from None
-    if set(tensors) != set(_NDIM):
-        raise RankingFormatError(f"{name} holds tensors {sorted(tensors)}; a ranking holds {sorted(_NDIM)}")
-    for key, ndim in _NDIM.items():
+    axes = _NDIM | SUMMARY_AXES if set(tensors) & set(SUMMARY_AXES) else _NDIM
+    if set(tensors) != set(axes):
+        raise RankingFormatError(f"{name} holds tensors {sorted(tensors)}; a ranking holds {sorted(axes)}")
+    for key, ndim in axes.items():
         if tensors[key].dtype != np.int64 or tensors[key].ndim != ndim:
             found = f"{tensors[key].dtype} with {tensors[key].ndim} axes"
             raise RankingFormatError(f"{name}: {key} must be int64 with {ndim} axes, got {found}")
     if tensors["tokens"].shape != (2,):
         raise RankingFormatError(f"{name}: tokens must have shape [2], got {list(tensors['tokens'].shape)}")
-    ranking = Ranking(RoutingCounts(**tensors), card)
+    counts = RoutingCounts(**{key: tensors[key] for key in _NDIM})
+    clusters = ClusterSummary(**{key: tensors[key] for key in SUMMARY_AXES}) if axes is not _NDIM else None
+    ranking = Ranking(counts, card, clusters)
     try:
-        ranking.counts.check(ranking.shape)
+        counts.check(ranking.shape)
+        if clusters is not None:
+            clusters.check(counts, ranking.shape)
     except (RankingFormatError, ProfileError) as error:
         raise RankingFormatError(f"{name}: {error}") from None
     return ranking

@@ -6,7 +6,7 @@ Axes: L MoE layers, E routed experts per layer, K experts per token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from expert_registry.card import RankingCard
 from expert_registry.errors import RankingFormatError
 from expert_registry.shape import MoEShape
+
+if TYPE_CHECKING:
+    from expert_registry.clusters import ClusterSummary
 
 Counts = NDArray[np.int64]
 
@@ -86,6 +89,8 @@ class Ranking:
 
     counts: RoutingCounts
     card: RankingCard
+    clusters: ClusterSummary | None = None
+    """What standard errors by example need; None in rankings that were made without."""
 
     @property
     def shape(self) -> MoEShape:

@@ -88,7 +88,7 @@ def test_plot_writes_a_picture(tmp_path: Path) -> None:
         (("registry", "show", lab.NAME, "digits@9"), "digits@9"),
         (("registry", "show", lab.NAME, "digits@x"), "a version is a number"),
         (("detect", "--out", "x"), "either --pairs FILE or --recipe NAME"),
-        (("detect", "--out", "x", "--model", "some/model", "--recipe", "digits"), "invented world"),
+        (("detect", "--out", "x", "--model", "some/model", "--recipe", "refusal"), "invented world"),
         (("detect", "--out", "x", "--recipe", "singing"), "unknown recipe 'singing'"),
         (("detect", "--out", "x", "--pairs", "missing.jsonl", "--behaviour", "b"), "cannot read missing.jsonl"),
         (("plot", "pyproject.toml"), "not a ranking file"),

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from vllm_steermoe_plugin.pairs import MAX_LINE, ChatMessage, PairsError, PairSet, Side, read_pairs
-from vllm_steermoe_plugin.spans import encode_side
+from vllm_steermoe_plugin.spans import TokenSpan, balanced, encode_side
 
 ALPHABET = sorted("abcdefghijklmnopqrstuvwxyz .,:?!<|>_\n0123456789")
 MERGES = [(" ", "b"), ("a", "b")]
@@ -217,3 +217,127 @@ def test_an_answer_that_the_template_changes_is_refused_rather_than_guessed(toke
         assert trimmed == plain
     finally:
         tokenizer.chat_template = TEMPLATE
+
+
+MESSAGES = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": "q yes"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "why yes?"},
+    {"role": "assistant", "content": "a yes b"},
+]
+
+
+@pytest.mark.parametrize(
+    ("count", "covers"),
+    [
+        ("assistant", ["yes", "a yes b"]),
+        ("user", ["q yes", "why yes?"]),
+        ("system", ["be kind"]),
+        ([4, 2, 5], ["yes"]),
+        ([1, 0, 1], ["q"]),
+        (None, ["a yes b"]),
+    ],
+)
+def test_what_counts_may_be_a_role_or_characters(
+    tmp_path: Path, tokenizer: Any, count: object, covers: list[str]
+) -> None:
+    pairs = read_pairs(write(tmp_path, {"messages_1": MESSAGES, "messages_2": MESSAGES, "count_1": count}))
+    side = pairs.pairs[0].side_1
+    span = encode_side(side, tokenizer, "here")
+    tokens = tokenizer.convert_ids_to_tokens(span.token_ids)
+    assert ["".join(tokens[start:stop]) for start, stop in span.ranges] == covers
+    assert span.tokens == sum(stop - start for start, stop in span.ranges) and span.merged == 0
+
+
+def test_all_counts_the_template_too_and_a_default_fills_what_is_not_said(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path, CHAT | {"count_1": "assistant"}, {"text_1": "one", "text_2": "two", "target_1": "n"})
+    one, two = read_pairs(path, count="all").pairs
+    assert encode_side(one.side_2, tokenizer, "h").tokens == len(encode_side(one.side_2, tokenizer, "h").token_ids)
+    assert encode_side(one.side_1, tokenizer, "h").tokens == 3
+    assert encode_side(two.side_1, tokenizer, "h").tokens == 1
+
+
+def test_characters_of_a_text_count_and_merged_tokens_are_reported(tmp_path: Path, tokenizer: Any) -> None:
+    side = read_pairs(write(tmp_path, {"text_1": "xabx", "text_2": "x", "count_1": [2, 4]})).pairs[0].side_1
+    assert counted(side, tokenizer) == "abx"
+    assert encode_side(side, tokenizer, "here").merged == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        (TEXT | {"target_1": "o", "count_1": "all"}, "target_1 and count_1"),
+        (TEXT | {"count_1": [0, 1, 2]}, r"\[start, stop\] of a text"),
+        (CHAT | {"count_2": [0, 1]}, r"count_2 is .*\[message, start, stop\] of a chat"),
+        (TEXT | {"count_1": [0, -1]}, "count_1"),
+        (TEXT | {"count_1": True}, "count_1"),
+    ],
+)
+def test_a_bad_count_is_refused_by_name(tmp_path: Path, line: object, names: str) -> None:
+    with pytest.raises(PairsError, match="line 1.*" + names):
+        read_pairs(write(tmp_path, line))
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        (TEXT | {"count_1": [2, 9]}, "characters 2 to 9 of 'one', which has 3"),
+        (TEXT | {"count_1": [2, 2]}, "characters 2 to 2"),
+        (TEXT | {"count_1": "assistant"}, "plain text"),
+        (CHAT | {"count_1": "system"}, "no message of role 'system'"),
+        (CHAT | {"count_1": [2, 0, 1]}, "characters of message 2 count, but there are 2"),
+    ],
+)
+def test_a_count_that_is_not_there_is_refused(tmp_path: Path, tokenizer: Any, line: object, names: str) -> None:
+    pair = read_pairs(write(tmp_path, line)).pairs[0]
+    with pytest.raises(PairsError, match=names):
+        encode_side(pair.side_1, tokenizer, "here")
+
+
+def test_characters_of_a_message_that_the_template_trims(tmp_path: Path, tokenizer: Any) -> None:
+    messages = [{"role": "user", "content": "  one two "}]
+    line = {"messages_1": messages, "messages_2": messages, "count_1": [0, 6, 9], "count_2": [0, 0, 2]}
+    pair = read_pairs(write(tmp_path, line)).pairs[0]
+    try:
+        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
+        span = encode_side(pair.side_1, tokenizer, "here")
+        assert tokenizer.convert_ids_to_tokens(span.token_ids)[span.start : span.stop] == list("two")
+        with pytest.raises(PairsError, match="leaves out the counted characters"):
+            encode_side(pair.side_2, tokenizer, "here")
+    finally:
+        tokenizer.chat_template = TEMPLATE
+
+
+def test_a_model_without_a_template_and_a_template_without_the_role(tokenizer: Any) -> None:
+    side = chat(("user", "one"), ("assistant", "yes"))
+    try:
+        tokenizer.chat_template = None
+        tokenizer.add_tokens(["U", "A"])
+        span = encode_side(side, tokenizer, "here")
+        assert tokenizer.convert_ids_to_tokens(span.token_ids[:1]) == ["<bos>"]
+        assert tokenizer.convert_ids_to_tokens(span.token_ids[span.start : span.stop]) == list("yes")
+        tokenizer.chat_template = "{{ raise_exception('no system role here') }}"
+        with pytest.raises(PairsError, match=r"here: .*refuses the roles \['user', 'assistant'\]: no system role"):
+            encode_side(side, tokenizer, "here")
+    finally:
+        tokenizer.chat_template = TEMPLATE
+
+
+def test_bad_lines_are_skipped_only_when_asked(tmp_path: Path) -> None:
+    path = write(tmp_path, TEXT, b"{", TEXT, {"text_1": "x"})
+    with pytest.raises(PairsError, match="line 2"):
+        read_pairs(path)
+    pairs = read_pairs(path, skip_bad=True)
+    assert len(pairs.pairs) == 2 and [text.split(":")[0] for text in pairs.skipped] == [
+        "pairs.jsonl, line 2", "pairs.jsonl, line 4"
+    ]  # fmt: skip
+    with pytest.raises(PairsError, match=r"holds no pairs; the first bad one: pairs.jsonl, line 1"):
+        read_pairs(write(tmp_path, b"{"), skip_bad=True)
+
+
+def test_balanced_spans_keep_the_beginning_of_both() -> None:
+    one, two = TokenSpan(tuple(range(20)), ((2, 4), (6, 9))), TokenSpan(tuple(range(9)), ((1, 4),))
+    short, same = balanced(one, two)
+    assert short.ranges == ((2, 4), (6, 7)) and same == two and short.token_ids == one.token_ids
+    assert balanced(two, one)[1].tokens == 3

@@ -107,7 +107,7 @@ def test_a_section_is_read() -> None:
         ({"default": {"activate": {}}}, r"'default'"),
         ({"count_groups": True}, r"'count_groups'"),
         ({"count_groups": -1}, r"'count_groups'"),
-        ({"count_groups": 65}, r"'count_groups'"),
+        ({"count_groups": 1025}, r"'count_groups'"),
         ({"count_groups": 2.0}, r"'count_groups'"),
         ([], r"'steermoe'.*known settings"),
         (True, r"'steermoe'"),

@@ -344,6 +344,27 @@ def test_what_came_past_the_front_end_is_checked_again(
     assert state.steered_requests == 0
 
 
+def test_each_token_may_have_its_own_group() -> None:
+    """In pieces, and once though a preempted request computes its tokens again."""
+    state = make_state(SHAPE.layers, groups=5)
+    spans = CountedSpans(2, ((1, 3), (6, 8)), each=True)
+    assert spans.last_group == 5 and CountedSpans.from_json(spans.to_json()) == spans
+    state.admit("r", arguments(None, spans), 9)
+    for start, stop in ((0, 2), (0, 2), (2, 7), (7, 9)):
+        state.begin_step([BatchRow("r", start, stop - start)])
+        selected = torch.tensor([[position % 4, 5] for position in range(start, stop)])
+        for row in range(len(SHAPE.layers)):
+            count_(selected, state.counters, state.token_groups, row)
+    selections, tokens = state.read_counts()
+    assert tokens.tolist() == [0, 1, 1, 1, 1]
+    for group, position in ((2, 1), (3, 2), (4, 6), (5, 7)):
+        expected = np.zeros(SHAPE.num_experts, dtype=np.int64)
+        expected[[position % 4, 5]] = 1
+        assert (selections[group - 1] == expected).all()
+    with pytest.raises(EngineError, match="group 6"):
+        state.admit("s", arguments(None, CountedSpans(3, ((0, 4),), each=True)), 9)
+
+
 def test_a_state_that_does_not_count_refuses_to() -> None:
     state = make_state(groups=0)
     assert state.groups == 0

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-import expert_registry
-from expert_registry import DataRef, ModelRef, Ranking, RankingCard, Recommended, RoutingCounts
+from expert_registry import DataRef, ExampleSums, ModelRef, Ranking, RankingCard, Recommended, rank_experts
+from expert_registry.errors import EngineError
+from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.architectures import shape_of
-from vllm_steermoe_plugin.counting import CountedSpans
-from vllm_steermoe_plugin.engine import read_counts
+from vllm_steermoe_plugin.checkpoints import revision_of
+from vllm_steermoe_plugin.engine import count_groups
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, count_pairs, encode_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
-from vllm_steermoe_plugin.request import NONE
-from vllm_steermoe_plugin.spans import SPAN_RULE, TokenSpan, encode_side
-from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+from vllm_steermoe_plugin.resume import Progress, digest_of
+from vllm_steermoe_plugin.spans import SPAN_RULE
 from vllm_steermoe_plugin.versions import tool_versions
 
 if TYPE_CHECKING:
     from vllm import LLM
 
-SIDES = 2
-CHUNK = 256
-"""Texts handed to the engine at a time: enough to fill its batches, few enough for a lively progress bar."""
+STABLE_CHUNKS = 5
+"""Early stop: over how many chunks the top of the ranking must not have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,48 +43,100 @@ class Behaviour:
     version: int = 1
 
 
-def detect(engine: LLM, model_id: str, pairs: PairSet, behaviour: Behaviour, revision: str = "") -> Ranking:
+@dataclass(frozen=True, slots=True)
+class DetectionOptions:
+    """How to count.
+
+    Attributes:
+        balance: count only as many tokens of the longer side of each pair as the shorter has.
+        skip_bad: leave out pairs that cannot be encoded, and say so, instead of stopping.
+        permutations: of the permutation test; 0 for none.
+        seed: of the permutations and of the halves.
+        stop_when_stable: stop when the first so many experts have been the same, in any order, for
+            `STABLE_CHUNKS` chunks; None to count all pairs.
+        checkpoint: file to go on from after a kill, removed at the end; None for none.
+        checkpoint_every: seconds between two writings of it.
+        report: told in words what was skipped, resumed or stopped.
+    """
+
+    balance: bool = False
+    skip_bad: bool = False
+    permutations: int = 999
+    seed: int = 0
+    stop_when_stable: int | None = None
+    checkpoint: Path | None = None
+    checkpoint_every: float = 30.0
+    report: Callable[[str], None] = field(default=lambda text: None)
+
+
+def detect(
+    engine: LLM,
+    model_id: str,
+    pairs: PairSet,
+    behaviour: Behaviour,
+    revision: str = "",
+    options: DetectionOptions | None = None,
+) -> Ranking:
     """Count the routing of both sides of `pairs` in a running engine and rank the experts.
 
     Each text is one prompt in vLLM's normal batches; the counted positions are counted on the
-    device, from the experts that the router really selected.
+    device, from the experts that the router really selected. Memory does not grow with the pairs.
 
     Args:
-        engine: started with the setting `count_groups` of at least 2 (see `start_engine`).
+        engine: started with the setting `count_groups`, best `COUNT_GROUPS` (see `start_engine`).
         model_id: name under which the ranking will be looked up.
         pairs: side 1 shows the behaviour.
         behaviour: goes into the card.
         revision: of the checkpoint.
+        options: see there.
 
     Raises:
         PairsError: a pair cannot be encoded or is longer than the context.
-        EngineError: the engine does not count, or counted inconsistently.
+        EngineError: the model has no routed experts that can be counted, or the engine does not count.
     """
+    options = options or DetectionOptions()
     config = engine.llm_engine.vllm_config.model_config
     shape = shape_of(config.hf_text_config)
-    tokenizer = engine.get_tokenizer()
-    texts: list[tuple[int, TokenSpan]] = []
-    for pair in track(pairs.pairs, "tokenise"):
-        for group, side in ((1, pair.side_1), (2, pair.side_2)):
-            span = encode_side(side, tokenizer, f"{pair.origin}, side {group}")
-            if len(span.token_ids) >= config.max_model_len:
-                raise PairsError(
-                    f"{pair.origin}, side {group}: {len(span.token_ids)} tokens, but the context holds "
-                    f"{config.max_model_len} with the one that is generated"
-                )
-            texts.append((group, span))
-    engine.collective_rpc("steermoe_reset_counts")
-    chunks = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
-    for chunk in track(chunks, f"count {behaviour.name}"):
-        _count(engine, chunk)
-    selections, tokens = read_counts(engine, shape.layers)
-    counts = RoutingCounts(
-        activations_1=selections[0],
-        activations_2=selections[1],
-        tokens=tokens[:SIDES],
-        layers=np.asarray(shape.layers, dtype=np.int64),
+    groups = count_groups(engine)
+    if groups < SIDES:
+        raise EngineError(
+            f"this engine counts {groups} groups; start it with the setting 'count_groups' at {COUNT_GROUPS}"
+        )
+    sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
+    progress = Progress(sums, list(pairs.skipped))
+    digest = digest_of(
+        model_id,
+        revision or revision_of(model_id),
+        config.model,
+        config.dtype,
+        shape,
+        # Not only the file's hash: how its lines are read depends on more than the file.
+        [hashlib.sha256(repr(pair).encode()).digest() for pair in pairs.pairs],
+        options.balance,
+        options.permutations,
+        options.seed,
+        options.skip_bad,
     )
+    if options.checkpoint is not None and progress.resume(options.checkpoint, digest):
+        options.report(f"going on from {options.checkpoint}: {progress.done} of {len(pairs.pairs)} pairs are counted")
+    engine.collective_rpc("steermoe_reset_counts")
+    stopped = _count_all(engine, shape, pairs, progress, digest, groups // SIDES, options, behaviour.name)
+    if not sums.examples:
+        raise PairsError(f"{pairs.name}: no pair is left to count; the first bad one: {progress.skipped[0]}")
+    counts = sums.counts(shape.layers)
     counts.check(shape)
+    notes = [behaviour.note] if behaviour.note else []
+    if stopped:
+        notes.append(
+            f"Stopped after {progress.done} of {len(pairs.pairs)} pairs: the first {options.stop_when_stable} "
+            f"experts had not changed for {STABLE_CHUNKS} chunks."
+        )
+    if progress.skipped:
+        notes.append(f"{len(progress.skipped)} bad pairs were skipped.")
+    if progress.merged:
+        notes.append(f"{progress.merged} tokens reach over the edge of what is counted; they count.")
+    if not engine.get_tokenizer().chat_template:
+        notes.append("The model has no chat template; chats were written as lines 'Role: content'.")
     card = RankingCard(
         model=ModelRef(id=model_id, revision=revision, architecture=shape.architecture),
         num_experts=shape.num_experts,
@@ -91,34 +144,60 @@ def detect(engine: LLM, model_id: str, pairs: PairSet, behaviour: Behaviour, rev
         behaviour=behaviour.name,
         version=behaviour.version,
         sides=behaviour.sides,
-        data=DataRef(name=pairs.name, sha256=pairs.sha256, pairs=len(pairs.pairs)),
-        span=SPAN_RULE,
+        data=DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.examples),
+        span=SPAN_RULE + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
         safety=behaviour.safety,
         recommended=behaviour.recommended,
         tools=tool_versions(),
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
         license=behaviour.license,
-        note=behaviour.note,
+        note=" ".join(notes),
     )
-    return expert_registry.Ranking(counts, card)
+    if options.checkpoint is not None:
+        options.checkpoint.unlink(missing_ok=True)
+    return Ranking(counts, card, sums.summary())
 
 
-def _count(engine: LLM, texts: Sequence[tuple[int, TokenSpan]]) -> None:
-    """Prefill `texts`; the one token that vLLM must generate is not counted."""
-    from vllm import SamplingParams
+def _count_all(
+    engine: LLM,
+    shape: MoEShape,
+    pairs: PairSet,
+    progress: Progress,
+    digest: str,
+    chunk: int,
+    options: DetectionOptions,
+    name: str,
+) -> bool:
+    """Count chunk by chunk what is not counted yet; whether it stopped early."""
+    tops: list[frozenset[tuple[int, int]]] = []
+    # A chunk is added up beside the engine's work on the next one; `done` is set when it is.
+    with ThreadPoolExecutor(1, "steermoe-sums") as beside:
+        adding: Future[None] | None = None
+        for start in track(range(progress.done, len(pairs.pairs), chunk), f"count {name}"):
+            part = pairs.pairs[start : start + chunk]
+            encoded, skipped, merged = encode_pairs(
+                engine, part, start, balance=options.balance, skip_bad=options.skip_bad
+            )
+            for text in skipped:
+                options.report(f"skipped: {text}")
+            selections, tokens = count_pairs(engine, shape, encoded) if encoded else (None, None)
+            if adding is not None:
+                adding.result()
+                if options.checkpoint is not None:
+                    progress.save(options.checkpoint, digest, options.checkpoint_every)
+            numbers = [number for number, _, _ in encoded]
+            adding = beside.submit(progress.add, start + len(part), numbers, selections, tokens, skipped, merged)
+            if options.stop_when_stable is not None:
+                adding.result()
+                tops = [*tops[-STABLE_CHUNKS:], _top(progress, shape, options.stop_when_stable)]
+                if len(tops) > STABLE_CHUNKS and len(set(tops)) == 1 and progress.done < len(pairs.pairs):
+                    options.report(f"the top of the ranking is stable after {progress.done} pairs")
+                    return True
+        if adding is not None:
+            adding.result()
+    return False
 
-    prompts: list[Any] = [{"prompt_token_ids": list(span.token_ids)} for _, span in texts]
-    params = [
-        SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            detokenize=False,
-            extra_args={
-                COUNT_KEY: CountedSpans(group, ((span.start, span.stop),)).to_json(),
-                # An engine may have a default; detection looks at the model's own routing.
-                STEER_KEY: NONE,
-            },
-        )
-        for group, span in texts
-    ]
-    engine.generate(prompts, params, use_tqdm=False)
+
+def _top(progress: Progress, shape: MoEShape, number: int) -> frozenset[tuple[int, int]]:
+    ranked = rank_experts(progress.sums.counts(shape.layers))[:number] if progress.sums.examples else []
+    return frozenset((expert.layer, expert.expert) for expert in ranked)

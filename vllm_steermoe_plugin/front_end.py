@@ -138,8 +138,8 @@ class FrontEnd:
         if not self._settings.enabled or self._settings.count_groups == 0:
             raise EngineError("this engine does not count; start it with the setting 'count_groups' above 0")
         spans = CountedSpans.from_json(text)
-        if spans.group > self._settings.count_groups:
-            raise RequestError(f"group {spans.group} of {self._settings.count_groups}")
+        if spans.last_group > self._settings.count_groups:
+            raise RequestError(f"group {spans.last_group} of {self._settings.count_groups}")
         return spans
 
     @staticmethod

@@ -2,15 +2,17 @@
 
 A file of pairs is JSONL. Each line has `messages_1` and `messages_2` (chat messages) or
 `text_1` and `text_2`, and may have `target_1` and `target_2`: the part of the text that
-counts (its last occurrence). Without targets the last assistant message counts, or, in
-plain text, everything.
+counts (its last occurrence). Instead of a target, `count_1` and `count_2` may say what counts:
+`"all"`; a role's name, for every message of that role; `[start, stop]`, characters of the text;
+or `[message, start, stop]`, characters of a message (numbered from 0). With neither, the last
+assistant message counts, or, in plain text, everything.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -20,6 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from expert_registry.errors import SteerMoEError
 
 MAX_LINE = 1 << 20
+
+
+ALL = "all"
+Count = str | tuple[int, int] | tuple[int, int, int]
 
 
 class PairsError(SteerMoEError):
@@ -35,6 +41,14 @@ class ChatMessage(BaseModel):
     content: str
 
 
+_Position = Annotated[int, Field(ge=0, le=MAX_LINE, strict=True)]
+_Count = (
+    Annotated[str, Field(min_length=1, max_length=64)]
+    | tuple[_Position, _Position]
+    | tuple[_Position, _Position, _Position]
+)
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,6 +58,8 @@ class _Line(BaseModel):
     text_2: str | None = None
     target_1: Annotated[str, Field(min_length=1)] | None = None
     target_2: Annotated[str, Field(min_length=1)] | None = None
+    count_1: _Count | None = None
+    count_2: _Count | None = None
 
     @model_validator(mode="after")
     def _both_sides_alike(self) -> Self:
@@ -51,16 +67,28 @@ class _Line(BaseModel):
         text = (self.text_1 is not None, self.text_2 is not None)
         if (chat, text) not in (((True, True), (False, False)), ((False, False), (True, True))):
             raise ValueError("a pair has messages_1 and messages_2, or text_1 and text_2")
+        for side, target, count in ((1, self.target_1, self.count_1), (2, self.target_2, self.count_2)):
+            if target is not None and count is not None:
+                raise ValueError(f"target_{side} and count_{side} both say what counts; give one")
+            if isinstance(count, tuple) and len(count) != (2 if text[0] else 3):
+                raise ValueError(
+                    f"count_{side} is [start, stop] of a text or [message, start, stop] of a chat, got {list(count)}"
+                )
         return self
+
+
+COLUMNS = tuple(_Line.model_fields)
+"""What a line may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a pair: `messages` or `text`, and the target string that counts, if named."""
+    """One side of a pair: `messages` or `text`, and the target string or other part that counts, if named."""
 
     messages: tuple[ChatMessage, ...] | None = None
     text: str | None = None
     target: str | None = None
+    count: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +102,43 @@ class ContrastivePair:
 
 @dataclass(frozen=True, slots=True)
 class PairSet:
-    """Pairs with the name and hash that stand in a ranking's card."""
+    """Pairs with the name and hash that stand in a ranking's card.
+
+    `skipped` says of each line that was left out why; there are none unless that was asked for.
+    """
 
     name: str
     sha256: str
     pairs: tuple[ContrastivePair, ...]
+    skipped: tuple[str, ...] = ()
 
     @classmethod
     def from_messages(
         cls, name: str, pairs: Iterable[tuple[Sequence[dict[str, str]], Sequence[dict[str, str]]]]
     ) -> PairSet:
         """Pairs of chats made in Python; they hash as the file that they would be."""
-        lines = [json.dumps({"messages_1": one, "messages_2": two}, ensure_ascii=False) for one, two in pairs]
-        return _parse("\n".join(lines).encode(), name)
+        return cls.from_lines(name, ({"messages_1": one, "messages_2": two} for one, two in pairs))
+
+    @classmethod
+    def from_lines(
+        cls, name: str, lines: Iterable[Mapping[str, object]], *, count: str | None = None, skip_bad: bool = False
+    ) -> PairSet:
+        """Pairs as the lines of a file, parsed; they hash as the file that they would be. See `read_pairs`.
+
+        Raises:
+            PairsError: a line is not as the module says.
+        """
+        written = "\n".join(json.dumps(line, ensure_ascii=False, default=str) for line in lines)
+        return _parse(written.encode(), name, count, skip_bad)
 
 
-def read_pairs(path: Path) -> PairSet:
+def read_pairs(path: Path, *, count: str | None = None, skip_bad: bool = False) -> PairSet:
     """Read a JSONL file of pairs.
+
+    Args:
+        path: the file.
+        count: what counts on sides that do not say it: `all` or a role; None for the module's rule.
+        skip_bad: leave bad lines out, and say so, instead of refusing the file.
 
     Raises:
         PairsError: no such file, or a line that is not as the module says.
@@ -99,30 +147,40 @@ def read_pairs(path: Path) -> PairSet:
         data = path.read_bytes()
     except OSError as error:
         raise PairsError(f"cannot read {path}: {error.strerror}") from None
-    return _parse(data, path.name)
+    return _parse(data, path.name, count, skip_bad)
 
 
-def _parse(data: bytes, name: str) -> PairSet:
-    pairs = []
-    for number, line in enumerate(data.splitlines(), start=1):
+def _parse(data: bytes, name: str, count: str | None, skip_bad: bool) -> PairSet:
+    pairs, skipped = [], []
+    for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
-        origin = f"{name}, line {number}"
-        if len(line) > MAX_LINE:
-            raise PairsError(f"{origin}: {len(line)} bytes; at most {MAX_LINE} are read")
         try:
-            value = _Line.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise PairsError(f"{origin}: {where + ': ' if where else ''}{first['msg']}") from None
-        pairs.append(
-            ContrastivePair(
-                Side(value.messages_1, value.text_1, value.target_1),
-                Side(value.messages_2, value.text_2, value.target_2),
-                origin,
-            )
-        )
+            pairs.append(_pair(line, f"{name}, line {number}", count))
+        except PairsError as error:
+            if not skip_bad:
+                raise
+            skipped.append(str(error))
     if not pairs:
-        raise PairsError(f"{name} holds no pairs")
-    return PairSet(name, hashlib.sha256(data).hexdigest(), tuple(pairs))
+        raise PairsError(f"{name} holds no pairs" + (f"; the first bad one: {skipped[0]}" if skipped else ""))
+    return PairSet(name, hashlib.sha256(data).hexdigest(), tuple(pairs), tuple(skipped))
+
+
+def _pair(line: bytes, origin: str, count: str | None) -> ContrastivePair:
+    if len(line) > MAX_LINE:
+        raise PairsError(f"{origin}: {len(line)} bytes; at most {MAX_LINE} are read")
+    try:
+        value = _Line.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PairsError(f"{origin}: {where + ': ' if where else ''}{first['msg']}") from None
+    sides = (
+        (value.messages_1, value.text_1, value.target_1, value.count_1),
+        (value.messages_2, value.text_2, value.target_2, value.count_2),
+    )
+    one, two = (
+        Side(messages, text, target, count if target is None and said is None else said)
+        for messages, text, target, said in sides
+    )
+    return ContrastivePair(one, two, origin)

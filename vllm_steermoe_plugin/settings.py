@@ -32,7 +32,7 @@ class Settings(BaseModel):
     """The model is a fine-tune of this one, whose rankings may be used if they have its shape."""
     lock: str | None = None
     """Path of a lock file: only the rankings that it pins may be used."""
-    count_groups: Annotated[int, Field(ge=0, le=64)] = 0
+    count_groups: Annotated[int, Field(ge=0, le=1024)] = 0
     """Groups of tokens whose routing is counted; 0 leaves counting out of the model."""
 
 

@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_steermoe_plugin.pairs import ChatMessage, PairsError, Side
+from vllm_steermoe_plugin.pairs import ALL, ChatMessage, PairsError, Side
 
-SPAN_RULE = "the target string if one is given, else the last assistant message, else the whole text"
-
+SPAN_RULE = "the target string or other part that a pair names, else the last assistant message, else the whole text"
 
 _MARKER = "[[steermoe-answer]]"
+
+Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """Token ids of a text and the half-open range of positions that count."""
+    """Token ids of a text and the positions that count.
+
+    Attributes:
+        token_ids: of the whole text.
+        ranges: half-open position ranges, ascending and disjoint.
+        merged: tokens at the edge of what counts that also cover characters outside; they count.
+    """
 
     token_ids: tuple[int, ...]
-    start: int
-    stop: int
+    ranges: Ranges
+    merged: int = field(default=0, compare=False)
+
+    @property
+    def start(self) -> int:
+        """First counted position."""
+        return self.ranges[0][0]
+
+    @property
+    def stop(self) -> int:
+        """One after the last counted position."""
+        return self.ranges[-1][1]
+
+    @property
+    def tokens(self) -> int:
+        """Number of counted positions."""
+        return sum(stop - start for start, stop in self.ranges)
+
+    def first(self, number: int) -> TokenSpan:
+        """The same text with only the first `number` counted positions."""
+        kept = []
+        for start, stop in self.ranges:
+            size = min(stop - start, number)
+            if size > 0:
+                kept.append((start, start + size))
+            number -= size
+        return TokenSpan(self.token_ids, tuple(kept), self.merged)
 
 
 def encode_side(side: Side, tokenizer: Any, origin: str) -> TokenSpan:
@@ -36,41 +69,97 @@ def encode_side(side: Side, tokenizer: Any, origin: str) -> TokenSpan:
     Raises:
         PairsError: the span is not found or holds no token.
     """
-    text, start, stop = _characters(side, tokenizer, origin)
-    encoding = tokenizer(text, add_special_tokens=side.messages is None, return_offsets_mapping=True)
-    covered = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < stop and b > start]
-    if not covered:
-        raise PairsError(f"{origin}: the counted span {text[start:stop]!r:.60} holds no token")
-    return TokenSpan(tuple(encoding["input_ids"]), covered[0], covered[-1] + 1)
+    text, spans = _characters(side, tokenizer, origin)
+    # A chat template writes the special tokens itself; without one they are added as to any text.
+    special = side.messages is None or not tokenizer.chat_template
+    encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    ranges, merged = _positions(encoding["offset_mapping"], spans)
+    if not ranges:
+        shown = "".join(text[start:stop] for start, stop in spans)
+        raise PairsError(f"{origin}: the counted span {shown!r:.60} holds no token")
+    return TokenSpan(tuple(encoding["input_ids"]), ranges, merged)
 
 
-def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, int, int]:
-    """The rendered text and the character range of the span in it."""
-    text = (side.text or "") if side.messages is None else _render(side.messages, tokenizer)
+def balanced(one: TokenSpan, other: TokenSpan) -> tuple[TokenSpan, TokenSpan]:
+    """Both with as many counted tokens as the shorter has, from the beginning of each."""
+    number = min(one.tokens, other.tokens)
+    return one.first(number), other.first(number)
+
+
+def _positions(offsets: Sequence[tuple[int, int]], spans: Ranges) -> tuple[Ranges, int]:
+    """Token ranges that touch the character ranges `spans`, and how many tokens reach over an edge."""
+    ranges: list[tuple[int, int]] = []
+    merged = 0
+    for start, stop in spans:
+        covered = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start]
+        if not covered:
+            continue
+        merged += offsets[covered[0]][0] < start
+        merged += offsets[covered[-1]][1] > stop
+        # Two spans may share a token, or touch.
+        first = covered[0]
+        if ranges and ranges[-1][1] >= first:
+            first = ranges.pop()[0]
+        ranges.append((first, covered[-1] + 1))
+    return tuple(ranges), merged
+
+
+def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, Ranges]:
+    """The rendered text and the character ranges in it that count."""
+    text = (side.text or "") if side.messages is None else render_chat(side.messages, tokenizer, origin)
     if side.target is not None:
         # The last occurrence, so that an answer that repeats words of its question is found in the answer.
-        start, length = text.rfind(side.target), len(side.target)
+        start = text.rfind(side.target)
         if start < 0:
             raise PairsError(f"{origin}: the span {side.target!r:.60} is not in the rendered text {text!r:.120}")
-    elif side.messages is not None:
-        start, length = _last_answer(side.messages, tokenizer, text, origin)
-    else:
-        start, length = 0, len(text)
-    return text, start, start + length
+        return text, ((start, start + len(side.target)),)
+    if side.count == ALL or (side.count is None and side.messages is None):
+        return text, ((0, len(text)),)
+    if side.messages is None:
+        return text, (_within(side.count, text, 0, text, origin),)
+    if isinstance(side.count, tuple):
+        index = side.count[0]
+        if index >= len(side.messages):
+            raise PairsError(f"{origin}: characters of message {index} count, but there are {len(side.messages)}")
+        start, stop = _written(side.messages, index, tokenizer, text, origin)
+        content = side.messages[index].content
+        low, high = _within(side.count[1:], content, 0, content, origin)
+        # A template that trims has moved what follows.
+        lost = content.find(text[start:stop])
+        low, high = max(low - lost, 0) + start, min(high - lost + start, stop)
+        if low >= high:
+            raise PairsError(f"{origin}: the chat template leaves out the counted characters {side.count[1:]}")
+        return text, ((low, high),)
+    role = side.count or "assistant"
+    mine = [i for i, message in enumerate(side.messages) if message.role == role]
+    if not mine:
+        raise PairsError(
+            f"{origin}: no target is named and there is no assistant message to count"
+            if side.count is None
+            else f"{origin}: there is no message of role {role!r} to count"
+        )
+    wanted = mine[-1:] if side.count is None else mine
+    return text, tuple(_written(side.messages, index, tokenizer, text, origin) for index in wanted)
 
 
-def _last_answer(messages: tuple[ChatMessage, ...], tokenizer: Any, text: str, origin: str) -> tuple[int, int]:
-    """Start and length of the last assistant message in the rendered text.
+def _within(count: Any, text: str, start: int, shown: str, origin: str) -> tuple[int, int]:
+    if not isinstance(count, tuple):
+        raise PairsError(f"{origin}: {count!r:.40} counts messages of a chat, but this side is plain text")
+    low, high = count
+    if not 0 <= low < high <= len(text):
+        raise PairsError(f"{origin}: characters {low} to {high} of {shown!r:.60}, which has {len(text)}")
+    return start + low, start + high
+
+
+def _written(messages: tuple[ChatMessage, ...], index: int, tokenizer: Any, text: str, origin: str) -> tuple[int, int]:
+    """Character range of a message's content in the rendered text.
 
     Found by rendering the chat once more with a marker in its place: the words of the answer may
     stand elsewhere too, in a question or in the template's own markup.
     """
-    index = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    if index < 0:
-        raise PairsError(f"{origin}: no target is named and there is no assistant message to count")
     answer = messages[index]
     marked_answer = answer.model_copy(update={"content": _MARKER})
-    marked = _render((*messages[:index], marked_answer, *messages[index + 1 :]), tokenizer)
+    marked = render_chat((*messages[:index], marked_answer, *messages[index + 1 :]), tokenizer, origin)
     start = marked.find(_MARKER)
     # Many templates trim what they write.
     written = next((c for c in (answer.content, answer.content.strip()) if marked.replace(_MARKER, c) == text), None)
@@ -79,9 +168,22 @@ def _last_answer(messages: tuple[ChatMessage, ...], tokenizer: Any, text: str, o
             f"{origin}: the chat template does not write the answer {answer.content!r:.60} as it stands, "
             "so its place is unsure; name what counts by target_1 and target_2"
         )
-    return start, len(written)
+    return start, start + len(written)
 
 
-def _render(messages: tuple[ChatMessage, ...], tokenizer: Any) -> str:
-    text: str = tokenizer.apply_chat_template([message.model_dump() for message in messages], tokenize=False)
+def render_chat(messages: tuple[ChatMessage, ...], tokenizer: Any, origin: str) -> str:
+    """The chat as text: by the model's template, or, for a model without one, as lines `Role: content`."""
+    if not tokenizer.chat_template:
+        # The form of arXiv 2509.09660, which counts what follows `Assistant:`.
+        return "\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
+    # A dependency of transformers, needed only where chats are rendered.
+    from jinja2 import TemplateError
+
+    chat = [message.model_dump() for message in messages]
+    try:
+        text: str = tokenizer.apply_chat_template(chat, tokenize=False)
+    except TemplateError as error:
+        raise PairsError(
+            f"{origin}: the model's chat template refuses the roles {[message.role for message in messages]}: {error}"
+        ) from None
     return text

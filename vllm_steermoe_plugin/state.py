@@ -131,8 +131,10 @@ class SteeringState:
             raise EngineError(f"a worker takes steering as JSON text, got {type(steer).__name__}")
         rules = None if steer is None else self._table(steer)
         counted = None if args.get(COUNT_KEY) is None else CountedSpans.from_json(args[COUNT_KEY])
-        if counted is not None and counted.group >= self.counters.shape[1]:
-            raise EngineError(f"group {counted.group} is not counted here; setting 'count_groups' is {self.groups}")
+        if counted is not None and counted.last_group >= self.counters.shape[1]:
+            raise EngineError(
+                f"group {counted.last_group} is not counted here; setting 'count_groups' is {self.groups}"
+            )
         if rules is not None:
             self._count_steered(request_id)
         if rules is not None or counted is not None:
@@ -251,11 +253,15 @@ class SteeringState:
         """
         begin = max(row.first_position, self._counted_until.get(row.request_id, 0))
         end = row.first_position + row.num_tokens
+        before = 0
         for start, stop in counted.ranges:
             low, high = max(start, begin), min(stop, end)
             if low < high:
-                groups[low - row.first_position : high - row.first_position] = counted.group
-                self.counted_tokens[counted.group] += high - low
+                first = counted.group + before + low - start
+                into = np.arange(first, first + high - low) if counted.each else counted.group
+                groups[low - row.first_position : high - row.first_position] = into
+                self.counted_tokens[into] += 1 if counted.each else high - low
+            before += stop - start
         self._counted_until[row.request_id] = max(end, begin)
 
     def _write(self, slots: NDArray[np.int32], groups: NDArray[np.int32], num_tokens: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.runner_v1 import state_of
 from vllm_steermoe_plugin.state import SteeringState
@@ -27,6 +29,21 @@ class SteerMoEWorker:
         state = self._steermoe_state()
         selections, tokens = state.read_counts()
         return {"layers": list(state.layers), "selections": selections.tolist(), "tokens": tokens.tolist()}
+
+    def steermoe_take_counts(self) -> dict[str, Any]:
+        """Like `steermoe_counts`, but compactly, and counting starts anew: selections are the bytes of a
+        little-endian int32 `[G, L, E]`."""
+        state = self._steermoe_state()
+        selections, tokens = state.read_counts()
+        state.reset_counts()
+        if selections.size and selections.max() > np.iinfo(np.int32).max:
+            raise EngineError("more selections than can be handed over at once; take the counts more often")
+        return {
+            "layers": list(state.layers),
+            "shape": list(selections.shape),
+            "selections": selections.astype("<i4").tobytes(),
+            "tokens": tokens.tolist(),
+        }
 
     def steermoe_reset_counts(self) -> None:
         """Start counting anew."""

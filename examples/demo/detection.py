@@ -10,15 +10,16 @@ from expert_registry import Ranking, Registry
 from expert_registry.registry import publish
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import revision_of
-from vllm_steermoe_plugin.detect import SIDES, detect
+from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.recipes import lab_recipe
 
 
 def counting_engine() -> LLM:
     """steermoe-lab in this process, counting both sides of pairs."""
-    return start_engine(lab.NAME, {"count_groups": SIDES})
+    return start_engine(lab.NAME, {"count_groups": COUNT_GROUPS})
 
 
 def detect_all(engine: LLM, folder: Path, seed: int = 0) -> dict[str, Ranking]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from expert_registry.errors import EngineError, SteerMoEError
+from vllm_steermoe_plugin.cli.attribute import attribute
 from vllm_steermoe_plugin.cli.detect import detect
 from vllm_steermoe_plugin.cli.doctor import doctor
 from vllm_steermoe_plugin.cli.plot import plot
@@ -51,6 +52,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
+app.command()(attribute)
 app.command()(detect)
 app.command()(doctor)
 app.command()(plot)

@@ -4,63 +4,142 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expert_registry import Recommended, write_ranking
-from expert_registry.errors import RequestError
+from expert_registry import Ranking, Recommended, cautions, intervals, write_ranking
+from expert_registry import statistics as stats
+from expert_registry.errors import RankingFormatError, RequestError
+
+if TYPE_CHECKING:
+    from vllm_steermoe_plugin.recipe import Recipe
+
+_SHOWN = 10
 
 
 def detect(
     out: Annotated[Path, typer.Option(help="Ranking file to write.")],
     model: Annotated[str, typer.Option(help="Hub id, folder, or steermoe-lab.")] = "steermoe-lab",
     pairs: Annotated[Path | None, typer.Option(help="JSONL file of contrastive pairs.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="A built-in set of pairs; for steermoe-lab its three behaviours.")
+    dataset: Annotated[
+        str | None, typer.Option(help="Hub data set with the columns of such a file: OWNER/NAME or OWNER/NAME:SPLIT.")
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Built-in pairs: digits, faithfulness, safety; for steermoe-lab also refusal."),
+    ] = None,
+    data_file: Annotated[
+        Path | None, typer.Option(help="JSON lines with the columns of the recipe's data set, instead of the hub.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many pairs.")] = None,
     behaviour: Annotated[str | None, typer.Option(help="Name of the behaviour (with --pairs).")] = None,
     sides: Annotated[tuple[str, str], typer.Option(help="What side 1 and side 2 are (with --pairs).")] = (
         "shown",
         "not shown",
     ),
+    count: Annotated[
+        str | None, typer.Option(help="What counts where a line does not say it: all, or a role (with --pairs).")
+    ] = None,
+    balance: Annotated[
+        bool | None, typer.Option(help="Count as many tokens of the longer side as the shorter has.")
+    ] = None,
     safety: Annotated[bool, typer.Option(help="Reversing it lowers a safety behaviour (with --pairs).")] = False,
     activate: Annotated[int, typer.Option(help="Recommended number of experts to activate (with --pairs).")] = 5,
     deactivate: Annotated[int, typer.Option(help="Recommended number to deactivate (with --pairs).")] = 0,
     model_id: Annotated[str | None, typer.Option(help="Name for the registry; default: --model.")] = None,
-    seed: Annotated[int, typer.Option(help="Order and choice of the recipe's pairs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Order and choice of the recipe's pairs; permutations.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pairs that cannot be counted.")] = False,
+    permutations: Annotated[int, typer.Option(min=0, max=10_000, help="Of the permutation test.")] = 999,
+    stop_when_stable: Annotated[
+        int | None, typer.Option(min=1, help="Stop when the first N experts do not change any more.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File to go on from after a kill; default: --out with .partial.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
     from vllm_steermoe_plugin.checkpoints import revision_of
-    from vllm_steermoe_plugin.detect import SIDES, Behaviour
+    from vllm_steermoe_plugin.data_rows import pairs_from_hub
+    from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions
     from vllm_steermoe_plugin.detect import detect as run
     from vllm_steermoe_plugin.engine import start_engine
-    from vllm_steermoe_plugin.pairs import read_pairs
-    from vllm_steermoe_plugin.recipes import lab_recipe
+    from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
+    from vllm_steermoe_plugin.pairs import PairSet, read_pairs
+    from vllm_steermoe_plugin.recipe import Recipe
+    from vllm_steermoe_plugin.recipes import find_recipe
 
-    if (pairs is None) == (recipe is None):
-        raise RequestError("give either --pairs FILE or --recipe NAME")
+    arguments = json_object(engine_args)
+    if sum(given is not None for given in (pairs, dataset, recipe)) != 1:
+        raise RequestError("give either --pairs FILE or --recipe NAME (or --dataset NAME)")
+    if out.exists() and not overwrite:
+        raise RankingFormatError(f"{out} exists and rankings are immutable; give another name or --overwrite")
+    found: Recipe
     if recipe is not None:
-        pair_set, described = lab_recipe(model, recipe, seed)
+        found = find_recipe(recipe, model, seed=seed, limit=limit, data_file=data_file)
     else:
-        assert pairs is not None
         if behaviour is None:
             raise RequestError("--pairs needs --behaviour NAME")
-        pair_set = read_pairs(pairs)
-        described = Behaviour(behaviour, sides, safety, Recommended(activate=activate, deactivate=deactivate))
-    engine = start_engine(model, {"count_groups": SIDES}, **_object(engine_args))
-    ranking = run(engine, model_id or model, pair_set, described, revision_of(model))
+        read = (
+            read_pairs(pairs, count=count, skip_bad=skip_bad)
+            if pairs is not None
+            else pairs_from_hub(dataset or "", count=count, skip_bad=skip_bad)
+        )
+        numbers = Recommended(activate=activate, deactivate=deactivate)
+        found = Recipe(
+            PairSet(read.name, read.sha256, read.pairs[:limit], read.skipped),
+            Behaviour(behaviour, sides, safety, numbers),
+        )
+    for text in found.pairs.skipped:
+        _tell(f"skipped: {text}")
+    options = DetectionOptions(
+        balance=found.balance if balance is None else balance,
+        skip_bad=skip_bad,
+        permutations=permutations,
+        seed=seed,
+        stop_when_stable=stop_when_stable,
+        checkpoint=checkpoint or out.with_name(out.name + ".partial"),
+        report=_tell,
+    )
+    engine = start_engine(model, {"count_groups": COUNT_GROUPS}, **arguments)
+    ranking = run(engine, model_id or model, found.pairs, found.behaviour, revision_of(model), options)
     write_ranking(ranking, out, overwrite=overwrite)
-    typer.echo(f"{out}: {described.name} of {ranking.card.model.id}, {len(pair_set.pairs)} pairs")
-    for expert in ranking.experts()[:10]:
+    typer.echo(f"{out}: {found.behaviour.name} of {ranking.card.model.id}, {ranking.card.data.pairs} pairs")
+    _summary(ranking)
+
+
+def _summary(ranking: Ranking) -> None:
+    """The first experts with intervals and tests, how stable they are, and what speaks against them."""
+    counts, clusters = ranking.counts, ranking.clusters
+    for text in cautions(counts, clusters):
+        _tell(f"caution: {text}")
+    if clusters is None:
+        return
+    low, high = intervals(counts, clusters)
+    rates = stats.false_discovery_rates(stats.normal_p_values(counts, clusters))
+    permuted = stats.permutation_p_values(clusters)
+    rows = {layer: row for row, layer in enumerate(ranking.shape.layers)}
+    for expert in ranking.experts()[:_SHOWN]:
+        at = rows[expert.layer], expert.expert
         typer.echo(
             f"  layer {expert.layer:3d}  expert {expert.expert:3d}  risk difference {expert.risk_difference:+.3f}"
+            f"  [{low[at]:+.3f}, {high[at]:+.3f}]  q {rates[at]:.1e}  permutation p {permuted[at]:.3f}"
         )
+    numbers = ranking.card.recommended
+    top = max(numbers.activate + numbers.deactivate, 1)
+    typer.echo(
+        f"  two halves of the pairs share {stats.split_half_overlap(counts, clusters, top):.0%} of the top {top}"
+    )
 
 
-def _object(text: str) -> dict[str, Any]:
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The value of `--engine-args`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

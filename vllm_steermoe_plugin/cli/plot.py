@@ -1,4 +1,4 @@
-"""`steermoe plot`: a ranking as a heat map."""
+"""`steermoe plot`: rankings as figures."""
 
 from __future__ import annotations
 
@@ -8,14 +8,42 @@ from typing import Annotated
 import typer
 
 from expert_registry import read_ranking
+from expert_registry.errors import RequestError, one_of
+
+_KINDS = ("depth", "experts", "heatmap", "overlap")
 
 
 def plot(
-    rankings: Annotated[list[Path], typer.Argument(help="Ranking files, one panel each.")],
-    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("ranking.png"),
+    rankings: Annotated[list[Path], typer.Argument(help="Ranking files, one panel each; two for overlap.")],
+    out: Annotated[Path, typer.Option(help="PNG, SVG or PDF file to write.")] = Path("ranking.png"),
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="heatmap: layer by expert. experts: the first ones with intervals. depth: in which layers they are. "
+            "overlap: what two rankings have in common."
+        ),
+    ] = "heatmap",
+    top: Annotated[int, typer.Option(min=1, max=100_000, help="How many experts (not for heatmap).")] = 30,
 ) -> None:
-    """Draw risk differences, layer by expert."""
+    """Draw risk differences."""
+    from vllm_steermoe_plugin.figures import draw_depth, draw_experts, draw_overlap
     from vllm_steermoe_plugin.heatmap import draw_heatmaps
 
-    draw_heatmaps([read_ranking(path) for path in rankings], out)
+    if kind not in _KINDS:
+        raise RequestError(one_of(kind, _KINDS, "kind of figure"))
+    if out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise RequestError(f"--out {out} must end in .png, .svg or .pdf")
+    read = [read_ranking(path) for path in rankings]
+    if kind == "overlap":
+        if len(read) != 2:
+            raise RequestError(f"overlap is of two rankings, got {len(read)}")
+        draw_overlap(read[0], read[1], out, top)
+    elif kind == "experts":
+        if top > 500:
+            raise RequestError("experts are drawn one by one, at most 500 of them")
+        draw_experts(read, out, top)
+    elif kind == "depth":
+        draw_depth(read, out, top)
+    else:
+        draw_heatmaps(read, out)
     typer.echo(str(out))

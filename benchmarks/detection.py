@@ -1,0 +1,211 @@
+"""How fast detection is: against plain prefill of the same texts, and against the released procedure.
+
+    python -m benchmarks.detection [--model lab|olmoe] [--pairs N] [--rounds N] [--released N]
+
+Rounds are interleaved, so that a busy machine slows all of them alike; ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(
+    {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TORCH_COMPILE_DISABLE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+)
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vllm import LLM, SamplingParams
+
+from benchmarks.released_procedure import count_one_at_a_time
+from expert_registry import Ranking, Recommended
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.detect import Behaviour, detect
+from vllm_steermoe_plugin.engine import start_engine
+from vllm_steermoe_plugin.lab import world
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
+from vllm_steermoe_plugin.pairs import PairSet
+from vllm_steermoe_plugin.spans import encode_side
+
+BEHAVIOUR = Behaviour("speed", ("one", "two"), False, Recommended(activate=1, deactivate=1))
+OPTIONS: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "max_model_len": 512,
+    "max_num_batched_tokens": 4096,
+    "enforce_eager": True,
+    "enable_prefix_caching": False,
+    "kv_cache_memory_bytes": 256 << 20,
+    "gpu_memory_utilization": 0.2,
+}
+
+
+def olmoe_shaped(folder: Path) -> Path:
+    """A random checkpoint of OLMoE's architecture: 4 layers, 64 experts, top 8, with the lab model's tokenizer."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    vocabulary = json.loads((lab.MODEL_DIR / "config.json").read_text())["vocab_size"]
+    config = transformers.OlmoeConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        num_experts=64,
+        num_experts_per_tok=8,
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(lab.MODEL_DIR / name, folder / name)
+    return folder
+
+
+def long_pairs(number: int, joined: int) -> PairSet:
+    """Pairs of chats whose messages are `joined` of the lab's, one after the other; the answers count."""
+    drawn = [pair for name in world.BEHAVIOURS for pair in world.pairs(name, "detection", seed=0, n=24)]
+    chats = []
+    for i in range(number):
+        some = [drawn[(i * joined + j * 7) % len(drawn)] for j in range(joined)]
+        one, two = ([m for pair in some for m in side(pair) if m["role"] != "system"] for side in (_one, _two))
+        chats.append((one, two))
+    return PairSet.from_messages("made for speed", chats)
+
+
+def _one(pair: world.Pair) -> list[world.Message]:
+    return pair.messages_1
+
+
+def _two(pair: world.Pair) -> list[world.Message]:
+    return pair.messages_2
+
+
+def plain(engine: LLM, texts: list[str]) -> None:
+    """Prefill texts as anybody would; one token must be generated."""
+    params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+    engine.generate(texts, params, use_tqdm=False)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def shown(name: str, values: list[float]) -> str:
+    return f"{name:<58} {statistics.median(values):8.2f}   [{min(values):.2f}, {max(values):.2f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=("lab", "olmoe"), default="olmoe")
+    parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--joined", type=int, default=3, help="lab chats joined to one text")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--released", type=int, default=16, help="pairs for the released procedure, which is slow")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = lab.NAME if asked.model == "lab" else str(olmoe_shaped(folder / "model"))
+        pairs = long_pairs(asked.pairs, asked.joined)
+        counting = start_engine(model, {"count_groups": COUNT_GROUPS}, **OPTIONS)
+        without = start_engine(model, {"enabled": False}, **OPTIONS)
+        against_prefill(counting, without, pairs, asked.rounds)
+        one_by_one = start_engine(model, {"enabled": False}, **{**OPTIONS, "max_num_seqs": 1})
+        against_released(counting, one_by_one, pairs, asked.released, folder)
+
+
+def against_prefill(counting: LLM, without: LLM, pairs: PairSet, rounds: int) -> None:
+    tokenizer = counting.get_tokenizer()
+    texts = [
+        tokenizer.apply_chat_template([m.model_dump() for m in side.messages or ()], tokenize=False)
+        for pair in pairs.pairs
+        for side in (pair.side_1, pair.side_2)
+    ]
+    total = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    work: dict[str, Callable[[], Any]] = {
+        "without": lambda: plain(without, texts),
+        "plain": lambda: plain(counting, texts),
+        "detect": lambda: detect(counting, "speed", pairs, BEHAVIOUR),
+    }
+    for one in work.values():
+        one()
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(rounds):
+        names = list(work)
+        for name in names[turn % 3 :] + names[: turn % 3]:
+            times[name].append(seconds(work[name]))
+    print(f"{len(texts)} texts, {total} tokens, {rounds} rounds; median [least, most]")  # noqa: T201
+    rows = [
+        shown(f"{label}, tokens per second", [total / t for t in times[name]])
+        for name, label in (
+            ("without", "plain prefill, plugin off"),
+            ("plain", "plain prefill, same engine"),
+            ("detect", "detection"),
+        )
+    ]
+    for name, label in (("plain", "same engine"), ("without", "plugin off")):
+        ratios = [a / b for a, b in zip(times[name], times["detect"], strict=True)]
+        rows.append(shown(f"detection / plain prefill, {label}", ratios))
+    print("\n".join(rows))  # noqa: T201
+
+
+def against_released(counting: LLM, one_by_one: LLM, pairs: PairSet, number: int, folder: Path) -> None:
+    """The same texts both ways; the larger set is timed for detection too, and compared per token."""
+    some = PairSet(pairs.name, pairs.sha256, pairs.pairs[:number])
+    tokenizer = counting.get_tokenizer()
+    found: list[Ranking] = []
+    fast = []
+    for _ in range(3):
+        fast.append(seconds(lambda: found.append(detect(counting, "speed", some, BEHAVIOUR))))
+    shape = found[0].shape
+    counted: list[Any] = []
+
+    def slowly() -> None:
+        texts = [
+            (number, encode_side(side, tokenizer, pair.origin))
+            for pair in some.pairs
+            for number, side in ((1, pair.side_1), (2, pair.side_2))
+        ]
+        counted.append(
+            count_one_at_a_time(one_by_one, texts, len(shape.layers), shape.num_experts, shape.top_k, folder)
+        )
+
+    slow = seconds(slowly)
+    whole = min(seconds(lambda: detect(counting, "speed", pairs, BEHAVIOUR)) for _ in range(2))
+    selections, tokens = counted[0]
+    assert tokens == found[0].counts.tokens.tolist(), "both ways must count the same tokens"
+    mine = np.stack([found[0].counts.activations_1, found[0].counts.activations_2])
+    # In bfloat16 a text alone and a text in a batch may route a few tokens differently.
+    differing = np.abs(selections - mine).sum() / (2 * mine.sum())
+    each = whole / len(pairs.pairs) / (slow / number)
+    print(f"released procedure, {number} pairs: {slow:.2f} s; selections that differ: {differing:.2%}")  # noqa: T201
+    print(f"detection of the same pairs: {statistics.median(fast):.3f} s, {slow / statistics.median(fast):.1f} times")  # noqa: T201
+    print(f"detection of all {len(pairs.pairs)} pairs: {whole:.2f} s, per pair {1 / each:.1f} times")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""How sure a ranking is: standard errors clustered by example, intervals, tests, stability. Plain numpy.
+
+The risk difference is `A1/N1 - A2/N2`, a difference of two ratios of sums over examples. Its variance is the
+usual linearised one of survey statistics (Taylor series; Woodruff, JASA 66, 1971): with p = A/N,
+
+    u_i = (A1_i - p1 N1_i) / N1 - (A2_i - p2 N2_i) / N2        var = n / (n - 1) * sum of u_i^2
+
+Tokens of one example are not independent, so the example (both sides of a pair together) is the unit.
+
+Axes: L MoE layers, E routed experts per layer.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expert_registry.clusters import ClusterSummary
+from expert_registry.ranking import RoutingCounts, rank_experts
+
+Floats = NDArray[np.float64]
+
+FEW_EXAMPLES = 30
+"""Below this the normal intervals are too narrow to be believed."""
+UNEQUAL = 1.5
+"""Ratio of the sides' counted tokens from which on a difference in length may be what is detected."""
+
+
+def standard_errors(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
+    """Of the risk difference, clustered by example; float64 `[L, E]`, NaN with a single example."""
+    n = int(clusters.examples[0])
+    if n < 2:
+        return np.full(counts.activations_1.shape, np.nan)
+    n1, n2 = (float(x) for x in counts.tokens)
+    t11, t22, t12 = (float(x) for x in clusters.token_products)
+    p1, p2 = counts.activations_1 / n1, counts.activations_2 / n2
+    own_1 = clusters.squares_1 - 2 * p1 * clusters.with_tokens_1 + p1**2 * t11
+    own_2 = clusters.squares_2 - 2 * p2 * clusters.with_tokens_2 + p2**2 * t22
+    both = clusters.products - p2 * clusters.with_other_1 - p1 * clusters.with_other_2 + p1 * p2 * t12
+    total = own_1 / n1**2 + own_2 / n2**2 - 2 * both / (n1 * n2)
+    # What rounding leaves below zero is zero.
+    return np.asarray(np.sqrt(np.maximum(total, 0.0) * n / (n - 1)))
+
+
+def intervals(counts: RoutingCounts, clusters: ClusterSummary, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Lower and upper ends of normal intervals for the risk difference, float64 `[L, E]` within [-1, 1]."""
+    difference = counts.risk_difference()
+    width = NormalDist().inv_cdf(0.5 + level / 2) * standard_errors(counts, clusters)
+    return np.clip(difference - width, -1, 1), np.clip(difference + width, -1, 1)
+
+
+def log_odds(counts: RoutingCounts) -> Floats:
+    """Log odds ratio with 0.5 added to each cell (Haldane and Anscombe), float64 `[L, E]`.
+
+    For comparison: experts that are hardly ever selected get large values from a few tokens.
+    """
+    n1, n2 = (float(x) for x in counts.tokens)
+    odds = [(a + 0.5) / (n - a + 0.5) for a, n in ((counts.activations_1, n1), (counts.activations_2, n2))]
+    return np.asarray(np.log(odds[0]) - np.log(odds[1]))
+
+
+def design_effects(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
+    """Variance clustered by example over the variance if tokens were independent (Kish); NaN for experts never or
+    always selected."""
+    n1, n2 = (float(x) for x in counts.tokens)
+    p1, p2 = counts.activations_1 / n1, counts.activations_2 / n2
+    naive = p1 * (1 - p1) / n1 + p2 * (1 - p2) / n2
+    clustered = standard_errors(counts, clusters) ** 2
+    return np.divide(clustered, naive, out=np.full_like(naive, np.nan), where=naive > 0)
+
+
+def effective_tokens(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
+    """How many independent tokens would say as much, `(N1 + N2) / design effect`, float64 `[L, E]`."""
+    effects = design_effects(counts, clusters)
+    whole = float(counts.tokens.sum())
+    return np.divide(whole, effects, out=np.full_like(effects, np.nan), where=effects > 0)
+
+
+def normal_p_values(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
+    """Two-sided, of the risk difference over its standard error, `[L, E]`; 1 where nothing differs."""
+    difference = np.abs(counts.risk_difference())
+    errors = standard_errors(counts, clusters)
+    z = np.divide(difference, errors, out=np.where(difference > 0, np.inf, 0.0), where=errors > 0)
+    p = np.asarray([math.erfc(x / math.sqrt(2)) for x in z.reshape(-1).tolist()]).reshape(z.shape)
+    return np.where(np.isnan(errors), np.nan, p)
+
+
+def permutation_p_values(clusters: ClusterSummary) -> Floats:
+    """`(1 + exceeded) / (1 + permutations)`, `[L, E]`: sides swapped at random within each example.
+
+    Counting the observed labelling as one of the draws keeps the test valid at any number of draws.
+    """
+    return np.asarray((1 + clusters.exceeded) / (1 + float(clusters.permutations[0])))
+
+
+def false_discovery_rates(p_values: Floats) -> Floats:
+    """Benjamini and Hochberg's (1995) adjusted p-values over all experts, in the shape of `p_values`.
+
+    Choosing the experts with a value of at most q keeps the expected share of false ones at q.
+    """
+    flat = p_values.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    scaled = flat[order] * flat.size / np.arange(1, flat.size + 1)
+    adjusted = np.empty_like(flat)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return adjusted.reshape(p_values.shape)
+
+
+def split_half_overlap(counts: RoutingCounts, clusters: ClusterSummary, top: int) -> float:
+    """Share of the top n that two random halves of the examples have in common; NaN if a half has no tokens."""
+    rest = counts.tokens - clusters.half_tokens
+    if not (clusters.half_tokens.all() and rest.all()):
+        return math.nan
+    halves = (
+        RoutingCounts(clusters.half_1, clusters.half_2, clusters.half_tokens, counts.layers),
+        RoutingCounts(
+            counts.activations_1 - clusters.half_1, counts.activations_2 - clusters.half_2, rest, counts.layers
+        ),
+    )
+    return overlap(halves[0], halves[1], top)
+
+
+def overlap(one: RoutingCounts, other: RoutingCounts, top: int) -> float:
+    """Share of the top n experts, with their sign, that two rankings of the same model have in common."""
+    chosen = [
+        {(e.layer, e.expert, e.risk_difference > 0) for e in rank_experts(counts)[:top]} for counts in (one, other)
+    ]
+    return len(chosen[0] & chosen[1]) / len(chosen[0]) if chosen[0] else math.nan
+
+
+def cautions(counts: RoutingCounts, clusters: ClusterSummary | None) -> list[str]:
+    """What a reader of the ranking should know before believing it; empty if nothing speaks against it."""
+    n1, n2 = (int(x) for x in counts.tokens)
+    found = []
+    if max(n1, n2) >= UNEQUAL * min(n1, n2):
+        found.append(
+            f"the sides differ in length ({n1} and {n2} counted tokens): part of the ranking may be length or "
+            "position; balance them"
+        )
+    if clusters is None:
+        return [*found, "there is no clustering summary, so no standard errors by example"]
+    n = int(clusters.examples[0])
+    if n < FEW_EXAMPLES:
+        found.append(f"only {n} examples: intervals are too narrow below about {FEW_EXAMPLES}")
+    certain = int(((standard_errors(counts, clusters) == 0) & (counts.risk_difference() != 0)).sum())
+    if certain:
+        found.append(
+            f"{certain} experts differ in the same way in every example, so their standard error is zero: that says "
+            "that the examples are alike, not that others would be"
+        )
+    return found

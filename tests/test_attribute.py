@@ -1,0 +1,143 @@
+"""Texts coloured by their tokens' experts, and figures of rankings."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracle import ReferenceModel
+from planted import planted_ranking
+from rich.console import Console
+from typer.testing import CliRunner
+
+from expert_registry import Ranking, write_ranking
+from expert_registry.errors import EngineError, ProfileError, RequestError
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.attribute import AttributedToken, attribute
+from vllm_steermoe_plugin.attribution_view import attribution_html, attribution_text
+from vllm_steermoe_plugin.cli import app
+from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions, detect
+from vllm_steermoe_plugin.pairs import ChatMessage, PairsError, PairSet
+from vllm_steermoe_plugin.recipes import lab_recipe
+
+TEXT = "Count from 2 to 4. 2 3 4 <b>two</b> & three four"
+
+
+@pytest.fixture
+def engine(engines: Callable[..., Any]) -> Any:
+    """Eight groups: longer texts take several passes."""
+    return engines(lab.NAME, {"count_groups": 8}, enable_prefix_caching=False, dtype="float32")
+
+
+@pytest.mark.parametrize("top", [None, 4])
+def test_scores_equal_the_slow_reference(engine: Any, top: int | None) -> None:
+    ranking = planted_ranking("digits")
+    tokens = attribute(engine, ranking, TEXT, top)
+    ids = engine.get_tokenizer()(TEXT)["input_ids"]
+    assert len(ids) == len(tokens) > 16, "more than two passes"
+    _, chosen = ReferenceModel(lab.MODEL_DIR).run(ids, {})
+    differences = {(e.layer, e.expert): e.risk_difference for e in ranking.experts()[:top]}
+    for position, token in enumerate(tokens):
+        mine = [differences.get((layer, e), 0.0) for layer in chosen for e in chosen[layer][position]]
+        assert token.score == pytest.approx(sum(mine) / len(chosen))
+        assert len(token.experts) == min(3, sum(value != 0 for value in mine))
+    assert "".join(token.text for token in tokens) == TEXT
+
+
+def test_a_chat_is_rendered_by_its_template(engine: Any) -> None:
+    chat = [ChatMessage(role="user", content="Count from 2 to 4."), ChatMessage(role="assistant", content="2 3 4")]
+    tokens = attribute(engine, planted_ranking("digits"), chat)
+    written = engine.get_tokenizer().apply_chat_template([m.model_dump() for m in chat], tokenize=False)
+    assert "".join(token.text for token in tokens) == written
+
+
+def test_what_cannot_be_attributed_is_refused(engine: Any, engines: Callable[..., Any], checkpoint: Any) -> None:
+    ranking = planted_ranking("digits")
+    with pytest.raises(PairsError, match="0 tokens"):
+        attribute(engine, ranking, "")
+    with pytest.raises(PairsError, match="the context holds"):
+        attribute(engine, ranking, "one " * 2000)
+    card = ranking.card.model_copy(update={"top_k": 1})
+    with pytest.raises(ProfileError, match=r"the ranking is of .* but the engine runs"):
+        attribute(engine, Ranking(ranking.counts, card), TEXT)
+
+
+def test_the_page_shows_the_text_and_escapes_it() -> None:
+    tokens = [
+        AttributedToken("<script>", 0.5, planted_ranking("digits").experts()[:1]),  # type: ignore[arg-type]
+        AttributedToken('" onx="', -0.25, ()),
+        AttributedToken("", 9.0, ()),
+        AttributedToken("\n{x}", 0.0, ()),
+    ]
+    page = attribution_html(tokens, planted_ranking("digits"))
+    body = page[page.index("<pre>") + 5 : page.index("</pre>")]
+    assert "<script" not in body and html.unescape(re.sub(r"<[^>]*>", "", body)) == '<script>" onx="\n{x}'
+    assert body.count("<span") == 3 and "rgba(178, 24, 43" in body and "rgba(33, 102, 172" in body
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(attribution_text(tokens))
+    assert console.export_text().startswith('<script>" onx="')
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("rankings")
+    paths = folder / "digits.safetensors", folder / "refusal.safetensors"
+    for path in paths:
+        write_ranking(planted_ranking(path.stem), path)
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["heatmap", "experts", "depth"])
+def test_figures_of_several_rankings(kind: str, files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "figure.png"
+    assert run("plot", *map(str, files), "--kind", kind, "--out", str(out), "--top", "9").exit_code == 0
+    assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 10_000
+
+
+def test_overlap_of_two_rankings(files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "figure.svg"
+    assert run("plot", *map(str, files), "--kind", "overlap", "--out", str(out)).exit_code == 0
+    assert b"<svg" in out.read_bytes()
+    assert isinstance(run("plot", str(files[0]), "--kind", "overlap").exception, RequestError)
+
+
+def test_intervals_are_drawn_where_they_are_known(engine: Any, tmp_path: Path) -> None:
+    pairs, _ = lab_recipe(lab.NAME, "digits")
+    behaviour = Behaviour("digits", ("a", "b"), False, planted_ranking("digits").card.recommended)
+    few = PairSet(pairs.name, pairs.sha256, pairs.pairs[:5])
+    ranking = detect(engine, lab.NAME, few, behaviour, options=DetectionOptions(permutations=0))
+    write_ranking(ranking, tmp_path / "r")
+    assert run("plot", str(tmp_path / "r"), "--kind", "experts", "--out", str(tmp_path / "x.svg")).exit_code == 0
+    assert np.isfinite(ranking.counts.risk_difference()).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("plot", "{}", "--kind", "pie"), "unknown kind of figure 'pie'"),
+        (("plot", "{}", "--out", "x.gif"), "must end in .png"),
+        (("plot", "{}", "--kind", "experts", "--top", "501"), "at most 500"),
+        (("attribute", "{}"), "give one of --text"),
+        (("attribute", "{}", "--text", "a", "--answer", "b"), "--answer goes with --prompt"),
+        (("attribute", "{}", "--file", "none.txt"), "cannot read none.txt"),
+        (("attribute", "{}", "--text", "a", "--engine-args", "["), "not JSON"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: tuple[str, ...], reason: str, files: tuple[Path, Path]) -> None:
+    done = run(*(argument.format(files[0]) for argument in arguments))
+    assert reason in str(done.exception)
+
+
+def test_an_engine_that_does_not_count_cannot_attribute(engines: Callable[..., Any]) -> None:
+    plain = engines(lab.NAME, {"count_groups": 0}, enable_prefix_caching=False, dtype="float32")
+    with pytest.raises(EngineError, match="does not count; start it"):
+        attribute(plain, planted_ranking("digits"), TEXT)

@@ -1,0 +1,232 @@
+"""Detection over many chunks: by example, resumed after a kill, stopped early, with bad pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from oracle import ReferenceModel
+
+from expert_registry import Ranking, Recommended, cautions, standard_errors
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin import pair_counting as module
+from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions, detect
+from vllm_steermoe_plugin.engine import take_counts
+from vllm_steermoe_plugin.pairs import PairsError, PairSet, read_pairs
+from vllm_steermoe_plugin.recipes import lab_recipe
+from vllm_steermoe_plugin.resume import ResumeError
+from vllm_steermoe_plugin.spans import encode_side
+
+BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
+GROUPS = 8
+
+
+@pytest.fixture
+def engine(engines: Callable[..., Any]) -> Any:
+    """Eight groups, so that a chunk is four pairs."""
+    return engines(lab.NAME, {"count_groups": GROUPS}, enable_prefix_caching=False, dtype="float32")
+
+
+def few(behaviour: str, number: int) -> PairSet:
+    pairs, _ = lab_recipe(lab.NAME, behaviour)
+    return PairSet(pairs.name, pairs.sha256, pairs.pairs[:number])
+
+
+def same(one: Ranking, other: Ranking) -> None:
+    assert one.clusters is not None and other.clusters is not None
+    for name in ("activations_1", "activations_2", "tokens"):
+        np.testing.assert_array_equal(getattr(one.counts, name), getattr(other.counts, name))
+    for name, tensor in one.clusters.tensors().items():
+        np.testing.assert_array_equal(tensor, other.clusters.tensors()[name], err_msg=name)
+
+
+def test_the_summary_equals_the_slow_reference_pair_by_pair(engine: Any) -> None:
+    pairs = few("refusal", 6)
+    ranking = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=DetectionOptions(permutations=9))
+    reference, tokenizer = ReferenceModel(lab.MODEL_DIR), engine.get_tokenizer()
+    shape = ranking.shape
+    selections = np.zeros((6, 2, len(shape.layers), shape.num_experts), dtype=np.int64)
+    tokens = np.zeros((6, 2), dtype=np.int64)
+    for number, pair in enumerate(pairs.pairs):
+        for index, side in enumerate((pair.side_1, pair.side_2)):
+            span = encode_side(side, tokenizer, pair.origin)
+            _, chosen = reference.run(list(span.token_ids), {})
+            tokens[number, index] = span.stop - span.start
+            for row, layer in enumerate(shape.layers):
+                for experts in chosen[layer][span.start : span.stop]:
+                    selections[number, index, row, experts] += 1
+    assert ranking.clusters is not None and ranking.clusters.examples.tolist() == [6]
+    one, two = selections[:, 0], selections[:, 1]
+    np.testing.assert_array_equal(ranking.clusters.squares_1, (one**2).sum(axis=0))
+    np.testing.assert_array_equal(ranking.clusters.products, (one * two).sum(axis=0))
+    np.testing.assert_array_equal(ranking.clusters.with_other_2, (two * tokens[:, :1, None]).sum(axis=0))
+    assert ranking.clusters.token_products.tolist() == [
+        int(tokens[:, 0] @ tokens[:, 0]), int(tokens[:, 1] @ tokens[:, 1]), int(tokens[:, 0] @ tokens[:, 1])
+    ]  # fmt: skip
+    assert any("only 6 examples" in text for text in cautions(ranking.counts, ranking.clusters))
+    assert np.isfinite(standard_errors(ranking.counts, ranking.clusters)).all()
+
+
+def test_a_killed_detection_goes_on_and_counts_nothing_twice(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = few("digits", 22)
+    plain = DetectionOptions(permutations=20)
+    whole = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=plain)
+    kept = tmp_path / "progress"
+    said: list[str] = []
+    options = replace(plain, checkpoint=kept, checkpoint_every=0.0, report=said.append)
+    take, calls = module.take_counts, 0
+
+    def killed(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (3, 5):
+            raise KeyboardInterrupt
+        return take(*args)
+
+    monkeypatch.setattr(module, "take_counts", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+        assert kept.exists()
+    with pytest.raises(ResumeError, match="other pairs or other options; remove it"):
+        detect(engine, lab.NAME, few("digits", 21), BEHAVIOUR, options=options)
+    read_otherwise = tuple(replace(pair, side_1=replace(pair.side_1, count="all")) for pair in pairs.pairs)
+    with pytest.raises(ResumeError, match="other pairs or other options"):
+        detect(engine, lab.NAME, replace(pairs, pairs=read_otherwise), BEHAVIOUR, options=options)
+    resumed = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    same(whole, resumed)
+    # A chunk is written when the next one was counted: 4 of 22 pairs at the first kill, 4 again at the second.
+    assert len(said) == 2 and "4 of 22 pairs are counted" in said[0]
+    # 22 pairs in chunks of 4 are 6 chunks, and two calls were killed; what was lost was counted again.
+    assert calls > 8 and not kept.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_damaged_progress_is_refused(engine: Any, tmp_path: Path, content: bytes) -> None:
+    kept = tmp_path / "progress"
+    kept.write_bytes(content)
+    with pytest.raises(ResumeError, match="is not a file of progress"):
+        detect(engine, lab.NAME, few("digits", 2), BEHAVIOUR, options=DetectionOptions(checkpoint=kept))
+
+
+def test_a_stable_top_stops_early_and_the_card_says_so(engine: Any) -> None:
+    pairs = few("digits", 60)
+    ranking = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=DetectionOptions(permutations=0, stop_when_stable=1))
+    assert ranking.card.data.pairs < 60
+    assert f"Stopped after {ranking.card.data.pairs} of 60 pairs" in ranking.card.note
+    first = PairSet(pairs.name, pairs.sha256, pairs.pairs[: ranking.card.data.pairs])
+    same(ranking, detect(engine, lab.NAME, first, BEHAVIOUR, options=DetectionOptions(permutations=0)))
+
+
+def test_bad_pairs_are_named_and_skipped_only_when_asked(engine: Any, tmp_path: Path) -> None:
+    good = {"text_1": "2 3 4", "text_2": "two three four"}
+    lines = [
+        json.dumps(good),
+        "{",
+        json.dumps({"text_1": "one " * 2000, "text_2": "two"}),
+        json.dumps(good | {"target_2": "five"}),
+        json.dumps(good | {"text_1": ""}),
+        json.dumps({"text_1": "5 6", "text_2": "five six"}),
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(PairsError, match="line 2"):
+        read_pairs(path)
+    pairs = read_pairs(path, skip_bad=True)
+    with pytest.raises(PairsError, match=r"line 3, side 1: \d+ tokens, but the context"):
+        detect(engine, lab.NAME, pairs, BEHAVIOUR)
+    said: list[str] = []
+    options = DetectionOptions(skip_bad=True, report=said.append, permutations=5)
+    ranking = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    assert [text.split(":")[1].strip() for text in said] == [
+        "pairs.jsonl, line 3, side 1", "pairs.jsonl, line 4, side 2", "pairs.jsonl, line 5, side 1"
+    ]  # fmt: skip
+    assert ranking.card.data.pairs == 2 and "4 bad pairs were skipped" in ranking.card.note
+    path.write_text("\n".join([json.dumps(good), lines[-1]]))
+    both = detect(engine, lab.NAME, read_pairs(path), BEHAVIOUR)
+    np.testing.assert_array_equal(both.counts.activations_1, ranking.counts.activations_1)
+    path.write_text(lines[3])
+    with pytest.raises(PairsError, match=r"no pair is left to count; .*line 1, side 2"):
+        detect(engine, lab.NAME, read_pairs(path), BEHAVIOUR, options=options)
+
+
+def test_balanced_sides_count_as_many_tokens(engine: Any) -> None:
+    pairs = few("refusal", 8)
+    plain = detect(engine, lab.NAME, pairs, BEHAVIOUR)
+    even = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=DetectionOptions(balance=True))
+    assert plain.counts.tokens[0] != plain.counts.tokens[1]
+    assert even.counts.tokens[0] == even.counts.tokens[1] <= plain.counts.tokens.min()
+    assert "as the shorter has" in even.card.span
+
+
+def test_every_part_that_may_count_is_counted(engine: Any, tmp_path: Path) -> None:
+    """Spans by role come in pieces; the counts say how many tokens they have."""
+    messages = [
+        {"role": "user", "content": "Count from 2 to 4."},
+        {"role": "assistant", "content": "2 3 4"},
+        {"role": "user", "content": "Count from 3 to 4."},
+        {"role": "assistant", "content": "3 4"},
+    ]
+    tokens = {}
+    for count in (None, "assistant", "user", "all", [1, 0, 1]):
+        path = tmp_path / "pairs.jsonl"
+        path.write_text(json.dumps({"messages_1": messages, "messages_2": messages, "count_1": count}))
+        tokens[str(count)] = int(detect(engine, lab.NAME, read_pairs(path), BEHAVIOUR).counts.tokens[0])
+    assert 0 < tokens["None"] < tokens["assistant"] < tokens["all"] and tokens["[1, 0, 1]"] == 1
+    assert tokens["assistant"] + tokens["user"] < tokens["all"], "the template's own tokens"
+
+
+def test_a_model_without_a_chat_template_reads_lines(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.get_tokenizer(), "chat_template", None)
+    ranking = detect(engine, lab.NAME, few("digits", 3), BEHAVIOUR)
+    assert "no chat template" in ranking.card.note
+
+
+def test_an_engine_that_does_not_count_is_told_how(engines: Callable[..., Any]) -> None:
+    plain = engines(lab.NAME, {"count_groups": 1}, enable_prefix_caching=False, dtype="float32")
+    with pytest.raises(EngineError, match="counts 1 groups; start it with the setting 'count_groups' at 256"):
+        detect(plain, lab.NAME, few("digits", 3), BEHAVIOUR)
+
+
+def test_a_model_that_is_no_mixture_is_named() -> None:
+    config = SimpleNamespace(hf_text_config=SimpleNamespace(architectures=["LlamaForCausalLM"], num_hidden_layers=2))
+    dense: Any = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=SimpleNamespace(model_config=config)))
+    with pytest.raises(EngineError, match="cannot be steered: unknown architecture 'LlamaForCausalLM'"):
+        detect(dense, "some/model", few("digits", 1), BEHAVIOUR)
+
+
+def test_a_layer_without_routed_experts_is_named() -> None:
+    part = {"layers": [0, 2], "shape": [1, 2, 4], "selections": np.zeros((1, 2, 4), "<i4").tobytes(), "tokens": [0]}
+    workers: Any = SimpleNamespace(collective_rpc=lambda method: [part])
+    selections, tokens = take_counts(workers, (0, 2))
+    assert selections.shape == (1, 2, 4) and tokens.tolist() == [0]
+    with pytest.raises(EngineError, match=r"no worker counted layers \[1\]: they have no routed experts"):
+        take_counts(workers, (0, 1, 2))
+    other = part | {"tokens": [1]}
+    workers.collective_rpc = lambda method: [part, other]
+    with pytest.raises(EngineError, match="different numbers of tokens"):
+        take_counts(workers, (0, 2))
+
+
+def test_two_halves_of_the_layers_are_put_together() -> None:
+    """As pipeline stages give them."""
+    parts = [
+        {
+            "layers": [layer],
+            "shape": [2, 1, 4],
+            "selections": np.full((2, 1, 4), layer, "<i4").tobytes(),
+            "tokens": [1, 2],
+        }
+        for layer in (3, 0)
+    ]
+    selections, _ = take_counts(cast("Any", SimpleNamespace(collective_rpc=lambda method: parts)), (0, 3))
+    assert selections[:, 0].max() == 0 and (selections[:, 1] == 3).all()

@@ -1,0 +1,275 @@
+"""Statistics of a ranking, against loops over examples and against simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expert_registry import (
+    DataRef,
+    ExampleSums,
+    ModelRef,
+    Ranking,
+    RankingCard,
+    Recommended,
+    RoutingCounts,
+    read_ranking,
+    write_ranking,
+)
+from expert_registry import statistics as stats
+from expert_registry.clusters import SUMMARY_AXES, ClusterSummary
+from expert_registry.errors import RankingFormatError
+
+LAYERS, EXPERTS, TOP_K = (1, 4), 5, 2
+
+
+def routed(seed: int, examples: int, effect: float = 0.0, sizes: tuple[int, int] = (1, 9)) -> tuple[Any, Any]:
+    """Selections `[n, 2, L, E]` and tokens `[n, 2]` whose tokens are alike within an example.
+
+    With an `effect`, expert 0 of the first layer is preferred on side 1.
+    """
+    chance = np.random.default_rng(seed)
+    tokens = chance.integers(*sizes, (examples, 2))
+    selections = np.zeros((examples, 2, len(LAYERS), EXPERTS), dtype=np.int64)
+    for i in range(examples):
+        taste = chance.normal(0, 1, (len(LAYERS), EXPERTS))
+        for side in range(2):
+            mine = taste.copy()
+            mine[0, 0] += effect if side == 0 else 0
+            for _ in range(tokens[i, side]):
+                for layer in range(len(LAYERS)):
+                    scores = mine[layer] + chance.normal(0, 0.7, EXPERTS)
+                    selections[i, side, layer, np.argsort(scores)[-TOP_K:]] += 1
+    return selections, tokens
+
+
+def summed(selections: Any, tokens: Any, permutations: int = 0, seed: int = 0) -> tuple[RoutingCounts, ClusterSummary]:
+    sums = ExampleSums(len(LAYERS), EXPERTS, permutations=permutations, seed=seed)
+    sums.add(range(len(tokens)), selections, tokens)
+    return sums.counts(LAYERS), sums.summary()
+
+
+def ranking_of(counts: RoutingCounts, clusters: ClusterSummary | None) -> Ranking:
+    card = RankingCard(
+        model=ModelRef(id="some/model", architecture="OlmoeForCausalLM"),
+        num_experts=EXPERTS,
+        top_k=TOP_K,
+        behaviour="testing",
+        version=1,
+        sides=("a", "b"),
+        data=DataRef(name="made"),
+        span="all",
+        recommended=Recommended(activate=1, deactivate=1),
+        created="2026-01-01",
+        license="Apache-2.0",
+    )
+    return Ranking(counts, card, clusters)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 7))
+@settings(max_examples=30, deadline=None)
+def test_standard_errors_equal_a_loop_over_examples(seed: int, examples: int) -> None:
+    selections, tokens = routed(seed, examples)
+    counts, clusters = summed(selections, tokens)
+    found = stats.standard_errors(counts, clusters)
+    n1, n2 = (int(x) for x in tokens.sum(axis=0))
+    for layer in range(len(LAYERS)):
+        for expert in range(EXPERTS):
+            a1, a2 = (int(selections[:, side, layer, expert].sum()) for side in range(2))
+            squares = Fraction(0)
+            for i in range(examples):
+                u1 = Fraction(int(selections[i, 0, layer, expert])) - Fraction(a1, n1) * int(tokens[i, 0])
+                u2 = Fraction(int(selections[i, 1, layer, expert])) - Fraction(a2, n2) * int(tokens[i, 1])
+                squares += (u1 / n1 - u2 / n2) ** 2
+            expected = math.sqrt(squares * Fraction(examples, examples - 1))
+            assert found[layer, expert] == pytest.approx(expected, abs=1e-7)
+
+
+def test_intervals_hold_what_they_promise() -> None:
+    """95 % intervals cover the difference of a large population in about 95 % of samples drawn from it."""
+    selections, tokens = routed(1, 4000, effect=0.8)
+    counts, _ = summed(selections, tokens)
+    truth = counts.risk_difference()
+    chance = np.random.default_rng(2)
+    inside, naive = [], []
+    for _ in range(150):
+        some = chance.choice(len(tokens), 80)
+        mine, clusters = summed(selections[some], tokens[some])
+        low, high = stats.intervals(mine, clusters)
+        inside.append((low <= truth) & (truth <= high))
+        narrow = 1.96 * stats.standard_errors(mine, clusters) / np.sqrt(stats.design_effects(mine, clusters))
+        naive.append(np.abs(mine.risk_difference() - truth) <= narrow)
+    assert 0.92 < np.mean(inside) < 0.98
+    assert abs(np.mean(naive) - 0.95) > 0.02, "taking tokens as independent must not do as well here"
+
+
+def test_tokens_that_are_independent_have_a_design_effect_of_one() -> None:
+    selections, tokens = routed(3, 3000, sizes=(1, 2))
+    # One token per side, and the sides of different examples together: nothing is left that is alike.
+    selections[:, 1] = selections[np.random.default_rng(0).permutation(3000), 1]
+    counts, clusters = summed(selections, tokens)
+    assert np.allclose(stats.design_effects(counts, clusters), 1, atol=0.12)
+    assert np.allclose(stats.effective_tokens(counts, clusters), 6000, rtol=0.15)
+
+
+def test_examples_repeated_widen_nothing_that_clusters_know_of() -> None:
+    """Each token of an example said ten times is no new evidence."""
+    selections, tokens = routed(4, 50)
+    one = summed(selections, tokens)
+    ten = summed(selections * 10, tokens * 10)
+    np.testing.assert_allclose(stats.standard_errors(*one), stats.standard_errors(*ten))
+    assert np.all(stats.design_effects(*ten) > 5 * stats.design_effects(*one))
+
+
+def test_chunks_and_interruptions_change_nothing() -> None:
+    selections, tokens = routed(5, 23)
+    whole = ExampleSums(2, EXPERTS, permutations=40, seed=7)
+    whole.add(range(23), selections, tokens)
+    parts = ExampleSums(2, EXPERTS, permutations=40, seed=7)
+    for start in range(0, 23, 5):
+        parts.add(range(start, min(start + 5, 23)), selections[start : start + 5], tokens[start : start + 5])
+        resumed = ExampleSums(2, EXPERTS, permutations=40, seed=7)
+        resumed.restore({name: tensor.copy() for name, tensor in parts.tensors().items()})
+        parts = resumed
+    for name, tensor in whole.summary().tensors().items():
+        np.testing.assert_array_equal(tensor, parts.summary().tensors()[name], err_msg=name)
+    with pytest.raises(RankingFormatError, match="swapped"):
+        parts.restore(ExampleSums(2, EXPERTS, permutations=39).tensors())
+
+
+def test_permutations_equal_a_loop() -> None:
+    selections, tokens = routed(6, 12, effect=1.0)
+    draws, seed = 60, 3
+    _, clusters = summed(selections, tokens, draws, seed)
+    swaps = np.stack([np.random.default_rng((seed, i)).integers(0, 2, draws + 1, dtype=np.int8) for i in range(12)])
+
+    def difference(flips: Any) -> Any:
+        totals, sizes = np.zeros((2, 2, EXPERTS)), np.zeros(2)
+        for i, flip in enumerate(flips):
+            for side in range(2):
+                totals[side] += selections[i, 1 - side if flip else side]
+                sizes[side] += tokens[i, 1 - side if flip else side]
+        return totals[0] / sizes[0] - totals[1] / sizes[1]
+
+    observed = np.abs(difference([0] * 12))
+    expected = sum((np.abs(difference(swaps[:, 1 + b])) >= observed - 1e-12).astype(int) for b in range(draws))
+    np.testing.assert_array_equal(clusters.exceeded, expected)
+    np.testing.assert_array_equal(
+        clusters.half_1, sum(selections[i, 0] for i in range(12) if swaps[i, 0]), err_msg="the half"
+    )
+
+
+def test_the_permutation_test_finds_the_effect_and_little_else() -> None:
+    counts, clusters = summed(*routed(8, 120, effect=1.5), permutations=499)
+    p = stats.permutation_p_values(clusters)
+    assert p[0, 0] == pytest.approx(1 / 500)
+    # The second layer has no effect.
+    assert np.median([stats.permutation_p_values(summed(*routed(s, 40), permutations=99)[1]) for s in range(9)]) > 0.3
+    normal = stats.normal_p_values(counts, clusters)
+    assert normal[0, 0] < 1e-6 and np.all(np.abs(normal[1] - p[1]) < 0.12)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_false_discovery_rates_equal_the_step_up_rule(values: list[float]) -> None:
+    found = stats.false_discovery_rates(np.asarray(values))
+    for rate in (0.05, 0.2, 0.5):
+        ordered = sorted(values)
+        fit = [k for k, p in enumerate(ordered, start=1) if p * len(values) / k <= rate]
+        accepted = len(fit) and fit[-1]
+        chosen = ordered[accepted - 1] if accepted else -1.0
+        assert [q <= rate for q in found] == [p <= chosen for p in values]
+
+
+def test_log_odds_are_finite_and_point_the_same_way() -> None:
+    counts, _ = summed(*routed(9, 30, effect=2.0))
+    odds = stats.log_odds(counts)
+    assert np.isfinite(odds).all() and odds[0, 0] > 0
+    a1, a2, n1, n2 = counts.activations_1[0, 0], counts.activations_2[0, 0], *counts.tokens
+    expected = math.log((a1 + 0.5) * (n2 - a2 + 0.5) / ((n1 - a1 + 0.5) * (a2 + 0.5)))
+    assert odds[0, 0] == pytest.approx(expected)
+
+
+def test_halves_of_the_same_agree_and_overlap_knows_the_sign() -> None:
+    selections, tokens = routed(10, 1)
+    many = np.repeat(selections, 200, axis=0), np.repeat(tokens, 200, axis=0)
+    assert stats.split_half_overlap(*summed(*many), top=3) == 1.0
+    assert math.isnan(stats.split_half_overlap(*summed(selections, tokens), top=3))
+    counts, _ = summed(*routed(11, 30))
+    swapped = RoutingCounts(counts.activations_2, counts.activations_1, counts.tokens[::-1].copy(), counts.layers)
+    assert stats.overlap(counts, counts, 4) == 1.0 and stats.overlap(counts, swapped, 4) == 0.0
+
+
+def test_one_example_has_no_standard_error_and_is_cautioned_about() -> None:
+    selections, tokens = routed(12, 1)
+    counts, clusters = summed(selections, tokens)
+    assert np.isnan(stats.standard_errors(counts, clusters)).all()
+    assert any("only 1 examples" in text for text in stats.cautions(counts, clusters))
+
+
+def test_sides_of_different_length_are_cautioned_about() -> None:
+    selections, tokens = routed(13, 40)
+    selections[:, 0] *= 3
+    tokens[:, 0] *= 3
+    assert [text for text in stats.cautions(*summed(selections, tokens)) if "differ in length" in text]
+    assert stats.cautions(*summed(*routed(13, 40, sizes=(5, 6)))) == []
+
+
+def test_certainty_is_cautioned_about() -> None:
+    """Routing that is the same in every example has no standard error."""
+    selections = np.zeros((40, 2, 2, EXPERTS), dtype=np.int64)
+    selections[:, 0, :, :2] = 3
+    selections[:, 1, :, 2:4] = 3
+    found = stats.cautions(*summed(selections, np.full((40, 2), 3)))
+    assert len(found) == 1 and "8 experts differ in the same way in every example" in found[0]
+
+
+def test_the_summary_survives_a_file(tmp_path: Path) -> None:
+    counts, clusters = summed(*routed(14, 9), permutations=20)
+    path = tmp_path / "ranking.safetensors"
+    write_ranking(ranking_of(counts, clusters), path)
+    again = read_ranking(path)
+    assert again.clusters is not None
+    for name, tensor in clusters.tensors().items():
+        np.testing.assert_array_equal(again.clusters.tensors()[name], tensor)
+    write_ranking(ranking_of(counts, None), path, overwrite=True)
+    assert read_ranking(path).clusters is None
+
+
+def _add(name: str, index: Any, amount: int) -> Callable[[ClusterSummary], ClusterSummary]:
+    def change(clusters: ClusterSummary) -> ClusterSummary:
+        tensor = getattr(clusters, name).copy()
+        tensor[index] += amount
+        return replace(clusters, **{name: tensor})
+
+    return change
+
+
+@pytest.mark.parametrize("name", [name for name, axes in SUMMARY_AXES.items() if axes == 2])
+def test_a_summary_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
+    counts, clusters = summed(*routed(15, 9), permutations=20)
+    for amount in (10**6, -(10**6)):
+        with pytest.raises(RankingFormatError):
+            write_ranking(ranking_of(counts, _add(name, (0, 0), amount)(clusters)), tmp_path / "ranking")
+    with pytest.raises(RankingFormatError, match=name):
+        write_ranking(ranking_of(counts, replace(clusters, **{name: getattr(clusters, name)[:1]})), tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("examples", 0), ("examples", 10**9), ("permutations", -1), ("token_products", 0), ("half_tokens", 10**9)],
+)
+def test_impossible_totals_are_refused(name: str, value: int, tmp_path: Path) -> None:
+    counts, clusters = summed(*routed(16, 9), permutations=20)
+    tensor = getattr(clusters, name).copy()
+    tensor[0] = value
+    with pytest.raises(RankingFormatError):
+        write_ranking(ranking_of(counts, replace(clusters, **{name: tensor})), tmp_path / "ranking")

@@ -1,0 +1,120 @@
+"""Which way each token of a text leans: the risk differences of the experts that its router selected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expert_registry import RankedExpert, Ranking
+from expert_registry.errors import EngineError, ProfileError
+from vllm_steermoe_plugin.architectures import shape_of
+from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.engine import count_groups, take_counts
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, prefill
+from vllm_steermoe_plugin.pairs import ChatMessage, PairsError
+from vllm_steermoe_plugin.spans import render_chat
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+_NAMED = 3
+"""Experts that are named for each token."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttributedToken:
+    """A token of a text.
+
+    Attributes:
+        text: the characters that it adds; empty for tokens without any, such as a beginning of text.
+        score: mean over the MoE layers of the summed risk differences of its experts; above 0 for side 1.
+        experts: those that weigh most.
+    """
+
+    text: str
+    score: float
+    experts: tuple[RankedExpert, ...]
+
+
+def attribute(
+    engine: LLM, ranking: Ranking, text: str | Sequence[ChatMessage], top: int | None = None
+) -> list[AttributedToken]:
+    """Score each token of a text by the experts that the model's router selects for it.
+
+    Args:
+        engine: runs the model that was ranked, with the setting `count_groups`: that many tokens are
+            looked at in one pass over the text.
+        ranking: gives the risk differences.
+        text: plain, or a chat.
+        top: only the first so many experts of the ranking weigh; None for all.
+
+    Raises:
+        ProfileError: the ranking is of a model of another shape.
+        PairsError: the text is empty or longer than the context.
+        EngineError: the engine does not count.
+    """
+    config = engine.llm_engine.vllm_config.model_config
+    shape = shape_of(config.hf_text_config)
+    if ranking.shape != shape:
+        raise ProfileError(f"the ranking is of {ranking.shape}, but the engine runs {shape}")
+    groups = count_groups(engine)
+    if not groups:
+        raise EngineError(f"this engine does not count; start it with the setting 'count_groups' at {COUNT_GROUPS}")
+    tokenizer = engine.get_tokenizer()
+    plain = isinstance(text, str)
+    written = text if isinstance(text, str) else render_chat(tuple(text), tokenizer, "the chat")
+    special = plain or not tokenizer.chat_template
+    encoding = tokenizer(written, add_special_tokens=special, return_offsets_mapping=True)
+    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    if not 0 < len(ids) < config.max_model_len:
+        raise PairsError(f"the text has {len(ids)} tokens; the context holds 1 to {config.max_model_len - 1}")
+    weights = _weights(ranking, top)
+    engine.collective_rpc("steermoe_reset_counts")
+    found = []
+    for start in range(0, len(ids), groups):
+        stop = min(start + groups, len(ids))
+        prefill(engine, [(ids, CountedSpans(1, ((start, stop),), each=True))])
+        selections, tokens = take_counts(engine, shape.layers)
+        if not (tokens[: stop - start] == 1).all():
+            raise EngineError("tokens of the text were not counted once each; is the engine used by something else?")
+        found += [_scored(selected * weights, shape.layers) for selected in selections[: stop - start]]
+    return [
+        AttributedToken(piece, score, experts)
+        for piece, (score, experts) in zip(_pieces(written, offsets), found, strict=True)
+    ]
+
+
+def _weights(ranking: Ranking, top: int | None) -> NDArray[np.float64]:
+    """Risk differences `[L, E]`, zero beyond the first `top` experts."""
+    difference = ranking.counts.risk_difference()
+    if top is None:
+        return difference
+    kept = np.zeros_like(difference)
+    rows = {layer: row for row, layer in enumerate(ranking.shape.layers)}
+    for expert in ranking.experts()[:top]:
+        kept[rows[expert.layer], expert.expert] = expert.risk_difference
+    return kept
+
+
+def _scored(values: NDArray[np.float64], layers: tuple[int, ...]) -> tuple[float, tuple[RankedExpert, ...]]:
+    """Score and weightiest experts of a token; `values` is `[L, E]`, zero for what was not selected."""
+    order = np.argsort(-np.abs(values), axis=None, kind="stable")[:_NAMED]
+    size = values.shape[1]
+    experts = (RankedExpert(layers[i // size], int(i % size), float(values.flat[i])) for i in order.tolist())
+    return float(values.sum() / len(layers)), tuple(e for e in experts if e.risk_difference)
+
+
+def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
+    """The text cut at its tokens: joined again, the pieces are the text."""
+    pieces = []
+    done = 0
+    for number, (_, end) in enumerate(offsets):
+        # Characters between two tokens, such as white space that the tokenizer drops, go with the later one.
+        stop = len(text) if number == len(offsets) - 1 else max(end, done)
+        pieces.append(text[done:stop])
+        done = stop
+    return pieces

@@ -1,0 +1,129 @@
+"""Rows of public data sets: from the hub by their id, or from a file with the same columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expert_registry.errors import SteerMoEError
+from vllm_steermoe_plugin.pairs import COLUMNS, PairSet
+
+MAX_FILE_BYTES = 2 << 30
+
+
+class DataError(SteerMoEError):
+    """A data set cannot be had, or its columns are not as expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """A data set of the hub.
+
+    Attributes:
+        id: `owner/name`.
+        split: of it.
+        columns: those that are read.
+        license: of the data.
+    """
+
+    id: str
+    split: str
+    columns: tuple[str, ...]
+    license: str
+
+    def rows(self, data_file: Path | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Each row with its place (for errors), from the hub or from a JSON or JSONL file.
+
+        Raises:
+            DataError: it cannot be loaded, or lacks a column.
+        """
+        found = _from_hub(self) if data_file is None else _from_file(data_file)
+        empty = True
+        for place, row in found:
+            missing = [column for column in self.columns if not isinstance(row, Mapping) or column not in row]
+            if missing:
+                raise DataError(f"{place} has no {', '.join(missing)}; {self.id} has {', '.join(self.columns)}")
+            empty = False
+            yield place, row
+        if empty:
+            raise DataError(f"{data_file or self.id} holds no rows")
+
+
+def _from_hub(source: DataSource) -> Iterator[tuple[str, Any]]:
+    columns = ", ".join(source.columns)
+    way_out = (
+        f"without the network, give the rows by --data-file FILE: JSON lines with the columns {columns}"
+        if columns
+        else "without the network, give the pairs by --pairs FILE"
+    )
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{source.id} is loaded with the package 'datasets', which is not installed; {way_out}"
+        ) from None
+    try:
+        loaded = datasets.load_dataset(source.id, split=source.split)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"cannot load {source.id}, split {source.split}: {reason:.300}; {way_out}") from None
+    for number, row in enumerate(loaded):
+        yield f"{source.id}, row {number}", row
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise DataError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        if data.lstrip()[:1] == b"[":
+            for number, row in enumerate(json.loads(data), start=1):
+                yield f"{path.name}, entry {number}", row
+            return
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path.name}, line {number} is not JSON: {error}") from None
+        yield f"{path.name}, line {number}", row
+
+
+def pairs_from_hub(name: str, *, count: str | None = None, skip_bad: bool = False) -> PairSet:
+    """Contrastive pairs from a data set that has the columns of a file of pairs.
+
+    Args:
+        name: `owner/name` or, with another split than `train`, `owner/name:split`.
+        count: as for `read_pairs`.
+        skip_bad: likewise.
+
+    Raises:
+        DataError: it cannot be loaded.
+        PairsError: a row is not a pair.
+    """
+    identifier, _, split = name.partition(":")
+    source = DataSource(identifier, split or "train", (), "unspecified")
+    # A data set has all columns in all rows; those that a row does not use are None. It may have others too.
+    rows = ({key: row[key] for key in COLUMNS if row.get(key) is not None} for _, row in source.rows())
+    return PairSet.from_lines(f"{identifier}, split {source.split}", rows, count=count, skip_bad=skip_bad)
+
+
+def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
+    """A column that must hold text, without the white space around it.
+
+    Raises:
+        DataError: it holds something else, or nothing.
+    """
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{place}: {column} must be text, got {value!r:.60}")
+    return value.strip()

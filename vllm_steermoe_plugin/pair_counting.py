@@ -1,0 +1,106 @@
+"""Pairs through the engine: each text is a prompt whose counted tokens have a group of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from expert_registry.errors import EngineError
+from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.engine import take_counts
+from vllm_steermoe_plugin.pairs import ContrastivePair, PairsError
+from vllm_steermoe_plugin.request import NONE
+from vllm_steermoe_plugin.spans import TokenSpan, balanced, encode_side
+from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+SIDES = 2
+COUNT_GROUPS = 256
+"""Setting `count_groups` of an engine for detection: each text has its own group, so that a chunk of half as
+many pairs is counted text by text. Enough texts to fill the engine's batches, few enough for little memory."""
+
+Encoded = tuple[int, TokenSpan, TokenSpan]
+"""A pair's place in the data, and its two sides."""
+
+
+def encode_pairs(
+    engine: LLM, part: Sequence[ContrastivePair], first: int, *, balance: bool, skip_bad: bool
+) -> tuple[list[Encoded], list[str], int]:
+    """The pairs that can be counted, why others cannot, and the number of merged tokens.
+
+    Args:
+        engine: its tokenizer, chat template and length of context decide.
+        part: some pairs.
+        first: place of the first one in the data.
+        balance: count as many tokens of the longer side as the shorter has.
+        skip_bad: leave out what cannot be counted.
+
+    Raises:
+        PairsError: a pair cannot be counted, and it is not to be left out.
+    """
+    tokenizer = engine.get_tokenizer()
+    limit = engine.llm_engine.vllm_config.model_config.max_model_len
+    encoded: list[Encoded] = []
+    skipped = []
+    merged = 0
+    for number, pair in enumerate(part, start=first):
+        try:
+            one = _side(pair, 1, tokenizer, limit)
+            two = _side(pair, 2, tokenizer, limit)
+        except PairsError as error:
+            if not skip_bad:
+                raise
+            skipped.append(str(error))
+            continue
+        merged += one.merged + two.merged
+        encoded.append((number, *(balanced(one, two) if balance else (one, two))))
+    return encoded, skipped, merged
+
+
+def _side(pair: ContrastivePair, number: int, tokenizer: Any, limit: int) -> TokenSpan:
+    origin = f"{pair.origin}, side {number}"
+    span = encode_side(pair.side_1 if number == 1 else pair.side_2, tokenizer, origin)
+    if len(span.token_ids) >= limit:
+        raise PairsError(
+            f"{origin}: {len(span.token_ids)} tokens, but the context holds {limit} with the one that is generated"
+        )
+    return span
+
+
+def count_pairs(engine: LLM, shape: MoEShape, encoded: Sequence[Encoded]) -> tuple[Any, Any]:
+    """Selections int64 `[n, 2, L, E]` and tokens int64 `[n, 2]` of n pairs, each text in its own group."""
+    texts = [span for _, one, two in encoded for span in (one, two)]
+    prefill(engine, [(text.token_ids, CountedSpans(group, text.ranges)) for group, text in enumerate(texts, start=1)])
+    selections, tokens = take_counts(engine, shape.layers)
+    expected = [text.tokens for text in texts]
+    if tokens[: len(texts)].tolist() != expected or tokens[len(texts) :].any():
+        wrong = next((i for i, number in enumerate(expected) if int(tokens[i]) != number), len(texts))
+        raise EngineError(
+            f"{int(tokens[wrong])} tokens were counted in group {wrong + 1} instead of "
+            f"{expected[wrong] if wrong < len(texts) else 0}; is the engine used by something else?"
+        )
+    size = (len(encoded), SIDES)
+    return selections[: len(texts)].reshape(*size, *selections.shape[1:]), np.reshape(tokens[: len(texts)], size)
+
+
+def prefill(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> None:
+    """Prefill token ids and count as told; the one token that vLLM must generate is not counted."""
+    from vllm import SamplingParams
+
+    prompts: list[Any] = [{"prompt_token_ids": list(token_ids)} for token_ids, _ in texts]
+    params = [
+        SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            detokenize=False,
+            # An engine may have a default; detection looks at the model's own routing.
+            extra_args={COUNT_KEY: counted.to_json(), STEER_KEY: NONE},
+        )
+        for _, counted in texts
+    ]
+    engine.generate(prompts, params, use_tqdm=False)

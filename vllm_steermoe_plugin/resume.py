@@ -1,0 +1,121 @@
+"""The progress of a detection, kept in a file so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from expert_registry import ExampleSums
+from expert_registry.errors import RankingFormatError, SteerMoEError
+from expert_registry.ranking import Counts
+
+_KEY = "steermoe_progress"
+_MAX_BYTES = 4 << 30
+
+
+class ResumeError(SteerMoEError):
+    """A file of progress cannot be used."""
+
+
+def digest_of(*parts: object) -> str:
+    """Of everything that the sums depend on: progress is taken up only by the very same detection."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class Progress:
+    """What was counted so far.
+
+    Attributes:
+        sums: of the pairs that were counted.
+        skipped: of each pair that was left out, why.
+        done: pairs that were looked at.
+        merged: tokens that reach over the edge of what is counted.
+    """
+
+    sums: ExampleSums
+    skipped: list[str]
+    done: int = 0
+    merged: int = 0
+    _saved: float = field(default_factory=time.monotonic)
+
+    def add(
+        self,
+        done: int,
+        numbers: Sequence[int],
+        selections: Counts | None,
+        tokens: Counts | None,
+        skipped: Sequence[str],
+        merged: int,
+    ) -> None:
+        """Add a chunk, after which `done` pairs were looked at; arrays as for `ExampleSums.add`, or None."""
+        if selections is not None and tokens is not None:
+            self.sums.add(numbers, selections, tokens)
+        self.skipped.extend(skipped)
+        self.merged += merged
+        self.done = done
+
+    def save(self, path: Path, digest: str, every: float) -> None:
+        """Write all of it at once, unless that was done less than `every` seconds ago.
+
+        Sums and number of pairs are in one file that replaces the one before, so a kill at any moment
+        leaves both of the same moment and nothing is counted twice.
+        """
+        if time.monotonic() - self._saved < every:
+            return
+        state = {"digest": digest, "done": self.done, "merged": self.merged, "skipped": self.skipped}
+        data = save(self.sums.tensors(), metadata={_KEY: json.dumps(state)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".progress-")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise ResumeError(f"cannot write {path}: {error.strerror or error}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._saved = time.monotonic()
+
+    def resume(self, path: Path, digest: str) -> bool:
+        """Take up what a file holds; False if there is none.
+
+        Raises:
+            ResumeError: it is damaged, or of another detection.
+        """
+        if not path.exists():
+            return False
+        advice = "remove it to start anew"
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                raise ResumeError(f"{path} is too large for a file of progress; {advice}")
+            with safe_open(path, framework="numpy") as file:
+                state = json.loads((file.metadata() or {})[_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            found, done, merged, skipped = (state[key] for key in ("digest", "done", "merged", "skipped"))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ResumeError):
+                raise
+            raise ResumeError(f"{path} is not a file of progress ({error}); {advice}") from None
+        if found != digest:
+            raise ResumeError(
+                f"{path} belongs to a detection with another model, other pairs or other options; {advice}"
+            )
+        try:
+            self.sums.restore(tensors)
+        except RankingFormatError as error:
+            raise ResumeError(f"{path}: {error}; {advice}") from None
+        self.done, self.merged, self.skipped = int(done), int(merged), list(skipped)
+        return True
