@@ -13,13 +13,11 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 
 from expert_registry.errors import RequestError
 from lm_eval_tasks.response_cache import claim_cache
+from lm_eval_tasks.server_probe import BODY_KEY, check_server
 from lm_eval_tasks.steering_args import SteeringArgs
 from vllm_steermoe_plugin.request import NONE
 from vllm_steermoe_plugin.state import STEER_KEY
 from vllm_steermoe_plugin.versions import tool_versions
-
-BODY_KEY = "vllm_xargs"
-"""Where vLLM's OpenAI-compatible server takes arguments for plugins."""
 
 
 class _Steered:
@@ -29,12 +27,15 @@ class _Steered:
         """Take the model's own arguments and the fields of `SteeringArgs`.
 
         Raises:
-            SteerMoEError: the steering cannot be read. Whether it can be applied the server says.
+            SteerMoEError: the steering cannot be read, or the server does not steer or refuses it.
         """
         steering = {field.name: kwargs.pop(field.name) for field in fields(SteeringArgs) if field.name in kwargs}
         self._text = SteeringArgs(**steering).text()
         self._sent = 0
         super().__init__(*args, **kwargs)
+        if self._text != NONE:
+            served: Any = self
+            check_server(served.base_url, dict(served.header or {}), served.model, self._text)
 
     @property
     def steering(self) -> str:

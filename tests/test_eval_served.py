@@ -11,18 +11,32 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 from stub_server import chat_answer, stub_server
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import EngineError, RequestError
 from lm_eval_tasks import TASKS
 from lm_eval_tasks.register import add_model
 from lm_eval_tasks.served import SteerMoEChatCompletions, SteerMoECompletions
+from lm_eval_tasks.server_probe import MALFORMED, USER
 from vllm_steermoe_plugin.lab import MODEL_DIR
 
 
 def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    """As a server with the plugin would: a malformed steering request is a 400."""
+    if body["vllm_xargs"]["steermoe"] in (MALFORMED, "unheard"):
+        return 400, {"error": {"message": "steermoe: no such steering"}}
+    return without_plugin(path, body)
+
+
+def measured(seen: list[Any]) -> list[dict[str, Any]]:
+    """The bodies of the run itself, without the probes before it."""
+    return [body for _, body in seen if body.get("user") != USER]
+
+
+def without_plugin(path: str, body: dict[str, Any]) -> tuple[int, Any]:
     if path.endswith("/chat/completions"):
         return 200, chat_answer("1 2 3")
     choices = []
-    for index, prompt in enumerate(body["prompt"]):
+    prompts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
+    for index, prompt in enumerate(prompts):
         length = len(prompt) + 1
         logprobs = {
             "token_logprobs": [None, *[-1.0] * (length - 1)],
@@ -59,10 +73,11 @@ def test_every_body_carries_the_steering(args: dict[str, Any], text: str) -> Non
         generation = {"until": ["<|end|>"], "max_gen_toks": 4}
         texts = model.generate_until(requests("generate_until", ("Count", generation), ("Name", dict(generation))))
     assert len(found) == 3 and texts == ["1 2 3"] * 2
-    assert [body["vllm_xargs"] for _, body in seen] == [{"steermoe": text}] * len(seen)
-    assert {bool(body.get("echo")) for _, body in seen} == {True, False}
+    bodies = measured(seen)
+    assert [body["vllm_xargs"] for body in bodies] == [{"steermoe": text}] * len(bodies)
+    assert {bool(body.get("echo")) for body in bodies} == {True, False}
     info = model.get_model_info()["steermoe"]
-    assert info["request"] == text and info["requests"] == len(seen) >= 4
+    assert info["request"] == text and info["requests"] == len(bodies) >= 4
 
 
 def test_a_task_through_chat_carries_it_too_and_the_results_say_so() -> None:
@@ -77,7 +92,8 @@ def test_a_task_through_chat_carries_it_too_and_the_results_say_so() -> None:
             bootstrap_iters=0,
             apply_chat_template=True,
         )
-    assert len(seen) == 3 and all(body["vllm_xargs"] == {"steermoe": "refusal@2"} for _, body in seen)
+    bodies = measured(seen)
+    assert len(bodies) == 3 and all(body["vllm_xargs"] == {"steermoe": "refusal@2"} for body in bodies)
     assert all(body["messages"][0]["role"] == "user" and body["temperature"] == 0 for _, body in seen)
     assert results["config"]["steermoe"]["request"] == "refusal@2"
     assert results["results"]["steermoe_harmless"]["complied,none"] == 1
@@ -88,7 +104,7 @@ def test_other_arguments_for_plugins_pass_and_a_second_steering_does_not() -> No
         model = completions(url, steer="digits")
         generation: dict[str, Any] = {"until": [], "max_gen_toks": 4, "vllm_xargs": {"mine": 1}}
         model.generate_until(requests("generate_until", ("Count", generation)))
-        assert seen[0][1]["vllm_xargs"] == {"mine": 1, "steermoe": "digits"}
+        assert measured(seen)[0]["vllm_xargs"] == {"mine": 1, "steermoe": "digits"}
         generation = {"until": [], "max_gen_toks": 4, "vllm_xargs": {"steermoe": "refusal"}}
         with pytest.raises(RequestError, match="asks for steering 'refusal', the model arguments for 'digits'"):
             model._create_payload(["Count"], generate=True, gen_kwargs=generation, eos="x")
@@ -111,7 +127,25 @@ def test_a_response_cache_serves_one_steering() -> None:
             self.dbdict: dict[str, Any] = {}
 
     hook = Hook()
-    completions("http://127.0.0.1:9", steer="digits").set_cache_hook(hook)
-    completions("http://127.0.0.1:9", steer="digits").set_cache_hook(hook)
-    with pytest.raises(RequestError, match="give each its own path"):
-        completions("http://127.0.0.1:9", steer="none").set_cache_hook(hook)
+    with stub_server(answer) as (url, _):
+        completions(url, steer="digits").set_cache_hook(hook)
+        completions(url, steer="digits").set_cache_hook(hook)
+        with pytest.raises(RequestError, match="give each its own path"):
+            completions(url, steer="none").set_cache_hook(hook)
+
+
+def test_a_server_without_the_plugin_is_noticed_before_anything_is_measured() -> None:
+    with stub_server(without_plugin) as (url, seen):
+        with pytest.raises(EngineError, match="does not steer"):
+            completions(url, steer="digits")
+        assert measured(seen) == []
+        assert completions(url, steer="none").steering == "none", "unsteered, any server will do"
+
+
+def test_what_the_server_refuses_is_said_with_its_reason() -> None:
+    with stub_server(answer) as (url, seen):
+        with pytest.raises(EngineError, match=r"refuses 'unheard' with status 400: .*no such steering"):
+            completions(url, steer="unheard")
+        assert measured(seen) == []
+    with pytest.raises(EngineError, match="cannot be reached"):
+        completions(url, steer="digits")

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from planted import planted_registry
 
+from expert_registry.errors import EngineError
+from lm_eval_tasks.server_probe import check_server
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.lab.world import examples, shows
 
@@ -126,6 +128,13 @@ def test_beam_search_refuses_steering_that_vllm_would_drop(server: str, path: st
     status, text = ask(server, "digits", path=path, use_beam_search=True, n=2)
     assert status == 400 and "beam search" in text
     assert ask(server, None, path=path, use_beam_search=True, n=2)[0] == 200
+
+
+def test_lm_evals_probe_tells_a_server_that_steers(server: str) -> None:
+    check_server(f"{server}/chat/completions", {}, lab.NAME, "digits")
+    check_server(f"{server}/completions", {}, lab.NAME, "faithfulness")
+    with pytest.raises(EngineError, match="allow_reverse"):
+        check_server(f"{server}/completions", {}, lab.NAME, "digits:reverse")
 
 
 def test_counting_is_not_offered_over_http(server: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from safetensors.numpy import save
 
 from expert_registry import ExampleSums
 from expert_registry.errors import RankingFormatError, SteerMoEError
+from expert_registry.files import write_atomic
 from expert_registry.ranking import Counts
 
 _KEY = "steermoe_progress"
@@ -74,19 +73,10 @@ class Progress:
             return
         state = {"digest": digest, "done": self.done, "merged": self.merged, "skipped": self.skipped}
         data = save(self.sums.tensors(), metadata={_KEY: json.dumps(state)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".progress-")
-        temporary = Path(name)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            raise ResumeError(f"cannot write {path}: {error.strerror or error}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+            write_atomic(path, data, overwrite=True)
+        except RankingFormatError as error:
+            raise ResumeError(str(error)) from None
         self._saved = time.monotonic()
 
     def resume(self, path: Path, digest: str) -> bool:

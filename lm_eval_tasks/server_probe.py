@@ -1,0 +1,57 @@
+"""Ask a running server, before anything is measured, whether it steers: one without the plugin ignores the request."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin.state import STEER_KEY
+
+BODY_KEY = "vllm_xargs"
+"""Where vLLM's OpenAI-compatible server takes arguments for plugins."""
+USER = "steermoe-probe"
+"""The OpenAI field `user` of probes, so that a server's log tells them from the run's requests."""
+MALFORMED = "?"
+"""No steering request; a server with the plugin answers 400 and says so."""
+TIMEOUT_SECONDS = 120.0
+
+
+def check_server(url: str, headers: dict[str, str], model: str, steering: str) -> None:
+    """Make sure that the server behind `url` steers, and accepts `steering`.
+
+    Args:
+        url: of `/v1/completions` or `/v1/chat/completions`.
+        headers: such as the authorisation.
+        model: its name there.
+        steering: the request text that the run will send.
+
+    Raises:
+        EngineError: it cannot be reached, has no plugin, or refuses the steering; with its reason.
+    """
+    status, reason = _ask(url, headers, model, MALFORMED)
+    if status != 400 or STEER_KEY not in reason:
+        raise EngineError(
+            f"the server at {url} does not steer: it answered a malformed steering request with status {status}, where "
+            f"the plugin refuses it; is the plugin installed and loaded there? {reason[:200]}"
+        )
+    status, reason = _ask(url, headers, model, steering)
+    if status != 200:
+        raise EngineError(f"the server at {url} refuses {steering!r:.80} with status {status}: {reason[:1000]}")
+
+
+def _ask(url: str, headers: dict[str, str], model: str, steering: str) -> tuple[int, str]:
+    body: dict[str, Any] = {"model": model, "max_tokens": 1, "temperature": 0, "user": USER}
+    body |= {"messages": [{"role": "user", "content": "a"}]} if "/chat/" in url else {"prompt": "a"}
+    body[BODY_KEY] = {STEER_KEY: steering}
+    headers = {**headers, "Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            return response.status, ""
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(4096).decode(errors="replace")
+    except OSError as error:
+        raise EngineError(f"the server at {url} cannot be reached: {error}") from None
