@@ -120,8 +120,10 @@ def test_a_folder_of_the_hub_cache_is_known_by_its_hub_name(tmp_path: Path) -> N
 
 
 def test_a_copy_is_known_by_the_name_in_its_config(tmp_path: Path) -> None:
-    path = folder(tmp_path / "copy", '{"_name_or_path": "org/Original"}')
+    path = folder(tmp_path / "original", '{"_name_or_path": "org/Original"}')
     assert names_of(path) == ["org/Original", path]
+    path = folder(tmp_path / "my-fine-tune", '{"_name_or_path": "org/Original"}')
+    assert names_of(path) == [path], "a fine-tune names its base there; its rankings are used only when asked for"
     for number, text in enumerate(('{"_name_or_path": ""}', '{"_name_or_path": 3}', "{}")):
         path = folder(tmp_path / str(number), text)
         assert names_of(path) == [path]

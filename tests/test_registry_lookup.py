@@ -88,13 +88,15 @@ def test_a_local_folder_is_found_through_its_config_and_its_place_in_the_hub_cac
     root = tmp_path / "rankings"
     publish(make_ranking(1, model=MODEL, layers=(0, 1, 2)), root)
     for place in (
-        checkpoint(tmp_path / "checkpoint", _name_or_path="ORG/tiny-moe"),
+        checkpoint(tmp_path / "Tiny-MoE", _name_or_path="ORG/tiny-moe"),
         checkpoint(tmp_path / "hub" / "models--org--Tiny-MoE" / "snapshots" / "0a1b"),
     ):
         found = Registry((root,)).find(names_of(str(place)), "digits", shape=shape_in(place))
         assert found.ranking.card.model.id == MODEL
-    with pytest.raises(UnknownRankingError, match="no ranking for the model"):
-        Registry((root,)).find(names_of(str(checkpoint(tmp_path / "elsewhere"))), "digits")
+    tuned = checkpoint(tmp_path / "tuned", _name_or_path="ORG/tiny-moe")
+    for place in (checkpoint(tmp_path / "elsewhere"), tuned):
+        with pytest.raises(UnknownRankingError, match="no ranking for the model"):
+            Registry((root,)).find(names_of(str(place)), "digits")
 
 
 def test_a_served_name_is_a_name(folder: Path) -> None:

@@ -45,7 +45,9 @@ def names_of(model: str, aliases: Iterable[str] = ()) -> list[str]:
         names.append(f"{cached[1]}/{cached[2]}")
     # A folder without a config.json that we can read (another format) is served all the same.
     original = _config(path).get("_name_or_path") if _has_config(path) else None
-    if isinstance(original, str) and original:
+    # Tools write there what they loaded, so a fine-tune names its base. Only a folder that still bears the
+    # model's own name is taken for a copy; a fine-tune's rankings are the operator's choice (`base_model`).
+    if isinstance(original, str) and original.rpartition("/")[2].lower() == path.name.lower():
         names.append(original)
     names += [model, *aliases]
     return list(dict.fromkeys(names))
