@@ -62,6 +62,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def kept_alive() -> list[Any]:
+    """Whoever starts an engine of its own in this process appends it here.
+
+    Destroying one engine takes the process groups from all others, so they live to the end of the session.
+    """
+    return []
+
+
+@pytest.fixture(scope="session")
 def engines() -> Iterator[Callable[..., Any]]:
     """`engines(model, **options)` is an in-process vLLM engine, started once per set of options.
 

@@ -29,13 +29,14 @@ EVAL.command()(eval_command)
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def lab(tmp_path_factory: pytest.TempPathFactory, kept_alive: list[Any]) -> Iterator[Any]:
     """The lab model in its engine, with perfect rankings."""
     from lm_eval_tasks.model import SteerMoEVLLM
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEERMOE_REGISTRY", str(planted_registry(tmp_path_factory.mktemp("registry"))))
-        yield SteerMoEVLLM(pretrained=NAME)
+        kept_alive.append(SteerMoEVLLM(pretrained=NAME))
+        yield kept_alive[-1]
 
 
 def test_the_lab_model_steered_reversed_and_random(lab: Any, tmp_path: Path) -> None:

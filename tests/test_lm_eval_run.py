@@ -77,11 +77,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def engine(registry: Path) -> Any:
+def engine(registry: Path, kept_alive: list[Any]) -> Any:
     """One SteerMoEVLLM for all tests; `model` gives it out."""
     from lm_eval_tasks.model import SteerMoEVLLM
 
-    return SteerMoEVLLM(pretrained=NAME, steer="digits", batch_size=1)
+    kept_alive.append(SteerMoEVLLM(pretrained=NAME, steer="digits", batch_size=1))
+    return kept_alive[-1]
 
 
 @pytest.fixture
@@ -91,11 +92,12 @@ def model(engine: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def stock() -> Any:
+def stock(kept_alive: list[Any]) -> Any:
     """lm-eval's own model."""
     from lm_eval.models.vllm_causallms import VLLM
 
-    return VLLM(pretrained=str(MODEL_DIR), batch_size="auto", **LAB_OPTIONS)
+    kept_alive.append(VLLM(pretrained=str(MODEL_DIR), batch_size="auto", **LAB_OPTIONS))
+    return kept_alive[-1]
 
 
 @pytest.fixture(scope="module")
