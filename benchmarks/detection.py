@@ -23,8 +23,6 @@ os.environ.update(
 )
 
 import argparse
-import json
-import shutil
 import statistics
 import tempfile
 import time
@@ -35,6 +33,7 @@ from typing import Any
 import numpy as np
 from vllm import LLM, SamplingParams
 
+from benchmarks.random_olmoe import write_olmoe
 from benchmarks.released_procedure import count_one_at_a_time
 from expert_registry import Ranking, Recommended
 from vllm_steermoe_plugin import lab
@@ -55,33 +54,6 @@ OPTIONS: dict[str, Any] = {
     "kv_cache_memory_bytes": 256 << 20,
     "gpu_memory_utilization": 0.2,
 }
-
-
-def olmoe_shaped(folder: Path) -> Path:
-    """A random checkpoint of OLMoE's architecture: 4 layers, 64 experts, top 8, with the lab model's tokenizer."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    vocabulary = json.loads((lab.MODEL_DIR / "config.json").read_text())["vocab_size"]
-    config = transformers.OlmoeConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        num_experts=64,
-        num_experts_per_tok=8,
-        max_position_embeddings=1024,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(lab.MODEL_DIR / name, folder / name)
-    return folder
 
 
 def long_pairs(number: int, joined: int) -> PairSet:
@@ -129,7 +101,8 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = lab.NAME if asked.model == "lab" else str(olmoe_shaped(folder / "model"))
+        sizes = {"hidden": 256, "intermediate": 128, "layers": 4}
+        model = lab.NAME if asked.model == "lab" else str(write_olmoe(folder / "model", **sizes))
         pairs = long_pairs(asked.pairs, asked.joined)
         counting = start_engine(model, {"count_groups": COUNT_GROUPS}, **OPTIONS)
         without = start_engine(model, {"enabled": False}, **OPTIONS)
