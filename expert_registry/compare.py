@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from expert_registry.ranking import Ranking
+from expert_registry.statistics import overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Comparison:
     top: int
     """How many of the first experts were compared."""
     shared: int | None
-    """How many of them both rankings have; None if the shapes differ."""
+    """How many of them both rankings have, with their sign; None if the shapes differ."""
     largest_change: tuple[int, int, float, float] | None
     """Layer, expert and the two risk differences where they are furthest apart; None if the shapes differ."""
 
@@ -34,8 +35,7 @@ def compare_rankings(one: Ranking, two: Ranking, *, top: int) -> Comparison:
     top = min(top, one.counts.activations_1.size)
     if one.shape != two.shape:
         return Comparison(card, top, None, None)
-    first_1, first_2 = ({(e.layer, e.expert) for e in ranking.experts()[:top]} for ranking in (one, two))
     before, after = one.counts.risk_difference(), two.counts.risk_difference()
     row, expert = np.unravel_index(int(np.argmax(np.abs(after - before))), before.shape)
     change = (one.shape.layers[int(row)], int(expert), float(before[row, expert]), float(after[row, expert]))
-    return Comparison(card, top, len(first_1 & first_2), change)
+    return Comparison(card, top, round(overlap(one.counts, two.counts, top) * top), change)

@@ -14,9 +14,11 @@ from vllm_steermoe_plugin.lab.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 
 TOKENS = 100
+VERSION = 900
+"""Above those of the bundled rankings, so that these are the newest."""
 
 
-def planted_ranking(behaviour: str, version: int = 1) -> Ranking:
+def planted_ranking(behaviour: str, version: int = VERSION) -> Ranking:
     """Counts as a perfect detector would find them: side 1 on its planted experts, side 2 on its own."""
     shape = shape_in(lab.MODEL_DIR)
     sides = []

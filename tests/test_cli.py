@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from planted import planted_ranking, planted_registry
+from planted import VERSION, planted_ranking, planted_registry
 from typer.testing import CliRunner
 
 from expert_registry import read_ranking, write_ranking
@@ -54,7 +54,7 @@ def test_registry_show_gives_the_top_experts(registry: Path) -> None:
     assert answer["experts"] == expected
     assert answer["card"]["behaviour"] == "digits" and len(answer["sha256"]) == 64
     assert "accepted" in answer["trace"][0]
-    assert "risk difference" in RUN.invoke(app, ["registry", "show", lab.NAME, "digits@1"]).stdout
+    assert "risk difference" in RUN.invoke(app, ["registry", "show", lab.NAME, f"digits@{VERSION}"]).stdout
 
 
 def test_doctor_reports_the_lab_model(registry: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import typer
-from planted import planted_registry
+from planted import VERSION, planted_registry
 from typer.testing import CliRunner
 
 from expert_registry import Registry
@@ -82,13 +82,13 @@ def test_the_lab_model_is_tuned_judged_published_and_continued(
     verdicts = {c["task"]: c["verdict"] for c in value["test"]["changes"] if c["profile"] == "tuned"}
     assert verdicts == {"steermoe_lab_digits": "better", "steermoe_lab_digits_control": "held"}
     newest = Registry.default().find([NAME], "digits").ranking.card
-    assert newest.version == 2
+    assert newest.version == VERSION + 1
     assert (newest.recommended.activate, newest.recommended.deactivate) == (chosen["activate"], chosen["deactivate"])
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"front.png", "report.md", "test-run.json"}
     # All of it again from the log: the engine is asked for the test only.
     asked: list[Any] = []
     monkeypatch.setattr("lm_eval_tasks.tune_run.measure", lambda *args: asked.append(args))
-    again = CliRunner().invoke(APP, [*arguments[:-1], "--behaviour", "digits@1"], catch_exceptions=False)
+    again = CliRunner().invoke(APP, [*arguments[:-1], "--behaviour", f"digits@{VERSION}"], catch_exceptions=False)
     assert again.exit_code == 0 and not asked
     assert json.loads((tmp_path / "out" / "tuned.json").read_text())["tried"] == value["tried"]
 

@@ -12,65 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
-import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from planted import VERSION, planted_registry
 
-from expert_registry import DataRef, ModelRef, Ranking, RankingCard, Recommended, RoutingCounts
 from expert_registry.errors import EngineError, ProfileError, RequestError, UnknownRankingError
-from expert_registry.registry import publish
-from expert_registry.shape import MoEShape
 from lm_eval_tasks import TASKS
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import LAB_OPTIONS
-from vllm_steermoe_plugin.lab import MODEL_DIR, NAME, world
+from vllm_steermoe_plugin.lab import MODEL_DIR, NAME
 from vllm_steermoe_plugin.lab.planting import planted
 
-TOKENS = 100
 CHAT = "<|user|>Count from 3 to 6.<|end|><|assistant|>"
 CHOICES = ("3 4 5 6", "three four five six")
 
 
-def planted_ranking(behaviour: str, shape: MoEShape, version: int) -> Ranking:
-    """A ranking as detection would find it, had it seen nothing but what was planted."""
-    sides = []
-    for side in (1, 2):
-        counts = np.zeros((len(shape.layers), shape.num_experts), dtype=np.int64)
-        for row, layer in enumerate(shape.layers):
-            fixed = {e: 90 for at, e in planted(behaviour, side) if at == layer}
-            fixed |= {e: 10 for at, e in planted(behaviour, 3 - side) if at == layer}
-            others = [e for e in range(shape.num_experts) if e not in fixed]
-            each, rest = divmod(shape.top_k * TOKENS - sum(fixed.values()), len(others))
-            for i, expert in enumerate(others):
-                counts[row, expert] = each + (i < rest)
-            for expert, count in fixed.items():
-                counts[row, expert] = count
-        sides.append(counts)
-    card = RankingCard(
-        model=ModelRef(id=NAME, architecture=shape.architecture),
-        num_experts=shape.num_experts,
-        top_k=shape.top_k,
-        behaviour=behaviour,
-        version=version,
-        sides=("shown", "not shown"),
-        data=DataRef(name="planted"),
-        span="none",
-        recommended=Recommended(activate=6, deactivate=6),
-        created="2026-01-01",
-        license="Apache-2.0",
-    )
-    counts = RoutingCounts(sides[0], sides[1], np.array([TOKENS, TOKENS]), np.array(shape.layers))
-    return Ranking(counts, card)
-
-
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("registry")
-    shape = shape_in(MODEL_DIR)
-    for behaviour in world.BEHAVIOURS:
-        # A high version, so that none that ships with the package comes first.
-        publish(planted_ranking(behaviour, shape, 900), folder)
+    folder = planted_registry(tmp_path_factory.mktemp("registry"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEERMOE_REGISTRY", str(folder))
         yield folder
@@ -214,7 +174,7 @@ def test_results_say_how_they_were_made(model: Any, manager: TaskManager) -> Non
         planted("digits", 1)
     )
     (source,) = info["sources"]
-    assert source["ranking"] == "steermoe-lab/digits@900"
+    assert source["ranking"] == f"steermoe-lab/digits@{VERSION}"
     assert (source["direction"], source["activate"], source["deactivate"], source["dropped"]) == ("forward", 6, 6, [])
     assert len(source["sha256"]) == 64
     assert info["versions"]["lm-eval"] == importlib.metadata.version("lm-eval")

@@ -16,7 +16,7 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.checkpoints import revision_of
 from vllm_steermoe_plugin.engine import count_groups
-from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, count_pairs, encode_pairs
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, Encoded, count_pairs, encode_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
 from vllm_steermoe_plugin.resume import Progress, digest_of
@@ -170,14 +170,21 @@ def _count_all(
 ) -> bool:
     """Count chunk by chunk what is not counted yet; whether it stopped early."""
     tops: list[frozenset[tuple[int, int]]] = []
-    # A chunk is added up beside the engine's work on the next one; `done` is set when it is.
-    with ThreadPoolExecutor(1, "steermoe-sums") as beside:
-        adding: Future[None] | None = None
-        for start in track(range(progress.done, len(pairs.pairs), chunk), f"count {name}"):
+    starts = range(progress.done, len(pairs.pairs), chunk)
+    # Beside the engine's work on a chunk, the next one is encoded and the last one is added up, in this order.
+    with ThreadPoolExecutor(1, "steermoe-beside") as beside:
+
+        def encode(start: int) -> Future[tuple[list[Encoded], list[str], int]]:
             part = pairs.pairs[start : start + chunk]
-            encoded, skipped, merged = encode_pairs(
-                engine, part, start, balance=options.balance, skip_bad=options.skip_bad
-            )
+            return beside.submit(encode_pairs, engine, part, start, balance=options.balance, skip_bad=options.skip_bad)
+
+        adding: Future[None] | None = None
+        coming = encode(progress.done)
+        for start in track(starts, f"count {name}"):
+            encoded, skipped, merged = coming.result()
+            done = min(start + chunk, len(pairs.pairs))
+            if done < len(pairs.pairs):
+                coming = encode(done)
             for text in skipped:
                 options.report(f"skipped: {text}")
             selections, tokens = count_pairs(engine, shape, encoded) if encoded else (None, None)
@@ -186,7 +193,7 @@ def _count_all(
                 if options.checkpoint is not None:
                     progress.save(options.checkpoint, digest, options.checkpoint_every)
             numbers = [number for number, _, _ in encoded]
-            adding = beside.submit(progress.add, start + len(part), numbers, selections, tokens, skipped, merged)
+            adding = beside.submit(progress.add, done, numbers, selections, tokens, skipped, merged)
             if options.stop_when_stable is not None:
                 adding.result()
                 tops = [*tops[-STABLE_CHUNKS:], _top(progress, shape, options.stop_when_stable)]

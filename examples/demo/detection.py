@@ -8,6 +8,7 @@ from vllm import LLM
 
 from expert_registry import Ranking, Registry
 from expert_registry.registry import publish
+from expert_registry.statistics import overlap
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import revision_of
 from vllm_steermoe_plugin.detect import detect
@@ -37,10 +38,6 @@ def agreement_with_shipped(rankings: dict[str, Ranking], shipped: Registry) -> d
     shares = {}
     for behaviour, ranking in rankings.items():
         numbers = ranking.card.recommended
-        size = numbers.activate + numbers.deactivate
-        mine, theirs = (
-            {(e.layer, e.expert) for e in found.experts()[:size]}
-            for found in (ranking, shipped.find([lab.NAME], behaviour).ranking)
-        )
-        shares[behaviour] = len(mine & theirs) / size
+        theirs = shipped.find([lab.NAME], behaviour).ranking
+        shares[behaviour] = overlap(ranking.counts, theirs.counts, numbers.activate + numbers.deactivate)
     return shares

@@ -26,8 +26,7 @@ def plot(
     top: Annotated[int, typer.Option(min=1, max=100_000, help="How many experts (not for heatmap).")] = 30,
 ) -> None:
     """Draw risk differences."""
-    from vllm_steermoe_plugin.figures import draw_depth, draw_experts, draw_overlap
-    from vllm_steermoe_plugin.heatmap import draw_heatmaps
+    from vllm_steermoe_plugin.figures import draw_depth, draw_experts, draw_heatmaps, draw_overlap
 
     if kind not in _KINDS:
         raise RequestError(one_of(kind, _KINDS, "kind of figure"))
