@@ -110,6 +110,14 @@ def test_detect_writes_a_ranking(tmp_path: Path) -> None:
     assert again.returncode == 1 and "immutable" in " ".join(again.stderr.split())
 
 
+def test_a_model_that_is_no_mixture_is_refused_before_its_weights_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}')
+    (tmp_path / "pairs.jsonl").write_text('{"text_1": "2 3", "text_2": "two three"}\n')
+    pairs = ("--pairs", str(tmp_path / "pairs.jsonl"), "--behaviour", "b")
+    done = steermoe("detect", "--model", str(tmp_path), *pairs, "--out", str(tmp_path / "x"))
+    assert done.returncode == 1 and "LlamaForCausalLM" in done.stderr and "vllm" not in done.stderr
+
+
 def test_serve_resolves_the_lab_model_and_writes_the_settings() -> None:
     arguments = serve_arguments(lab.NAME, {"allow_reverse": True})
     assert arguments[0] == str(lab.MODEL_DIR) and arguments[1:3] == ["--served-model-name", lab.NAME]

@@ -61,7 +61,7 @@ def detect(
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
-    from vllm_steermoe_plugin.checkpoints import revision_of
+    from vllm_steermoe_plugin.checkpoints import resolve_checkpoint, revision_of, shape_in
     from vllm_steermoe_plugin.data_rows import pairs_from_hub
     from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions
     from vllm_steermoe_plugin.detect import detect as run
@@ -103,6 +103,10 @@ def detect(
         checkpoint=checkpoint or out.with_name(out.name + ".partial"),
         report=_tell,
     )
+    folder = Path(resolve_checkpoint(model))
+    if folder.is_dir():
+        # Before the weights are loaded, which takes minutes for a large model.
+        shape_in(folder)
     engine = start_engine(model, {"count_groups": COUNT_GROUPS}, **arguments)
     ranking = run(engine, model_id or model, found.pairs, found.behaviour, revision_of(model), options)
     write_ranking(ranking, out, overwrite=overwrite)
