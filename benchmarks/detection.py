@@ -1,6 +1,6 @@
 """How fast detection is: against plain prefill of the same texts, and against the released procedure.
 
-    python -m benchmarks.detection [--model lab|olmoe] [--pairs N] [--rounds N] [--released N]
+    python -m benchmarks.detection [--model lab|olmoe|deep] [--pairs N] [--rounds N] [--released N]
 
 Rounds are interleaved, so that a busy machine slows all of them alike; ratios are taken round by round.
 """
@@ -56,6 +56,13 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+SIZES = {
+    "olmoe": {"hidden": 256, "intermediate": 128, "layers": 4, "experts": 64, "top_k": 8},
+    # As many layers and experts as Qwen3-30B-A3B, and so thin that the forward pass is the smallest part.
+    "deep": {"hidden": 64, "intermediate": 32, "layers": 48, "experts": 128, "top_k": 8},
+}
+
+
 def long_pairs(number: int, joined: int) -> PairSet:
     """Pairs of chats whose messages are `joined` of the lab's, one after the other; the answers count."""
     drawn = [pair for name in world.BEHAVIOURS for pair in world.pairs(name, "detection", seed=0, n=24)]
@@ -81,6 +88,12 @@ def plain(engine: LLM, texts: list[str]) -> None:
     engine.generate(texts, params, use_tqdm=False)
 
 
+def prefill_one(engine: LLM, token_ids: list[int]) -> None:
+    """One text alone, as the released procedure hands it over."""
+    prompt: Any = {"prompt_token_ids": token_ids}
+    engine.generate([prompt], SamplingParams(max_tokens=1, temperature=0.0), use_tqdm=False)
+
+
 def seconds(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
@@ -93,7 +106,7 @@ def shown(name: str, values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=("lab", "olmoe"), default="olmoe")
+    parser.add_argument("--model", choices=("lab", *SIZES), default="olmoe")
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--joined", type=int, default=3, help="lab chats joined to one text")
     parser.add_argument("--rounds", type=int, default=5)
@@ -101,8 +114,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sizes = {"hidden": 256, "intermediate": 128, "layers": 4}
-        model = lab.NAME if asked.model == "lab" else str(write_olmoe(folder / "model", **sizes))
+        model = lab.NAME if asked.model == "lab" else str(write_olmoe(folder / "model", **SIZES[asked.model]))
         pairs = long_pairs(asked.pairs, asked.joined)
         counting = start_engine(model, {"count_groups": COUNT_GROUPS}, **OPTIONS)
         without = start_engine(model, {"enabled": False}, **OPTIONS)
@@ -168,6 +180,8 @@ def against_released(counting: LLM, one_by_one: LLM, pairs: PairSet, number: int
         )
 
     slow = seconds(slowly)
+    one_side = [encode_side(side, tokenizer, pair.origin) for pair in some.pairs for side in (pair.side_1, pair.side_2)]
+    bare = seconds(lambda: [prefill_one(one_by_one, list(span.token_ids)) for span in one_side])
     whole = min(seconds(lambda: detect(counting, "speed", pairs, BEHAVIOUR)) for _ in range(2))
     selections, tokens = counted[0]
     assert tokens == found[0].counts.tokens.tolist(), "both ways must count the same tokens"
@@ -176,6 +190,10 @@ def against_released(counting: LLM, one_by_one: LLM, pairs: PairSet, number: int
     differing = np.abs(selections - mine).sum() / (2 * mine.sum())
     each = whole / len(pairs.pairs) / (slow / number)
     print(f"released procedure, {number} pairs: {slow:.2f} s; selections that differ: {differing:.2%}")  # noqa: T201
+    print(  # noqa: T201
+        f"of which {bare:.2f} s are its forward passes alone, one text at a time: whatever it wrote and counted, "
+        f"detection could not be more than {bare / statistics.median(fast):.1f} times as fast without them"
+    )
     print(f"detection of the same pairs: {statistics.median(fast):.3f} s, {slow / statistics.median(fast):.1f} times")  # noqa: T201
     print(f"detection of all {len(pairs.pairs)} pairs: {whole:.2f} s, per pair {1 / each:.1f} times")  # noqa: T201
 
