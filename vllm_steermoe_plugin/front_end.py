@@ -8,14 +8,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, PolicyError, RequestError
+from expert_registry.errors import EngineError, PolicyError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.counting import CountedSpans
-from vllm_steermoe_plugin.request import SteeringRequest, parse_request
-from vllm_steermoe_plugin.resolve import Resolved, resolve
+from vllm_steermoe_plugin.request import parse_request
+from vllm_steermoe_plugin.resolve import Resolved
+from vllm_steermoe_plugin.resolver import Resolver
 from vllm_steermoe_plugin.settings import Settings, check_policy
 from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
 
@@ -51,6 +51,7 @@ class FrontEnd:
 
     Attributes:
         served: whether requests come to a server rather than from this process.
+        resolver: what a text means here.
     """
 
     def __init__(
@@ -72,32 +73,23 @@ class FrontEnd:
             served: see above.
 
         Raises:
-            SteerMoEError: the default steering of the settings cannot be applied to this model.
+            SteerMoEError: the default steering or a profile of the settings cannot be applied to this model.
         """
         self.served = served
         self._settings = settings
-        self._shape = shape
-        self._models = tuple(models)
-        self._registry = registry
-        # By the parsed request, so that callers cannot fill it with spellings of the same. Errors are not
-        # remembered; a ranking that is published while serving is seen by requests that pin its version.
-        self._remembered = lru_cache(maxsize=1024)(self._resolve)
-        if settings.enabled and settings.default is not None:
-            self.resolve(settings.default)
+        self._folders = registry.folders
+        self.resolver = Resolver(settings=settings, shape=shape, models=models, registry=registry)
 
     def resolve(self, text: str) -> Resolved | None:
         """The profile that a text asks for, policy aside; None for `none`."""
-        return self._remembered(parse_request(text))
+        return self.resolver.resolve(parse_request(text))
 
-    def _resolve(self, request: SteeringRequest) -> Resolved | None:
-        if request and isinstance(self._shape, EngineError):
-            # A new one each time: raising the same object again would lengthen its traceback for ever.
-            raise EngineError(str(self._shape))
-        return (
-            None
-            if isinstance(self._shape, EngineError)
-            else resolve(request, self._models, self._shape, self._registry, self._settings.base_model)
-        )
+    def describe(self, error: SteerMoEError) -> str:
+        """What a caller may know of an error: a server does not tell where the operator's files are."""
+        text = str(error)
+        for folder in self._folders if self.served else ():
+            text = text.replace(str(folder), "<registry>")
+        return text
 
     def prepare(self, extra_args: Mapping[str, object] | None) -> Prepared | None:
         """Check what a request asks for; None if it asks for nothing and there is no default.
@@ -127,7 +119,7 @@ class FrontEnd:
         if asked is not None:
             request = parse_request(asked)
             check_policy(request, self._settings, served=self.served)
-            return self._remembered(request)
+            return self.resolver.resolve(request)
         if self._settings.enabled and self._settings.default is not None:
             return self.resolve(self._settings.default)
         return None

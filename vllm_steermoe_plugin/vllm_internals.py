@@ -101,6 +101,20 @@ COMPLETION_REQUEST = Internal(
 VALIDATION_ERROR = Internal(
     "vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter")
 )
+ENDPOINT_PLUGIN = Internal(
+    "vllm.plugins.endpoint_plugins.interface:EndpointPlugin", "add HTTP routes for the operator (implemented)"
+)
+ATTACH_ROUTER = Internal(
+    ENDPOINT_PLUGIN.path + ".attach_router", "add them (reads app.state.args.additional_config)", ("self", "app")
+)
+INIT_STATE = Internal(
+    ENDPOINT_PLUGIN.path + ".init_state",
+    "be handed the engine client, whose input_processor has the front end",
+    ("self", "engine_client", "state", "args"),
+)
+API_PROCESSES = Internal(
+    "vllm.config:ParallelConfig._api_process_count", "know whether several front-end processes must agree"
+)
 V1_RUNNER = Internal("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "own the two methods below")
 V1_PREPARE_INPUTS = Internal(
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs",
@@ -138,6 +152,16 @@ MOE_RUNNER = Internal(
     "refuse layers that read the gate's weights instead of calling it (attribute _fse_fuse_gate)",
 )
 CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
+
+PLUGIN_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.platform_plugins",
+    "vllm.stat_logger_plugins",
+)
+"""Entry-point groups of which vLLM loads everything unless VLLM_PLUGINS says otherwise."""
+ENDPOINT_GROUP = "vllm.endpoint_plugins"
+"""The group of which it loads only what VLLM_PLUGINS names."""
 
 LEDGER: tuple[Internal, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Internal))
 
