@@ -56,7 +56,7 @@ class ProfileManager:
             UnknownProfileError: there is none of that name.
             PolicyError: it stands in the settings, or the default steering uses it.
         """
-        if self.resolver.in_default(name):
+        if self.resolver.in_default(name) and name not in self._store.fixed:
             raise PolicyError(f"profile {name!r} is the default steering of this server; replace it instead")
         return self._summary(name, self._store.drop(name))
 
