@@ -186,10 +186,26 @@ def test_the_users_salt_is_joined_to_ours() -> None:
     assert compose_salt(None, None) is None
     assert compose_salt(None, "mine") == "mine"
     assert compose_salt(ours, None) == ours
+    assert compose_salt(ours, "\ud800") != ours
     pairs = list(
         itertools.product([ours, SALT_PREFIX + "1" * 64, None], [None, "", "mine", "mine:", ":mine", "0" * 64])
     )
     assert len({compose_salt(*pair) for pair in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize("text", ["digits", "digits:phase=prompt", None])
+@pytest.mark.parametrize("user_salt", [None, "mine", "m" * 128])
+@pytest.mark.parametrize("counted", [False, True])
+def test_every_salt_is_one_that_vllm_takes_from_a_user(
+    registry: Registry, text: str | None, user_salt: str | None, counted: bool
+) -> None:
+    from vllm.entrypoints.generate.base.protocol import validate_cache_salt
+
+    args = ({STEER_KEY: text} if text else {}) | ({COUNT_KEY: SPANS.to_json()} if counted else {})
+    prepared = front_end(registry, Settings(count_groups=2)).prepare(args)
+    salt = prepared.salt_for(131_072) if prepared is not None else None
+    assert (salt is None) == (not args)
+    validate_cache_salt(compose_salt(salt, user_salt))
 
 
 @pytest.mark.parametrize("user_salt", [SALT_PREFIX, SALT_PREFIX + "0" * 64, SALT_PREFIX + "x:mine"])

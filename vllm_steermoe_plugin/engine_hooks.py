@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
@@ -61,6 +62,10 @@ def _check_manageable(settings: Settings, parallel: Any) -> None:
         raise EngineError(
             "setting 'manage' adds HTTP routes, which vLLM loads only if VLLM_PLUGINS names them: set "
             f"VLLM_PLUGINS={ENTRY_POINT} (and other plugins that you use), or start with `steermoe serve`, which does"
+        )
+    if ENTRY_POINT not in importlib.metadata.entry_points(group=vllm.ENDPOINT_GROUP).names:
+        raise EngineError(
+            "setting 'manage': this installation of the package does not declare its HTTP routes; install it again"
         )
     vllm.API_PROCESSES.load()
     if settings.profile_store is None and (parallel._api_process_count > 1 or parallel.data_parallel_size > 1):

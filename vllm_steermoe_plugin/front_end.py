@@ -5,6 +5,7 @@ It knows no vLLM. `engine_hooks.py` puts it in vLLM's way.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Prepared:
         Steered by phase, a cached token depends on where its request's prompt ended: what one request
         generated would else be found as another's prompt.
         """
-        return f"{self.salt}@{prompt_tokens}" if self.by_phase else self.salt
+        return f"{self.salt}:{prompt_tokens}" if self.by_phase else self.salt
 
 
 class FrontEnd:
@@ -149,6 +150,8 @@ class FrontEnd:
 def compose_salt(salt: str | None, user_salt: str | None) -> str | None:
     """The request's cache salt: ours, joined with the user's own.
 
+    It is as vLLM wants salts to be for the caches behind it: at most 128 characters, none of them `@`, `/` or `\\`.
+
     Raises:
         RequestError: the user's salt looks like ours; it could reach another request's cached blocks.
     """
@@ -156,4 +159,6 @@ def compose_salt(salt: str | None, user_salt: str | None) -> str | None:
         raise RequestError(f"a cache salt must not begin with {SALT_PREFIX!r}; that is reserved for steering")
     if salt is None:
         return user_salt
-    return salt if user_salt is None else f"{salt}:{user_salt}"
+    if user_salt is None:
+        return salt
+    return SALT_PREFIX + hashlib.sha256(f"{salt}\0{user_salt}".encode("utf-8", "surrogatepass")).hexdigest()
