@@ -90,6 +90,9 @@ INPUT_PROCESSOR = Internal("vllm.v1.engine.input_processor:InputProcessor", "own
 LLM_ENGINE = Internal(
     "vllm.v1.engine.llm_engine:LLMEngine", "know in-process use from a server (its __init__ is wrapped)"
 )
+RUST_FRONT_END = Internal(
+    "vllm.envs:VLLM_USE_RUST_FRONTEND", "refuse a front end without process_inputs, which would steer nothing"
+)
 CHAT_REQUEST = Internal(
     "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest",
     "refuse steering in beam search (its to_beam_search_params is wrapped)",
