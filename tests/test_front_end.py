@@ -344,3 +344,14 @@ def test_padding_a_request_does_not_fill_the_memory_of_a_server(registry: Regist
     finally:
         tracemalloc.stop()
     assert kept < 1 << 20
+
+
+def test_expert_lists_of_callers_are_not_kept(registry: Registry) -> None:
+    import gc
+
+    there = front_end(registry, Settings(allow_experts=True), served=True)
+    sets = [frozenset({(0, i % 6), (1, i // 6), (3, 1)}) for i in range(36)]
+    for experts in sets:
+        there.prepare({STEER_KEY: SteeringProfile(experts).to_json()})
+    gc.collect()
+    assert not any(isinstance(found, SteeringProfile) and found.activate in sets for found in gc.get_objects())

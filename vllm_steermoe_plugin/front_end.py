@@ -106,8 +106,8 @@ class FrontEnd:
             return None
         salts = []
         if resolved is not None:
-            args[STEER_KEY] = resolved.profile.to_json()
-            salts.append(resolved.profile.digest)
+            args[STEER_KEY] = resolved.text
+            salts.append(resolved.digest)
         if count is not None:
             args[COUNT_KEY] = self._counted(count).to_json()
             # A token found in the prefix cache is not routed again, so it would not be counted.

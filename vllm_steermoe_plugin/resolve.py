@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from expert_registry.errors import RequestError
@@ -51,6 +51,13 @@ class Resolved:
 
     profile: SteeringProfile
     sources: tuple[Source, ...]
+    text: str = field(init=False, compare=False, repr=False)
+    """The profile's canonical JSON, written once: each request carries it."""
+    digest: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", self.profile.to_json())
+        object.__setattr__(self, "digest", self.profile.digest)
 
 
 def resolve(

@@ -119,6 +119,9 @@ class Resolver:
     def _resolve_with(self, instead: Mapping[str, LoadedProfile], request: SteeringRequest) -> Resolved | None:
         if not request:
             return None
+        if request.explicit is not None:
+            # Not remembered: a caller could send a thousand large ones and fill the memory.
+            return self._resolve(request, (), self._used.rankings)
         return self._remembered(request, self._named(request, instead), self._rankings_for(request))
 
     def _named(self, request: SteeringRequest, instead: Mapping[str, LoadedProfile]) -> tuple[Resolved, ...]:
