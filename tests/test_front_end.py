@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -355,3 +356,37 @@ def test_expert_lists_of_callers_are_not_kept(registry: Registry) -> None:
         there.prepare({STEER_KEY: SteeringProfile(experts).to_json()})
     gc.collect()
     assert not any(isinstance(found, SteeringProfile) and found.activate in sets for found in gc.get_objects())
+
+
+def test_input_in_pieces_is_not_steered(registry: Registry) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _process_inputs
+
+    def original(*args: Any, **kwargs: Any) -> SimpleNamespace:
+        return SimpleNamespace(prompt_token_ids=[3], sampling_params=SimpleNamespace(), cache_salt="mine")
+
+    def ask(settings: Settings, extra_args: Any, **kwargs: Any) -> SimpleNamespace:
+        processor = SimpleNamespace(**{_FRONT_END: front_end(registry, settings, served=True)})
+        return _process_inputs(original)(processor, "id", "prompt", SimpleNamespace(extra_args=extra_args), **kwargs)
+
+    assert ask(Settings(), {STEER_KEY: "digits"}, resumable=False).cache_salt.startswith(SALT_PREFIX)
+    assert ask(Settings(), {STEER_KEY: "none"}, resumable=True).cache_salt == "mine"
+    assert ask(Settings(), None, resumable=True).cache_salt == "mine"
+    for settings, extra_args in ((Settings(), {STEER_KEY: "digits"}), (Settings(default="digits"), None)):
+        with pytest.raises(VLLMValidationError, match="in pieces"):
+            ask(settings, extra_args, resumable=True)
+
+
+def test_a_server_does_not_tell_callers_where_its_files_are(registry: Registry) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _process_inputs
+
+    for path in registry.folders[0].rglob("digits/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    for served in (True, False):
+        processor = SimpleNamespace(**{_FRONT_END: front_end(registry, served=served)})
+        with pytest.raises(VLLMValidationError, match="digits") as caught:
+            _process_inputs(lambda *_: None)(processor, "id", "p", SimpleNamespace(extra_args={STEER_KEY: "digits"}))
+        assert (str(registry.folders[0]) in str(caught.value)) == (not served)
