@@ -121,9 +121,7 @@ class FrontEnd:
             request = parse_request(asked)
             check_policy(request, self._settings, served=self.served)
             return self.resolver.resolve(request)
-        if self._settings.enabled and self._settings.default is not None:
-            return self.resolve(self._settings.default)
-        return None
+        return self.resolver.resolve_default()
 
     def _counted(self, text: object) -> CountedSpans:
         if self.served:

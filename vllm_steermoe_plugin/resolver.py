@@ -52,11 +52,13 @@ class Resolver:
         # By the parsed request and the profiles that it names, so that callers cannot fill it with spellings of
         # the same, and a replaced profile is another one. Errors are not remembered.
         self._remembered = lru_cache(maxsize=1024)(self._resolve)
+        wanted = settings.default if settings.enabled and settings.default is not None else NONE
+        self._default = parse_request(wanted)
         self.store: ProfileStore | None = None
-        wanted = settings.profiles or settings.profile_store is not None or settings.manage is not None
-        if settings.enabled and wanted:
+        named = settings.profiles or settings.profile_store is not None or settings.manage is not None
+        if settings.enabled and named:
             self.store = self._open_store()
-        self.resolve(self._default())
+        self.resolve_default()
 
     def resolve(self, request: SteeringRequest) -> Resolved | None:
         """The profile that a request asks for; None for `none`.
@@ -65,6 +67,14 @@ class Resolver:
             SteerMoEError: it cannot be applied exactly.
         """
         return self._resolve_with({}, request)
+
+    def resolve_default(self) -> Resolved | None:
+        """The operator's steering of requests that name none; None if there is none.
+
+        Raises:
+            SteerMoEError: it cannot be applied any more.
+        """
+        return self._resolve_with({}, self._default)
 
     def make_profile(self, text: str, *, fixed: bool = False) -> LoadedProfile:
         """Resolve a text to a profile that can be loaded under a name.
@@ -83,11 +93,11 @@ class Resolver:
 
     def check_default_with(self, name: str, profile: LoadedProfile) -> None:
         """Raise SteerMoEError if the default could no longer be applied once `profile` had that name."""
-        self._resolve_with({name: profile}, self._default())
+        self._resolve_with({name: profile}, self._default)
 
     def in_default(self, name: str) -> bool:
         """Whether the default steering uses the profile of that name."""
-        return name in self._default().profiles
+        return name in self._default.profiles
 
     def refresh_rankings(self) -> None:
         """Look rankings up anew from now on, in all processes that share the profile store.
@@ -98,8 +108,8 @@ class Resolver:
         """
         if self.store is None:
             raise EngineError("this server keeps no profiles (settings 'manage' and 'profile_store')")
-        default = self._default()
-        self._resolve(default, self._named(default, {}), PinnedRankings(self._registry))
+        if self._default:
+            self._resolve(self._default, self._named(self._default, {}), PinnedRankings(self._registry))
         self.store.refresh()
 
     def _open_store(self) -> ProfileStore:
@@ -112,14 +122,10 @@ class Resolver:
         store.fixed = {name: self.make_profile(text, fixed=True) for name, text in settings.profiles.items()}
         return store
 
-    def _default(self) -> SteeringRequest:
-        settings = self._settings
-        return parse_request(settings.default if settings.enabled and settings.default is not None else NONE)
-
     def _resolve_with(self, instead: Mapping[str, LoadedProfile], request: SteeringRequest) -> Resolved | None:
         if not request:
             return None
-        if request.explicit is not None:
+        if request.explicit is not None and request is not self._default:
             # Not remembered: a caller could send a thousand large ones and fill the memory.
             return self._resolve(request, (), self._used.rankings)
         return self._remembered(request, self._named(request, instead), self._rankings_for(request))
