@@ -30,6 +30,10 @@ class RequestError(SteerMoEError):
     """The text by which a request names its steering cannot be read."""
 
 
+class UnknownProfileError(SteerMoEError):
+    """No profile is loaded under the name that was asked for."""
+
+
 class PolicyError(SteerMoEError):
     """The operator does not allow what a request asks for."""
 

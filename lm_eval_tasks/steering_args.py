@@ -58,7 +58,7 @@ class SteeringArgs:
         request = parse_request(stated)
         if not changes:
             return _canonical(request)
-        if len(request.named) != 1:
+        if len(request.named) != 1 or request.profiles:
             raise RequestError(
                 f"{changes[0]}= changes one named behaviour, but steer={stated:.80}; "
                 "write options behind each behaviour instead, such as digits:reverse+refusal"
@@ -87,7 +87,7 @@ class SteeringArgs:
 def _canonical(request: SteeringRequest) -> str:
     if request.explicit is not None:
         return request.explicit.to_json()
-    return "+".join(_named_text(part) for part in request.named) or NONE
+    return "+".join([*map(_named_text, request.named), *(f"@{name}" for name in request.profiles)]) or NONE
 
 
 def _named_text(part: Named) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ from planted import VERSION, planted_ranking, planted_registry
 from typer.testing import CliRunner
 
 from expert_registry import read_ranking, write_ranking
+from expert_registry.errors import PolicyError, RequestError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
-from vllm_steermoe_plugin.cli.serve import serve_arguments
+from vllm_steermoe_plugin.cli.serve import profiles_of, serve_arguments
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 
 RUN = CliRunner()
@@ -123,3 +125,34 @@ def test_serve_resolves_the_lab_model_and_writes_the_settings() -> None:
     assert arguments[0] == str(lab.MODEL_DIR) and arguments[1:3] == ["--served-model-name", lab.NAME]
     assert json.loads(arguments[arguments.index("--additional-config") + 1]) == {"steermoe": {"allow_reverse": True}}
     assert serve_arguments("some/model", {}) == ["some/model", "--served-model-name", "some/model"]
+
+
+def test_serve_hands_profiles_and_who_manages_them_to_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda _, command: started.append(command))
+    # Set, so that it is put back; then unset, as it usually is.
+    monkeypatch.setenv("VLLM_PLUGINS", "steermoe")
+    monkeypatch.delenv("VLLM_PLUGINS")
+    store = tmp_path / "profiles.json"
+    options = ["--profile", "terse=digits:activate=4", "--profile", "house=refusal", "--default", "@house"]
+    managed = ["--manage", "env:NAME", "--profile-store", str(store)]
+    for more in ([], managed):
+        result = RUN.invoke(app, ["serve", lab.NAME, *options, *more, "--api-server-count", "2"])
+        assert result.exit_code == 0, result.output
+    settings = [json.loads(command[command.index("--additional-config") + 1])["steermoe"] for command in started]
+    expected = {"profiles": {"terse": "digits:activate=4", "house": "refusal"}, "default": "@house"}
+    assert settings == [expected, expected | {"manage": "env:NAME", "profile_store": str(store)}]
+    assert all(command[-2:] == ["--api-server-count", "2"] for command in started)
+    assert "steermoe" in os.environ["VLLM_PLUGINS"].split(",")
+
+
+@pytest.mark.parametrize("options", [["terse"], ["a=digits", "a=refusal"]])
+def test_a_profile_option_is_a_name_and_a_text(options: list[str]) -> None:
+    with pytest.raises(RequestError, match="NAME=TEXT"):
+        profiles_of(options)
+
+
+@pytest.mark.parametrize(("option", "names"), [("--manage=secret", "manage"), ("--profile=Terse=digits", "profiles")])
+def test_settings_that_are_none_stop_serve(option: str, names: str) -> None:
+    with pytest.raises(PolicyError, match=names):
+        RUN.invoke(app, ["serve", lab.NAME, option], catch_exceptions=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,10 +187,26 @@ def test_the_users_salt_is_joined_to_ours() -> None:
     assert compose_salt(None, None) is None
     assert compose_salt(None, "mine") == "mine"
     assert compose_salt(ours, None) == ours
+    assert compose_salt(ours, "\ud800") != ours
     pairs = list(
         itertools.product([ours, SALT_PREFIX + "1" * 64, None], [None, "", "mine", "mine:", ":mine", "0" * 64])
     )
     assert len({compose_salt(*pair) for pair in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize("text", ["digits", "digits:phase=prompt", None])
+@pytest.mark.parametrize("user_salt", [None, "mine", "m" * 128])
+@pytest.mark.parametrize("counted", [False, True])
+def test_every_salt_is_one_that_vllm_takes_from_a_user(
+    registry: Registry, text: str | None, user_salt: str | None, counted: bool
+) -> None:
+    from vllm.entrypoints.generate.base.protocol import validate_cache_salt
+
+    args = ({STEER_KEY: text} if text else {}) | ({COUNT_KEY: SPANS.to_json()} if counted else {})
+    prepared = front_end(registry, Settings(count_groups=2)).prepare(args)
+    salt = prepared.salt_for(131_072) if prepared is not None else None
+    assert (salt is None) == (not args)
+    validate_cache_salt(compose_salt(salt, user_salt))
 
 
 @pytest.mark.parametrize("user_salt", [SALT_PREFIX, SALT_PREFIX + "0" * 64, SALT_PREFIX + "x:mine"])
@@ -328,3 +345,48 @@ def test_padding_a_request_does_not_fill_the_memory_of_a_server(registry: Regist
     finally:
         tracemalloc.stop()
     assert kept < 1 << 20
+
+
+def test_expert_lists_of_callers_are_not_kept(registry: Registry) -> None:
+    import gc
+
+    there = front_end(registry, Settings(allow_experts=True), served=True)
+    sets = [frozenset({(0, i % 6), (1, i // 6), (3, 1)}) for i in range(36)]
+    for experts in sets:
+        there.prepare({STEER_KEY: SteeringProfile(experts).to_json()})
+    gc.collect()
+    assert not any(isinstance(found, SteeringProfile) and found.activate in sets for found in gc.get_objects())
+
+
+def test_input_in_pieces_is_not_steered(registry: Registry) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _process_inputs
+
+    def original(*args: Any, **kwargs: Any) -> SimpleNamespace:
+        return SimpleNamespace(prompt_token_ids=[3], sampling_params=SimpleNamespace(), cache_salt="mine")
+
+    def ask(settings: Settings, extra_args: Any, **kwargs: Any) -> SimpleNamespace:
+        processor = SimpleNamespace(**{_FRONT_END: front_end(registry, settings, served=True)})
+        return _process_inputs(original)(processor, "id", "prompt", SimpleNamespace(extra_args=extra_args), **kwargs)
+
+    assert ask(Settings(), {STEER_KEY: "digits"}, resumable=False).cache_salt.startswith(SALT_PREFIX)
+    assert ask(Settings(), {STEER_KEY: "none"}, resumable=True).cache_salt == "mine"
+    assert ask(Settings(), None, resumable=True).cache_salt == "mine"
+    for settings, extra_args in ((Settings(), {STEER_KEY: "digits"}), (Settings(default="digits"), None)):
+        with pytest.raises(VLLMValidationError, match="in pieces"):
+            ask(settings, extra_args, resumable=True)
+
+
+def test_a_server_does_not_tell_callers_where_its_files_are(registry: Registry) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _process_inputs
+
+    for path in registry.folders[0].rglob("digits/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    for served in (True, False):
+        processor = SimpleNamespace(**{_FRONT_END: front_end(registry, served=served)})
+        with pytest.raises(VLLMValidationError, match="digits") as caught:
+            _process_inputs(lambda *_: None)(processor, "id", "p", SimpleNamespace(extra_args={STEER_KEY: "digits"}))
+        assert (str(registry.folders[0]) in str(caught.value)) == (not served)

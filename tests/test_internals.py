@@ -52,6 +52,12 @@ def test_registering_twice_wraps_once() -> None:
     assert hasattr(first, vllm_internals.SENTINEL)
 
 
+def test_a_front_end_that_passes_by_the_plugin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(EngineError, match="VLLM_PLUGINS"):
+        register()
+
+
 def test_variants_are_registered_under_the_built_in_names_by_lazy_strings() -> None:
     register()
     registry = vllm_internals.MODEL_REGISTRY.load()

@@ -75,6 +75,20 @@ def test_the_forms_of_the_docstring(text: str, named: list[Named]) -> None:
     assert bool(request) == bool(named)
 
 
+@pytest.mark.parametrize(
+    ("text", "named", "profiles"),
+    [
+        ("@terse", [], ["terse"]),
+        (" @terse + @house-2 ", [], ["terse", "house-2"]),
+        ("@terse+digits@2:reverse", [Named("digits", 2, True)], ["terse"]),
+        ("digits+@digits", [Named("digits")], ["digits"]),
+    ],
+)
+def test_loaded_profiles_are_named_with_an_at(text: str, named: list[Named], profiles: list[str]) -> None:
+    request = parse_request(text)
+    assert request == SteeringRequest(named=tuple(named), profiles=tuple(profiles)) and bool(request)
+
+
 def test_an_explicit_set_is_the_profile_that_its_json_says() -> None:
     text = ' {"activate": {"3": [5, 7]}, "phase": "prompt"} '
     request = parse_request(text)
@@ -132,6 +146,16 @@ def test_what_is_no_text_is_refused_by_its_type(value: object) -> None:
         ("digits:reverse:reverse", "twice"),
         ("digits:activate=1:activate=1", "'activate' stands twice"),
         ("digits+digits", "'digits' stands twice"),
+        ("@digits+@digits", "'@digits' stands twice"),
+        ("@", "write @NAME"),
+        ("@ terse", "write @NAME"),
+        ("@@terse", "write @NAME"),
+        ("@terse@2", "write @NAME"),
+        ("@Terse", "write @NAME"),
+        ("@" + "t" * 65, "write @NAME"),
+        ("@terse:reverse", "without options"),
+        ("@terse:", "without options"),
+        ("@terse,@house", "write @NAME"),
         ("digits@1+digits@2", "'digits' stands twice"),
         ("+".join(f"d{i}" for i in range(MAX_PARTS + 1)), f"at most {MAX_PARTS}"),
         ("digits" + " " * MAX_TEXT, str(MAX_TEXT)),
@@ -189,6 +213,7 @@ def test_a_refusal_is_short_however_long_the_request(text: str) -> None:
 
 PIECES = [
     "digits",
+    "@terse",
     "none",
     "@",
     "2",

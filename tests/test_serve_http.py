@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import planted_registry
+from served import call, serving
 
 from expert_registry.errors import EngineError
 from lm_eval_tasks.server_probe import check_server
@@ -27,43 +21,8 @@ from vllm_steermoe_plugin.lab.world import examples, shows
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Base URL of a server with the operator's default settings, so with the safe policy."""
-    folder = tmp_path_factory.mktemp("serve")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "STEERMOE_REGISTRY": str(planted_registry(folder / "registry"))}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
-    log = folder / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "vllm_steermoe_plugin",
-                "serve",
-                lab.NAME,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-            ],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    with serving(tmp_path_factory.mktemp("serve")) as url:
+        yield f"{url}/v1"
 
 
 def ask(
@@ -74,15 +33,11 @@ def ask(
     body |= {"messages": [{"role": "user", "content": prompt}]} if path.startswith("chat") else {"prompt": prompt}
     if steer is not None:
         body["vllm_xargs"] = {"steermoe": steer}
-    request = urllib.request.Request(
-        f"{server}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            choice = json.load(reply)["choices"][0]
-            return reply.status, choice["message"]["content"] if path.startswith("chat") else choice["text"]
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    status, answer = call(f"{server}/{path}", body)
+    if status != 200:
+        return status, answer
+    choice = answer["choices"][0]
+    return status, choice["message"]["content"] if path.startswith("chat") else choice["text"]
 
 
 def test_steering_over_http_moves_the_answers(server: str) -> None:
@@ -139,12 +94,19 @@ def test_lm_evals_probe_tells_a_server_that_steers(server: str) -> None:
 
 def test_counting_is_not_offered_over_http(server: str) -> None:
     body = {"model": lab.NAME, "prompt": "a", "vllm_xargs": {"steermoe_count": '{"group":1,"ranges":[[0,1]]}'}}
-    request = urllib.request.Request(
-        f"{server}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=60)
-    assert caught.value.code == 400
+    assert call(f"{server}/completions", body)[0] == 400
+
+
+def test_nobody_manages_profiles_unless_the_operator_says_who(server: str) -> None:
+    root = server.removesuffix("/v1")
+    for method, path in (("GET", "profiles"), ("PUT", "profiles/terse"), ("POST", "rankings/refresh")):
+        headers = {"Authorization": "Bearer 0123456789abcdef"}
+        status, _ = call(
+            f"{root}/steermoe/{path}", "digits" if method == "PUT" else None, method=method, headers=headers
+        )
+        assert status == 404
+    status, text = ask(server, "@terse")
+    assert status == 400 and "unknown loaded profile 'terse'; known: none" in text
 
 
 def test_the_vllm_command_works() -> None:

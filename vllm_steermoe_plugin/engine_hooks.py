@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +15,10 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import ARCHITECTURES, shape_of
 from vllm_steermoe_plugin.checkpoints import names_of
+from vllm_steermoe_plugin.engine import ENTRY_POINT
 from vllm_steermoe_plugin.front_end import FrontEnd, compose_salt
-from vllm_steermoe_plugin.settings import read_settings
+from vllm_steermoe_plugin.operator_key import read_key
+from vllm_steermoe_plugin.settings import Settings, read_settings
 from vllm_steermoe_plugin.state import STEER_KEY
 
 _FRONT_END = "steermoe_front_end"
@@ -38,6 +42,8 @@ def _make_front_end(vllm_config: Any) -> FrontEnd:
     model = vllm_config.model_config
     names = model.served_model_name
     settings = read_settings(vllm_config.additional_config)
+    if settings.manage is not None:
+        _check_manageable(settings, vllm_config.parallel_config)
     return FrontEnd(
         settings=settings,
         shape=_shape(model),
@@ -45,6 +51,28 @@ def _make_front_end(vllm_config: Any) -> FrontEnd:
         registry=Registry.default(Path(settings.lock) if settings.lock else None),
         served=True,
     )
+
+
+def _check_manageable(settings: Settings, parallel: Any) -> None:
+    """Raise EngineError if profiles could not be managed as the settings say."""
+    assert settings.manage is not None
+    read_key(settings.manage)
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is None or ENTRY_POINT not in allowed.split(","):
+        raise EngineError(
+            "setting 'manage' adds HTTP routes, which vLLM loads only if VLLM_PLUGINS names them: set "
+            f"VLLM_PLUGINS={ENTRY_POINT} (and other plugins that you use), or start with `steermoe serve`, which does"
+        )
+    if ENTRY_POINT not in importlib.metadata.entry_points(group=vllm.ENDPOINT_GROUP).names:
+        raise EngineError(
+            "setting 'manage': this installation of the package does not declare its HTTP routes; install it again"
+        )
+    vllm.API_PROCESSES.load()
+    if settings.profile_store is None and (parallel._api_process_count > 1 or parallel.data_parallel_size > 1):
+        raise EngineError(
+            "setting 'manage' with several front-end processes (--api-server-count, --data-parallel-size): a profile "
+            "loaded into one would be unknown to the others; set 'profile_store' to a file that they share"
+        )
 
 
 def _shape(model_config: Any) -> MoEShape | EngineError:
@@ -103,11 +131,15 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
     validation_error = vllm.VALIDATION_ERROR.load()
 
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        front_end = front_end_of(self)
         try:
-            front_end = front_end_of(self)
             # Pooling parameters have no extra_args; a default that steers generation does not concern them.
             extra_args = getattr(params, "extra_args", None)
             prepared = front_end.prepare(extra_args) if hasattr(params, "extra_args") else None
+            if kwargs.get("resumable") and prepared is not None and prepared.salt is not None:
+                # vLLM keeps the salt of the first piece and takes the steering of each: cached blocks would be wrong
+                # for whoever finds them if the two differ, as after a profile was replaced.
+                raise EngineError("a request whose input comes in pieces cannot be steered or counted; send it whole")
             request = original(self, request_id, prompt, params, *args, **kwargs)
             if prepared is not None:
                 front_end.check_length(prepared, request.prompt_token_ids)
@@ -115,7 +147,7 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
             salt = prepared.salt_for(len(request.prompt_token_ids or ())) if prepared is not None else None
             request.cache_salt = compose_salt(salt, request.cache_salt)
         except SteerMoEError as error:
-            raise validation_error(f"steermoe: {error}", parameter=STEER_KEY) from error
+            raise validation_error(f"steermoe: {front_end.describe(error)}", parameter=STEER_KEY) from error
         return request
 
     return process_inputs

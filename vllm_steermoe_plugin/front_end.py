@@ -5,17 +5,18 @@ It knows no vLLM. `engine_hooks.py` puts it in vLLM's way.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, PolicyError, RequestError
+from expert_registry.errors import EngineError, PolicyError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.counting import CountedSpans
-from vllm_steermoe_plugin.request import SteeringRequest, parse_request
-from vllm_steermoe_plugin.resolve import Resolved, resolve
+from vllm_steermoe_plugin.request import parse_request
+from vllm_steermoe_plugin.resolve import Resolved
+from vllm_steermoe_plugin.resolver import Resolver
 from vllm_steermoe_plugin.settings import Settings, check_policy
 from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
 
@@ -43,7 +44,7 @@ class Prepared:
         Steered by phase, a cached token depends on where its request's prompt ended: what one request
         generated would else be found as another's prompt.
         """
-        return f"{self.salt}@{prompt_tokens}" if self.by_phase else self.salt
+        return f"{self.salt}:{prompt_tokens}" if self.by_phase else self.salt
 
 
 class FrontEnd:
@@ -51,6 +52,7 @@ class FrontEnd:
 
     Attributes:
         served: whether requests come to a server rather than from this process.
+        resolver: what a text means here.
     """
 
     def __init__(
@@ -72,32 +74,23 @@ class FrontEnd:
             served: see above.
 
         Raises:
-            SteerMoEError: the default steering of the settings cannot be applied to this model.
+            SteerMoEError: the default steering or a profile of the settings cannot be applied to this model.
         """
         self.served = served
         self._settings = settings
-        self._shape = shape
-        self._models = tuple(models)
-        self._registry = registry
-        # By the parsed request, so that callers cannot fill it with spellings of the same. Errors are not
-        # remembered; a ranking that is published while serving is seen by requests that pin its version.
-        self._remembered = lru_cache(maxsize=1024)(self._resolve)
-        if settings.enabled and settings.default is not None:
-            self.resolve(settings.default)
+        self._folders = registry.folders
+        self.resolver = Resolver(settings=settings, shape=shape, models=models, registry=registry)
 
     def resolve(self, text: str) -> Resolved | None:
         """The profile that a text asks for, policy aside; None for `none`."""
-        return self._remembered(parse_request(text))
+        return self.resolver.resolve(parse_request(text))
 
-    def _resolve(self, request: SteeringRequest) -> Resolved | None:
-        if request and isinstance(self._shape, EngineError):
-            # A new one each time: raising the same object again would lengthen its traceback for ever.
-            raise EngineError(str(self._shape))
-        return (
-            None
-            if isinstance(self._shape, EngineError)
-            else resolve(request, self._models, self._shape, self._registry, self._settings.base_model)
-        )
+    def describe(self, error: SteerMoEError) -> str:
+        """What a caller may know of an error: a server does not tell where the operator's files are."""
+        text = str(error)
+        for folder in self._folders if self.served else ():
+            text = text.replace(str(folder), "<registry>")
+        return text
 
     def prepare(self, extra_args: Mapping[str, object] | None) -> Prepared | None:
         """Check what a request asks for; None if it asks for nothing and there is no default.
@@ -113,8 +106,8 @@ class FrontEnd:
             return None
         salts = []
         if resolved is not None:
-            args[STEER_KEY] = resolved.profile.to_json()
-            salts.append(resolved.profile.digest)
+            args[STEER_KEY] = resolved.text
+            salts.append(resolved.digest)
         if count is not None:
             args[COUNT_KEY] = self._counted(count).to_json()
             # A token found in the prefix cache is not routed again, so it would not be counted.
@@ -127,10 +120,8 @@ class FrontEnd:
         if asked is not None:
             request = parse_request(asked)
             check_policy(request, self._settings, served=self.served)
-            return self._remembered(request)
-        if self._settings.enabled and self._settings.default is not None:
-            return self.resolve(self._settings.default)
-        return None
+            return self.resolver.resolve(request)
+        return self.resolver.resolve_default()
 
     def _counted(self, text: object) -> CountedSpans:
         if self.served:
@@ -157,6 +148,8 @@ class FrontEnd:
 def compose_salt(salt: str | None, user_salt: str | None) -> str | None:
     """The request's cache salt: ours, joined with the user's own.
 
+    It is as vLLM wants salts to be for the caches behind it: at most 128 characters, none of them `@`, `/` or `\\`.
+
     Raises:
         RequestError: the user's salt looks like ours; it could reach another request's cached blocks.
     """
@@ -164,4 +157,6 @@ def compose_salt(salt: str | None, user_salt: str | None) -> str | None:
         raise RequestError(f"a cache salt must not begin with {SALT_PREFIX!r}; that is reserved for steering")
     if salt is None:
         return user_salt
-    return salt if user_salt is None else f"{salt}:{user_salt}"
+    if user_salt is None:
+        return salt
+    return SALT_PREFIX + hashlib.sha256(f"{salt}\0{user_salt}".encode("utf-8", "surrogatepass")).hexdigest()

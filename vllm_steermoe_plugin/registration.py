@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.engine_hooks import install_front_end_hooks
@@ -11,6 +12,11 @@ from vllm_steermoe_plugin.variant_names import variant_name
 def register_all() -> None:
     """See `vllm_steermoe_plugin.register`."""
     vllm.check_version()
+    if vllm.RUST_FRONT_END.load():
+        raise EngineError(
+            "vLLM's Rust front end (VLLM_USE_RUST_FRONTEND) passes by this plugin: no default would be applied "
+            "and no request checked. Unset it, or leave the plugin out with VLLM_PLUGINS"
+        )
     registry = vllm.MODEL_REGISTRY.load()
     for name in ARCHITECTURES:
         # A string, so that no model file is imported and CUDA stays uninitialised until a worker needs the class.

@@ -5,10 +5,13 @@
     faithfulness:reverse             away from the behaviour
     faithfulness:activate=4:deactivate=0:phase=generation
     faithfulness+digits              two at once
+    @terse                           a profile that the server's operator has loaded under that name
+    @terse+digits                    likewise, with a behaviour on top
     {"activate": {"3": [5, 7]}}      an explicit expert set
     none                             not steered
 
-There is no comma in it, because lm-eval splits `--model_args` at commas.
+A loaded profile is taken as it is, so it has no options. There is no comma in the text,
+because lm-eval splits `--model_args` at commas.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, Phase, SteeringProfil
 NONE = "none"
 MAX_PARTS = 16
 _NAME = re.compile(r"([a-z][a-z0-9_-]{0,63})(?:@([1-9][0-9]{0,5}|latest))?")
+PROFILE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+"""Names under which an operator may load a profile."""
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _DIRECTIONS = ("forward", "reverse")
 _VALUED = ("activate", "deactivate", "phase")
@@ -42,13 +47,15 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class SteeringRequest:
-    """What a request asks for: behaviours by name, or one explicit profile; neither means `none`."""
+    """What a request asks for: behaviours and loaded profiles by name, or one explicit profile; else `none`."""
 
     named: tuple[Named, ...] = field(default=())
     explicit: SteeringProfile | None = None
+    profiles: tuple[str, ...] = field(default=())
+    """Names of loaded profiles, without the `@`."""
 
     def __bool__(self) -> bool:
-        return bool(self.named) or self.explicit is not None
+        return bool(self.named or self.profiles) or self.explicit is not None
 
 
 def parse_request(text: object) -> SteeringRequest:
@@ -69,13 +76,24 @@ def parse_request(text: object) -> SteeringRequest:
         return SteeringRequest()
     parts = stripped.split("+")
     if len(parts) > MAX_PARTS:
-        raise RequestError(f"{len(parts)} behaviours in one request; at most {MAX_PARTS}")
-    named = tuple(_parse_named(part.strip()) for part in parts)
-    behaviours = [part.behaviour for part in named]
-    twice = next((name for name in behaviours if behaviours.count(name) > 1), None)
+        raise RequestError(f"{len(parts)} parts in one request; at most {MAX_PARTS}")
+    parts = [part.strip() for part in parts]
+    profiles = tuple(_parse_profile(part) for part in parts if part.startswith("@"))
+    named = tuple(_parse_named(part) for part in parts if not part.startswith("@"))
+    names = [part.behaviour for part in named] + [f"@{name}" for name in profiles]
+    twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RequestError(f"{twice!r} stands twice in {stripped!r:.80}")
-    return SteeringRequest(named=named)
+    return SteeringRequest(named=named, profiles=profiles)
+
+
+def _parse_profile(part: str) -> str:
+    name, colon, _ = part[1:].partition(":")
+    if colon:
+        raise RequestError(f"{part!r:.80}: a loaded profile is taken as it is; write @NAME, without options")
+    if not PROFILE_NAME.fullmatch(name):
+        raise RequestError(f"{part!r:.80} names no loaded profile; write @NAME, such as @terse")
+    return name
 
 
 def _parse_named(part: str) -> Named:
@@ -83,7 +101,7 @@ def _parse_named(part: str) -> Named:
     match = _NAME.fullmatch(head)
     if not match or match[1] == NONE:
         raise RequestError(
-            f"{part!r:.80} is no steering request; write BEHAVIOUR[@VERSION][:OPTION...], "
+            f"{part!r:.80} is no steering request; write BEHAVIOUR[@VERSION][:OPTION...], @PROFILE, "
             f'a JSON expert set such as {{"activate": {{"3": [5]}}}}, or {NONE}'
         )
     values: dict[str, str] = {}

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from expert_registry import Registry
+from expert_registry.errors import RequestError
 from expert_registry.ranking import RankedExpert
+from expert_registry.registry import Found
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import Named, SteeringRequest
 from vllm_steermoe_plugin.rules import compile_rules
 from vllm_steermoe_plugin.selection import select_experts
+
+
+class Rankings(Protocol):
+    """Where rankings are found: a `Registry`, or the rankings that a server has used so far."""
+
+    def find(
+        self,
+        models: Sequence[str],
+        behaviour: str,
+        *,
+        version: int | None = None,
+        shape: MoEShape | None = None,
+        base_model: str | None = None,
+    ) -> Found:
+        """See `Registry.find`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +51,22 @@ class Resolved:
 
     profile: SteeringProfile
     sources: tuple[Source, ...]
+    text: str = field(init=False, compare=False, repr=False)
+    """The profile's canonical JSON, written once: each request carries it."""
+    digest: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", self.profile.to_json())
+        object.__setattr__(self, "digest", self.profile.digest)
 
 
 def resolve(
     request: SteeringRequest,
     models: Sequence[str],
     shape: MoEShape,
-    registry: Registry,
+    registry: Rankings,
     base_model: str | None = None,
+    loaded: Sequence[Resolved] = (),
 ) -> Resolved | None:
     """Look up, select, merge and check; None if the request asks for no steering.
 
@@ -50,6 +76,7 @@ def resolve(
         shape: of the served model; the profile is compiled for it once, so that errors come here.
         registry: where rankings are.
         base_model: of which the served model is a fine-tune, and whose rankings may be used as well.
+        loaded: the profiles that `request.profiles` names, in that order.
 
     Raises:
         UnknownRankingError, RankingFormatError, ProfileError: see those who raise them.
@@ -59,16 +86,18 @@ def resolve(
     if request.explicit is not None:
         resolved = Resolved(request.explicit, ())
     else:
+        if len(loaded) != len(request.profiles):
+            raise RequestError(f"{len(request.profiles)} loaded profiles are named, but {len(loaded)} are there")
         parts = [_resolve_named(part, models, shape, registry, base_model) for part in request.named]
-        merged = SteeringProfile.merge(profile for profile, _ in parts)
-        resolved = Resolved(merged, tuple(source for _, source in parts))
+        merged = SteeringProfile.merge([part.profile for part in (*parts, *loaded)])
+        resolved = Resolved(merged, tuple(source for part in (*parts, *loaded) for source in part.sources))
     compile_rules(resolved.profile, shape)
     return resolved
 
 
 def _resolve_named(
-    part: Named, models: Sequence[str], shape: MoEShape, registry: Registry, base_model: str | None
-) -> tuple[SteeringProfile, Source]:
+    part: Named, models: Sequence[str], shape: MoEShape, registry: Rankings, base_model: str | None
+) -> Resolved:
     found = registry.find(models, part.behaviour, version=part.version, shape=shape, base_model=base_model)
     card = found.ranking.card
     numbers = card.recommended_reverse if part.reverse and card.recommended_reverse else card.recommended
@@ -78,4 +107,4 @@ def _resolve_named(
         found.ranking, activate=activate, deactivate=deactivate, reverse=part.reverse, phase=part.phase
     )
     source = Source(found.entry.name, found.sha256, part.reverse, activate, deactivate, selection.dropped)
-    return selection.profile, source
+    return Resolved(selection.profile, (source,))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from expert_registry.card import Slug
 from expert_registry.errors import PolicyError
 from vllm_steermoe_plugin.request import SteeringRequest
 
@@ -32,6 +33,16 @@ class Settings(BaseModel):
     """The model is a fine-tune of this one, whose rankings may be used if they have its shape."""
     lock: str | None = None
     """Path of a lock file: only the rankings that it pins may be used."""
+    profiles: dict[Slug, str] = Field(default_factory=dict)
+    """Name -> request text: profiles that requests may name as `@NAME`, resolved once, at start. Whatever
+    `allow_reverse` and `allow_experts` say, any caller may use them."""
+    manage: Annotated[str, Field(pattern=r"^(?:env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$")] | None = None
+    """Who may list, load, replace and drop profiles over HTTP while serving: whoever has the key in the
+    environment variable of `env:NAME` or in the file of `file:PATH`. None: nobody. The key itself never stands
+    here, since vLLM logs its configuration."""
+    profile_store: str | None = None
+    """Path of a file that keeps the profiles loaded over HTTP: over restarts, and for all front-end processes
+    that share it. None: they live in the memory of the one front-end process."""
     count_groups: Annotated[int, Field(ge=0, le=1024)] = 0
     """Groups of tokens whose routing is counted; 0 leaves counting out of the model."""
 

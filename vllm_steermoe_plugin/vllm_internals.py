@@ -90,6 +90,9 @@ INPUT_PROCESSOR = Internal("vllm.v1.engine.input_processor:InputProcessor", "own
 LLM_ENGINE = Internal(
     "vllm.v1.engine.llm_engine:LLMEngine", "know in-process use from a server (its __init__ is wrapped)"
 )
+RUST_FRONT_END = Internal(
+    "vllm.envs:VLLM_USE_RUST_FRONTEND", "refuse a front end without process_inputs, which would steer nothing"
+)
 CHAT_REQUEST = Internal(
     "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest",
     "refuse steering in beam search (its to_beam_search_params is wrapped)",
@@ -100,6 +103,20 @@ COMPLETION_REQUEST = Internal(
 )
 VALIDATION_ERROR = Internal(
     "vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter")
+)
+ENDPOINT_PLUGIN = Internal(
+    "vllm.plugins.endpoint_plugins.interface:EndpointPlugin", "add HTTP routes for the operator (implemented)"
+)
+ATTACH_ROUTER = Internal(
+    ENDPOINT_PLUGIN.path + ".attach_router", "add them (reads app.state.args.additional_config)", ("self", "app")
+)
+INIT_STATE = Internal(
+    ENDPOINT_PLUGIN.path + ".init_state",
+    "be handed the engine client, whose input_processor has the front end",
+    ("self", "engine_client", "state", "args"),
+)
+API_PROCESSES = Internal(
+    "vllm.config:ParallelConfig._api_process_count", "know whether several front-end processes must agree"
 )
 V1_RUNNER = Internal("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "own the two methods below")
 V1_PREPARE_INPUTS = Internal(
@@ -138,6 +155,16 @@ MOE_RUNNER = Internal(
     "refuse layers that read the gate's weights instead of calling it (attribute _fse_fuse_gate)",
 )
 CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
+
+PLUGIN_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.platform_plugins",
+    "vllm.stat_logger_plugins",
+)
+"""Entry-point groups of which vLLM loads everything unless VLLM_PLUGINS says otherwise."""
+ENDPOINT_GROUP = "vllm.endpoint_plugins"
+"""The group of which it loads only what VLLM_PLUGINS names."""
 
 LEDGER: tuple[Internal, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Internal))
 

@@ -46,8 +46,9 @@ def tune(
     from vllm_steermoe_plugin.profile import PHASES, Phase
     from vllm_steermoe_plugin.request import parse_request
 
-    named = parse_request(behaviour).named
-    if len(named) != 1 or behaviour.strip().partition(":")[1]:
+    request = parse_request(behaviour)
+    named = request.named
+    if len(named) != 1 or request.profiles or behaviour.strip().partition(":")[1]:
         raise RequestError(f"--behaviour {behaviour!r:.80}: name one behaviour, such as digits or digits@2")
     gains, held = _names(tasks), _names(controls)
     wanted = _names(phases)

@@ -15,6 +15,7 @@ from vllm_steermoe_plugin.cli.attribute import attribute
 from vllm_steermoe_plugin.cli.detect import detect
 from vllm_steermoe_plugin.cli.doctor import doctor
 from vllm_steermoe_plugin.cli.plot import plot
+from vllm_steermoe_plugin.cli.profiles import profiles
 from vllm_steermoe_plugin.cli.registry import registry
 from vllm_steermoe_plugin.cli.serve import serve
 from vllm_steermoe_plugin.versions import DISTRIBUTION
@@ -59,6 +60,7 @@ app.command()(plot)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(serve)
+app.add_typer(profiles, name="profiles")
 app.add_typer(registry, name="registry")
 
 

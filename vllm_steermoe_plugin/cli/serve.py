@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
+from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import resolve_checkpoint
-from vllm_steermoe_plugin.settings import KEY, Settings
+from vllm_steermoe_plugin.settings import KEY, read_settings
 
 
 def serve(
@@ -24,20 +25,34 @@ def serve(
     allow_experts: Annotated[bool, typer.Option(help="Requests may list experts themselves.")] = False,
     base_model: Annotated[str | None, typer.Option(help="MODEL is a fine-tune of it; use its rankings.")] = None,
     locked: Annotated[Path | None, typer.Option(help="Lock file: only the rankings that it pins.")] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="A profile that requests may name as @NAME.")
+    ] = None,
+    manage: Annotated[
+        str | None,
+        typer.Option(metavar="env:NAME|file:PATH", help="Where the key is that lets an operator manage profiles."),
+    ] = None,
+    profile_store: Annotated[Path | None, typer.Option(help="File that keeps profiles loaded over HTTP.")] = None,
 ) -> None:
     """Serve a model over HTTP. All other options go to `vllm serve` as they are."""
     from vllm_steermoe_plugin.engine import check_plugin_allowed
+    from vllm_steermoe_plugin.plugin_names import names_with_endpoints
 
     check_plugin_allowed()
-    settings = Settings(
-        default=default,
-        allow_override=allow_override,
-        allow_reverse=allow_reverse,
-        allow_experts=allow_experts,
-        base_model=base_model,
-        lock=str(locked.absolute()) if locked else None,
-    )
-    changed = settings.model_dump(exclude_defaults=True)
+    given = {
+        "default": default,
+        "allow_override": allow_override,
+        "allow_reverse": allow_reverse,
+        "allow_experts": allow_experts,
+        "base_model": base_model,
+        "lock": str(locked.absolute()) if locked else None,
+        "profiles": profiles_of(profile or []),
+        "manage": manage,
+        "profile_store": str(profile_store.absolute()) if profile_store else None,
+    }
+    changed = read_settings({KEY: given}).model_dump(exclude_defaults=True)
+    if manage is not None:
+        os.environ["VLLM_PLUGINS"] = names_with_endpoints(os.environ.get("VLLM_PLUGINS"))
     command = [
         sys.executable,
         "-m",
@@ -47,6 +62,21 @@ def serve(
         *context.args,
     ]
     os.execv(sys.executable, command)
+
+
+def profiles_of(options: list[str]) -> dict[str, str]:
+    """Name -> request text, from options such as `terse=digits:reverse`.
+
+    Raises:
+        RequestError: one is not `NAME=TEXT`, or a name stands twice.
+    """
+    profiles: dict[str, str] = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or name in profiles:
+            raise RequestError(f"--profile {option!r:.80}: write NAME=TEXT, each name once")
+        profiles[name] = text
+    return profiles
 
 
 def serve_arguments(model: str, settings: dict[str, object]) -> list[str]:
