@@ -1,7 +1,12 @@
 """The steering state of one worker: which request is steered how, and the buffers that the graph reads.
 
 It knows torch but not vLLM. A model runner's adapter tells it, before each step, which
-requests are in the batch; the operators in `ops.py` read its buffers.
+requests are in the batch; the operators in `ops.py` read its buffers. Nothing here waits
+for the device while requests are served: `step_buffers.py` says how a step reaches it.
+
+Each rank of a parallel engine has a state of its own, with the layers it runs. Rules and counts
+use the checkpoint's expert numbers everywhere: expert parallelism and vLLM's load balancing
+(EPLB) come after a router's choice, and logits, top-k and captured ids know nothing of them.
 
 Axes: T tokens of a step, S slots, L MoE layers of this worker, E experts, G groups.
 """
@@ -22,6 +27,8 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.counting import CountedSpans
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.rules import RuleTable, compile_rules
+from vllm_steermoe_plugin.staging import Carrier
+from vllm_steermoe_plugin.step_buffers import StepBuffers, Table
 
 STEER_KEY = "steermoe"
 """Key of a request's profile in `SamplingParams.extra_args`, as JSON when it reaches a worker."""
@@ -66,8 +73,9 @@ class SteeringState:
         max_tokens: int,
         count_groups: int,
         device: torch.device,
+        carrier: Carrier | None = None,
     ) -> None:
-        """Allocate the buffers, once.
+        """Allocate the buffers, once, and on a GPU compile the kernels that read them.
 
         Args:
             shape: of the whole model.
@@ -76,15 +84,26 @@ class SteeringState:
             max_tokens: tokens in one step at most, padding included.
             count_groups: G; 0 for no counting.
             device: of the model.
+            carrier: brings a step's buffers to the device; by default pinned memory for a GPU.
         """
         self.shape = shape
         self.layers = tuple(layers)
         self._rows = [shape.layers.index(layer) for layer in self.layers]
-        size = (max_requests + 1, len(self.layers), shape.num_experts)
-        self.rules = torch.zeros(size, dtype=torch.int8, device=device)
-        self.token_slots = torch.zeros(max_tokens, dtype=torch.int32, device=device)
-        self.token_groups = torch.zeros(max_tokens, dtype=torch.int32, device=device)
+        self.buffers = StepBuffers(
+            max_requests + 1,
+            len(self.layers),
+            shape.num_experts,
+            max_tokens,
+            counting=count_groups > 0,
+            device=device,
+            carrier=carrier,
+        )
+        self.rules = self.buffers.rules
+        self.token_slots = self.buffers.token_slots
+        self.token_groups = self.buffers.token_groups
+        # Read, and written, on the CPU only.
         self.active = torch.zeros(len(self.layers), dtype=torch.bool, device=device)
+        self._active = self.active.numpy() if device.type == "cpu" else np.zeros(len(self.layers), dtype=np.bool_)
         self.counters = torch.zeros(
             (len(self.layers), count_groups + 1, shape.num_experts), dtype=torch.int64, device=device
         )
@@ -98,7 +117,10 @@ class SteeringState:
         self._slot_of: dict[str, int] = {}
         self._active_of = np.zeros((max_requests + 1, len(self.layers)), dtype=np.bool_)
         self._counted_until: dict[str, int] = {}
-        self._dirty_tokens = 0
+        if device.type == "cuda":
+            from vllm_steermoe_plugin.kernels.warm_up import warm_up
+
+            warm_up(self.rules, self.token_slots, self.counters, self.token_groups, shape.top_k)
 
     @property
     def num_requests(self) -> int:
@@ -169,10 +191,9 @@ class SteeringState:
         if not steered and not counted:
             self.clear_step()
             return
-        num_tokens = sum(row.num_tokens for row in batch)
-        slots = np.zeros(max(num_tokens, self._dirty_tokens), dtype=np.int32)
+        slots = np.zeros(sum(row.num_tokens for row in batch), dtype=np.int32)
         groups = np.zeros_like(slots)
-        slot_of = self._place([request.rules for request in requests if request.rules is not None])
+        slot_of, new_tables = self._place([request.rules for request in requests if request.rules is not None])
         start = 0
         for row, request in zip(batch, requests, strict=True):
             stop = start + row.num_tokens
@@ -182,19 +203,13 @@ class SteeringState:
             if request.counted is not None:
                 self._mark(groups[start:stop], row, request.counted)
             start = stop
-        self._write(slots, groups, num_tokens)
-        live = np.zeros(len(self.layers), dtype=np.bool_)
-        for slot in slot_of.values():
-            live |= self._active_of[slot]
-        self.active.copy_(torch.from_numpy(live))
+        self.buffers.write(slots, groups, new_tables)
+        self._active[:] = self._active_of[list(slot_of.values())].any(axis=0)
 
     def clear_step(self) -> None:
         """Steer and count nothing in the next forward pass (dummy runs, batches without steering)."""
-        if self._dirty_tokens:
-            self.token_slots[: self._dirty_tokens].zero_()
-            self.token_groups[: self._dirty_tokens].zero_()
-            self._dirty_tokens = 0
-        self.active.zero_()
+        self.buffers.clear()
+        self._active[:] = False
 
     def read_counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Selections int64 `[G, L, E]` and counted tokens int64 `[G]` since the last reset.
@@ -230,9 +245,10 @@ class SteeringState:
             if len(self._counted_ids) > _REMEMBERED_IDS:
                 self._counted_ids.popitem(last=False)
 
-    def _place(self, tables: Sequence[RuleTable]) -> dict[str, int]:
-        """Give each profile of the step a slot, writing its rules if it has none yet."""
+    def _place(self, tables: Sequence[RuleTable]) -> tuple[dict[str, int], list[Table]]:
+        """Slots by digest for the profiles of the step, and the rules of those that had none."""
         needed = {table.digest: table for table in tables}
+        new: list[Table] = []
         missing = [digest for digest in needed if digest not in self._slot_of]
         if missing:
             taken = set(self._slot_of.values())
@@ -241,10 +257,10 @@ class SteeringState:
             for digest in missing:
                 slot = free.pop() if free else self._slot_of.pop(idle.pop(0))
                 local = needed[digest].rules[self._rows]
-                self.rules[slot].copy_(torch.from_numpy(local))
+                new.append((slot, local))
                 self._active_of[slot] = local.any(axis=1)
                 self._slot_of[digest] = slot
-        return {digest: self._slot_of[digest] for digest in needed}
+        return {digest: self._slot_of[digest] for digest in needed}, new
 
     def _mark(self, groups: NDArray[np.int32], row: BatchRow, counted: CountedSpans) -> None:
         """Mark the tokens of a row that are to be counted.
@@ -263,11 +279,6 @@ class SteeringState:
                 self.counted_tokens[into] += 1 if counted.each else high - low
             before += stop - start
         self._counted_until[row.request_id] = max(end, begin)
-
-    def _write(self, slots: NDArray[np.int32], groups: NDArray[np.int32], num_tokens: int) -> None:
-        self.token_slots[: len(slots)].copy_(torch.from_numpy(slots))
-        self.token_groups[: len(groups)].copy_(torch.from_numpy(groups))
-        self._dirty_tokens = num_tokens
 
 
 def _phase_range(rules: RuleTable, row: BatchRow, num_prompt_tokens: int) -> tuple[int, int]:
