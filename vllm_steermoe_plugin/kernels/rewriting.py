@@ -99,23 +99,26 @@ def launch(logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor,
     """
     if logits.dtype not in DTYPES:
         raise TypeError(f"router logits are {logits.dtype}; the kernel takes {', '.join(map(str, DTYPES))}")
-    num_tokens, num_experts = logits.shape
+    num_tokens = logits.shape[0]
     rewrite_kernel[(triton.cdiv(num_tokens, tile.tokens),)](
-        logits,
-        rules,
-        token_slots,
-        num_tokens,
-        row,
-        TOKEN_STRIDE=logits.stride(0),
-        EXPERT_STRIDE=logits.stride(1),
-        SLOT_STRIDE=rules.stride(0),
-        LAYER_STRIDE=rules.stride(1),
-        TOKEN_SLOT_STRIDE=token_slots.stride(0),
-        EPSILON=EPSILON,
-        UNIT=torch.finfo(logits.dtype).eps,
-        NUM_EXPERTS=num_experts,
-        BLOCK_T=tile.tokens,
-        BLOCK_E=tile.experts,
-        READ_AHEAD=tile.read_ahead,
-        num_warps=tile.warps,
+        logits, rules, token_slots, num_tokens, row, num_warps=tile.warps, **constants(logits, rules, token_slots, tile)
     )
+
+
+def constants(
+    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, tile: Tile
+) -> dict[str, int | float | bool]:
+    """What is compiled into the kernel, by the name of its parameter."""
+    return {
+        "TOKEN_STRIDE": logits.stride(0),
+        "EXPERT_STRIDE": logits.stride(1),
+        "SLOT_STRIDE": rules.stride(0),
+        "LAYER_STRIDE": rules.stride(1),
+        "TOKEN_SLOT_STRIDE": token_slots.stride(0),
+        "EPSILON": EPSILON,
+        "UNIT": torch.finfo(logits.dtype).eps,
+        "NUM_EXPERTS": logits.shape[1],
+        "BLOCK_T": tile.tokens,
+        "BLOCK_E": tile.experts,
+        "READ_AHEAD": tile.read_ahead,
+    }
