@@ -9,13 +9,19 @@ from benchmarks.gpu.interpreter import round_to_bfloat16, use_interpreter
 
 use_interpreter()
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.gpu.check import main
+from benchmarks.gpu import correctness, graphs, timing
+from benchmarks.gpu.check import FAILED, main, measure
+from benchmarks.gpu.correctness import Case
 from benchmarks.gpu.reference import fault
 from vllm_steermoe_plugin.kernels.counting import count
 from vllm_steermoe_plugin.kernels.rewriting import launch, rewrite
@@ -42,6 +48,44 @@ def test_the_kernels_equal_float64_and_the_check_says_that_it_measured_nothing(
     status, text = main(["--interpret"]), capsys.readouterr().out
     assert status == 0, text
     assert "53 of 53 checks passed" in text and "not measured: no GPU was used" in text
+
+
+class Replayed:
+    """Stands in for a CUDA graph: runs the same work again."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        run()
+        self.replay = run
+
+
+def test_the_whole_check_with_stand_ins_for_what_only_a_gpu_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Not a measurement: that every part of it runs and is written down."""
+    monkeypatch.setattr(graphs, "capture", Replayed)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)
+    monkeypatch.setattr(graphs, "COMPILER", "aot_eager")
+    monkeypatch.setattr(correctness, "all_cases", lambda: [Case(4, 8, 2, 2, torch.float32)])
+    monkeypatch.setattr(timing, "STEPS", (1, 8))
+    monkeypatch.setattr(timing, "measure_bandwidth", lambda device: 1e6)
+
+    def per_launch(launch: Callable[[int], None]) -> float:
+        launch(0)
+        launch(1)
+        return 1.0
+
+    monkeypatch.setattr(timing, "per_launch", per_launch)
+    assert measure(torch.device("cpu"), tmp_path) == FAILED
+    (path,) = tmp_path.glob("*.json")
+    document = json.loads(path.read_text())
+    # Copies are never in flight on a CPU, and that check must then not pass.
+    assert [check["name"][:8] for check in document["checks"] if check["fault"]] == ["40 steps"]
+    assert len(document["microseconds_per_layer"]) == 6 * 2 * 2 and len(document["bytes"]) == 6
+    assert all(goal["met"] for goal in document["goals"]) and len(document["goals"]) == 6 * 2 * 2 * 2
+    assert document["machine"]["triton"] == "3.7.1" and document["machine"]["gpu"] == "none"
+    assert "| Qwen3-30B-A3B | 8 | float32 |" in capsys.readouterr().out
 
 
 @st.composite

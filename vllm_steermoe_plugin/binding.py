@@ -51,6 +51,8 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         # Models are built under vLLM's device context, so this is the model's device.
         device=torch.empty(0).device,
     )
+    for name, buffer in state.device_buffers().items():
+        model.register_buffer(f"steermoe_{name}", buffer, persistent=False)
     for row, layer in enumerate(layers):
         gates[layer].bind_steering(state, row)
     if settings.count_groups:

@@ -175,6 +175,19 @@ class SteeringState:
         """G."""
         return self.counters.shape[1] - 1
 
+    def device_buffers(self) -> dict[str, torch.Tensor]:
+        """All memory on the device that outlives a step, to be registered as buffers of the model.
+
+        vLLM's sleep mode gives the model's memory away, and at level 2 brings back only what is a registered buffer;
+        without that, a step after waking up would read what another owner of the memory left there.
+        """
+        return {
+            "rules": self.rules,
+            "staging": self.buffers.staging.device_block,
+            "groups": self.token_groups,
+            "counters": self.counters,
+        }
+
     def begin_step(self, batch: Sequence[BatchRow]) -> None:
         """Write the buffers for a step; `batch` is in the order of the tokens.
 

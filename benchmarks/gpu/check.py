@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         say("not measured: no GPU")
         return NOT_MEASURED
-    return _measure(options.out)
+    return measure(torch.device("cuda", torch.cuda.current_device()), options.out)
 
 
 def say(text: str) -> None:
@@ -66,14 +66,13 @@ def _interpret() -> int:
     return PASSED if all(outcome.passed for outcome in outcomes) else FAILED
 
 
-def _measure(folder: Path) -> int:
+def measure(device: torch.device, folder: Path) -> int:
+    """Everything, on `device`; the exit status."""
     from benchmarks.gpu import graphs, machine, memory, timing
     from benchmarks.gpu.correctness import all_cases, all_counts, check_count, check_rewrite
     from benchmarks.gpu.goals import judge
     from benchmarks.gpu.report import Report, write_report
     from vllm_steermoe_plugin.ops import count_, rewrite_
-
-    device = torch.device("cuda", torch.cuda.current_device())
 
     def rewrite(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int) -> None:
         rewrite_(logits, rules, slots, torch.ones(rules.shape[1], dtype=torch.bool, device=device), row)

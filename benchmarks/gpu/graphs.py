@@ -16,6 +16,8 @@ from vllm_steermoe_plugin.step_buffers import StepBuffers, Table
 
 LAYERS, EXPERTS, TOP_K, TOKENS, SLOTS, GROUPS = 6, 128, 8, 64, 9, 3
 STEPS = 40
+COMPILER = "inductor"
+"""Of `torch.compile`, its default and vLLM's."""
 _SLEEP = 400_000_000
 """Clock cycles that the device sleeps (about 0.2 s), so that the host runs ahead."""
 
@@ -147,7 +149,7 @@ def check_compile(device: torch.device) -> Outcome:
         return logits + 0
 
     counters.clear()
-    compiled = torch.compile(layer, fullgraph=True)
+    compiled = torch.compile(layer, fullgraph=True, backend=COMPILER)
     x = captured.source[1] / 2
     wrong = None
     for step in random_steps(8, seed=4):
