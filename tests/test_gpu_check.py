@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from oracle import rewrite_row
 from test_rewrite import routed
 
-from benchmarks.gpu import graphs
+from benchmarks.gpu import graphs, serve
 from benchmarks.gpu.check import NOT_MEASURED, main
 from benchmarks.gpu.correctness import DTYPES, Case, all_cases, all_counts, check_count, check_rewrite
 from benchmarks.gpu.goals import judge
@@ -24,6 +24,7 @@ from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.reference import expected, fault
 from benchmarks.gpu.report import Report, write_report
 from benchmarks.gpu.rows import Row
+from benchmarks.gpu.serve_report import ServeReport, Speed
 from vllm_steermoe_plugin.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
 from vllm_steermoe_plugin.ops import count_, rewrite_
 from vllm_steermoe_plugin.rewrite import apply_rules
@@ -224,3 +225,31 @@ def test_tiles_hold_a_row_and_fill_their_warps(tokens: int, experts: int) -> Non
 def test_more_experts_than_a_program_holds_are_refused() -> None:
     with pytest.raises(ValueError, match="1025 experts"):
         choose_tile(MAX_EXPERTS + 1, 1)
+
+
+def test_a_served_report_passes_only_on_a_gpu_where_all_is_right_and_fast_enough() -> None:
+    fast, slow = Speed(100, 100, 99.5), Speed(100, 100, 98)
+    good = ServeReport("NVIDIA Test 9", {"model": "M"}, {"one": True}, [fast, fast, slow])
+    assert good.exit_status == 0 and "keeps 0.99 of stock: met" in good.to_markdown()
+    assert replace(good, speeds=[slow, fast, slow]).exit_status == 1
+    assert replace(good, speeds=[]).exit_status == replace(good, checks={}).exit_status == 1
+    wrong = replace(good, checks={"one": True, "two": False})
+    assert wrong.exit_status == 1 and "* **NO**: two" in wrong.to_markdown()
+    assert replace(wrong, gpu=None).exit_status == 1
+    on_cpu = replace(good, gpu=None)
+    assert on_cpu.exit_status == NOT_MEASURED and on_cpu.to_markdown().startswith("# CPU: not a GPU measurement\n")
+    assert "Goal" not in on_cpu.to_markdown()
+
+
+def test_the_script_for_a_real_engine_runs_on_a_cpu_and_says_that_this_is_no_measurement(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Stock vLLM beside vLLM with the plugin: equal when off, steerable, and what routers chose."""
+    options = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "gpu_memory_utilization": 0.2}
+    arguments = [part for key, value in options.items() for part in ("--option", f"{key}={json.dumps(value)}")]
+    few = ["--requests", "4", "--new-tokens", "6", "--rounds", "1", "--option", "max_model_len=512"]
+    status = serve.main(["steermoe-lab", *few, *arguments, "--out", str(tmp_path / "report.md")])
+    text = (tmp_path / "report.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "NO" not in text.replace("NONE", "") and text.count("* yes: ") == 10
+    assert status == NOT_MEASURED and text.startswith("# CPU: not a GPU measurement")

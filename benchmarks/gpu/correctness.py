@@ -59,6 +59,8 @@ def all_cases() -> Iterator[Case]:
         yield Case(tokens, experts, 2, 3, dtype, layout)
     for experts, dtype, tokens in itertools.product(ODD_EXPERTS, DTYPES, (9, LARGE_STEP)):
         yield Case(tokens, experts, min(4, experts), 2, dtype)
+    for dtype, kind, tokens in itertools.product(DTYPES, KINDS, (9, LARGE_STEP)):
+        yield Case(tokens, 60, 4, 2, dtype, kind=kind)
     # Rules of more than 2**31 bytes: offsets must not wrap.
     yield Case(64, MAX_EXPERTS, 8, 600_000, torch.bfloat16)
 
@@ -70,6 +72,8 @@ def few_cases() -> Iterator[Case]:
         yield Case(9, model.experts, model.top_k, model.layers, dtype, kind=kind)
     for dtype, layout in itertools.product(DTYPES, LAYOUTS):
         yield Case(5, 60, 4, 3, dtype, layout)
+    for dtype in DTYPES:
+        yield Case(7, 60, 4, 3, dtype, kind="nan")
     for experts, dtype in zip(ODD_EXPERTS, itertools.cycle(DTYPES), strict=False):
         yield Case(3, experts, min(4, experts), 2, dtype)
     for kind, dtype in zip(KINDS, itertools.cycle(DTYPES), strict=False):
