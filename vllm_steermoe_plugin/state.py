@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +37,7 @@ COUNT_KEY = "steermoe_count"
 """Key of a request's counted spans, likewise."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRow:
+class BatchRow(NamedTuple):
     """One request's share of a step: `num_tokens` tokens from `first_position` on."""
 
     request_id: str
@@ -194,28 +194,47 @@ class SteeringState:
         Raises:
             EngineError: a request was not admitted.
         """
-        requests = []
+        # This runs before every step with something to do, so it does little for each request.
+        rows: list[tuple[BatchRow, _Request]] = []
+        tables: dict[str, RuleTable] = {}
+        counted = False
         for row in batch:
-            if row.request_id not in self._requests:
+            request = self._requests.get(row.request_id)
+            if request is None:
                 raise EngineError(f"request {row.request_id!r} is in the batch but was never admitted")
-            requests.append(self._requests[row.request_id])
-        steered = any(request.rules is not None for request in requests)
-        counted = any(request.counted is not None for request in requests)
-        if not steered and not counted:
+            rows.append((row, request))
+            if request.rules is not None:
+                tables[request.rules.digest] = request.rules
+            if request.counted is not None:
+                counted = True
+        if not tables and not counted:
             self.clear_step()
             return
-        slots = np.zeros(sum(row.num_tokens for row in batch), dtype=np.int32)
+        slot_of, new_tables = self._place(tables)
+        # Runs of tokens in the same slot.
+        run_slots: list[int] = []
+        run_lengths: list[int] = []
+        for row, request in rows:
+            rules = request.rules
+            if rules is None:
+                run_slots.append(0)
+                run_lengths.append(row.num_tokens)
+            elif rules.phase == "both":
+                run_slots.append(slot_of[rules.digest])
+                run_lengths.append(row.num_tokens)
+            else:
+                slot = slot_of[rules.digest]
+                in_prompt = min(max(request.num_prompt_tokens - row.first_position, 0), row.num_tokens)
+                run_slots += (slot, 0) if rules.phase == "prompt" else (0, slot)
+                run_lengths += (in_prompt, row.num_tokens - in_prompt)
+        slots = np.repeat(np.array(run_slots, dtype=np.int32), run_lengths)
         groups = np.zeros_like(slots)
-        slot_of, new_tables = self._place([request.rules for request in requests if request.rules is not None])
-        start = 0
-        for row, request in zip(batch, requests, strict=True):
-            stop = start + row.num_tokens
-            if request.rules is not None:
-                first, last = _phase_range(request.rules, row, request.num_prompt_tokens)
-                slots[start + first : start + last] = slot_of[request.rules.digest]
-            if request.counted is not None:
-                self._mark(groups[start:stop], row, request.counted)
-            start = stop
+        if counted:
+            start = 0
+            for row, request in rows:
+                if request.counted is not None:
+                    self._mark(groups[start : start + row.num_tokens], row, request.counted)
+                start += row.num_tokens
         self.buffers.write(slots, groups, new_tables)
         self._active[:] = self._active_of[list(slot_of.values())].any(axis=0)
 
@@ -258,9 +277,8 @@ class SteeringState:
             if len(self._counted_ids) > _REMEMBERED_IDS:
                 self._counted_ids.popitem(last=False)
 
-    def _place(self, tables: Sequence[RuleTable]) -> tuple[dict[str, int], list[Table]]:
+    def _place(self, needed: Mapping[str, RuleTable]) -> tuple[dict[str, int], list[Table]]:
         """Slots by digest for the profiles of the step, and the rules of those that had none."""
-        needed = {table.digest: table for table in tables}
         new: list[Table] = []
         missing = [digest for digest in needed if digest not in self._slot_of]
         if missing:
@@ -292,13 +310,3 @@ class SteeringState:
                 self.counted_tokens[into] += 1 if counted.each else high - low
             before += stop - start
         self._counted_until[row.request_id] = max(end, begin)
-
-
-def _phase_range(rules: RuleTable, row: BatchRow, num_prompt_tokens: int) -> tuple[int, int]:
-    """The part of a row's tokens, as offsets, to which the rules apply."""
-    boundary = min(max(num_prompt_tokens - row.first_position, 0), row.num_tokens)
-    if rules.phase == "prompt":
-        return 0, boundary
-    if rules.phase == "generation":
-        return boundary, row.num_tokens
-    return 0, row.num_tokens

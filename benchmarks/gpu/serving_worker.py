@@ -41,15 +41,14 @@ def start(description: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     else:
         engine = start_engine(model, settings, **options)
     config = engine.llm_engine.vllm_config
-    text = config.model_config.hf_text_config
-    shape = shape_of(text)
+    shape = shape_of(config.model_config.hf_config)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return engine, {
         "gpu": gpu,
         "layers": list(shape.layers),
         "num_experts": shape.num_experts,
         "top_k": shape.top_k,
-        "vocabulary": text.vocab_size,
+        "vocabulary": config.model_config.hf_text_config.vocab_size,
         "runner": "V2" if config.use_v2_model_runner else "V1",
         "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
