@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -253,3 +255,12 @@ def test_the_script_for_a_real_engine_runs_on_a_cpu_and_says_that_this_is_no_mea
     assert text in capsys.readouterr().out
     assert "NO" not in text.replace("NONE", "") and text.count("* yes: ") == 10
     assert status == NOT_MEASURED and text.startswith("# CPU: not a GPU measurement")
+
+
+def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
+    """A machine that is lent may have torch and Triton only."""
+    block = "".join(f"sys.modules[{name!r}] = None; " for name in ("vllm", "pydantic", "safetensors", "rich", "typer"))
+    script = f"import sys; {block}import benchmarks.gpu.check, benchmarks.gpu.graphs, benchmarks.gpu.memory"
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import triton
 
 _HERE = Path(__file__).parent
 
@@ -19,7 +19,7 @@ def describe() -> dict[str, str]:
         "gpu": "none",
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
-        "triton": version("triton"),
+        "triton": str(triton.__version__),
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

@@ -18,8 +18,8 @@ LAUNCHES = 192
 REPLAYS = 30
 _PROFILES = 8
 _FAR_MORE_THAN_CACHE = 256 << 20
-"""Bytes over which a large step's logits rotate, so that they come from memory; a small step's are in the cache, as
-they are when a router has just written them."""
+"""Bytes over which a large step's logits rotate (or `LAUNCHES` buffers, if they are small), so that they come from
+memory; a small step's are in the cache, as they are when a router has just written them."""
 _LARGE = 4096
 _BIG_COPY = 1 << 30
 
