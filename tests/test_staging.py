@@ -137,8 +137,10 @@ def test_unsteered_steps_copy_nothing_and_a_repeated_step_nothing_new() -> None:
     assert len(device.copies) == 2
     state.forget("steered")
     state.begin_step(decode[:1])
-    state.begin_step(decode[:1])
     assert len(device.copies) == 2 and not state.token_slots.any()
+    state.token_slots[:] = 5
+    state.begin_step(decode[:1])
+    assert (state.token_slots == 5).all(), "the second unsteered step has nothing to do on the device"
 
 
 def test_a_step_is_one_copy_whatever_is_new_in_it() -> None:
