@@ -175,6 +175,13 @@ def test_any_number_of_new_rule_tables_arrives(number: int, counting: bool) -> N
     assert buffers.staging.copies == max(1, -(-number // ROWS_PER_COPY))
 
 
+def test_a_step_that_is_too_long_is_refused() -> None:
+    state = make_state()
+    state.admit("r", arguments(some_profile(1, "both")), 99)
+    with pytest.raises(ValueError, match="41 tokens; there is room for 40"):
+        state.begin_step([BatchRow("r", 0, MAX_TOKENS + 1)])
+
+
 def test_buffers_stay_where_a_captured_graph_reads_them() -> None:
     device = LaggingDevice()
     state = make_state(carrier=device)

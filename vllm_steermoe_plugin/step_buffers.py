@@ -75,7 +75,12 @@ class StepBuffers:
         """Bring the device up to date for a step of `len(slots)` tokens; nothing is copied if it already is.
 
         Tokens of the step before that are beyond this one are cleared.
+
+        Raises:
+            ValueError: a step of more tokens than there is room for.
         """
+        if len(slots) > len(self._sent):
+            raise ValueError(f"a step of {len(slots)} tokens; there is room for {len(self._sent)}")
         count = max(len(slots), self._used)
         marks = np.zeros((count, self._width), dtype=np.int32)
         marks[: len(slots), 0] = slots
