@@ -175,6 +175,39 @@ def test_any_number_of_new_rule_tables_arrives(number: int, counting: bool) -> N
     assert buffers.staging.copies == max(1, -(-number // ROWS_PER_COPY))
 
 
+class BrokenOnce(LaggingDevice):
+    """Fails after the copy that is told to."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.left = number
+
+    def send(self, source: torch.Tensor, target: torch.Tensor) -> CopyInFlight:
+        copy = super().send(source, target)
+        self.left -= 1
+        if self.left == 0:
+            target.fill_(1)
+            raise RuntimeError("the device is gone")
+        return copy
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_a_failed_copy_was_to_bring_is_brought_again(number: int) -> None:
+    device = BrokenOnce(number)
+    state = make_state(max_requests=2, groups=0, carrier=device)
+    for index in range(3):
+        profile = some_profile(index, "both")
+        request = f"r{index}"
+        state.admit(request, arguments(profile), 1)
+        if index == number - 1:
+            with pytest.raises(RuntimeError, match="gone"):
+                state.begin_step([BatchRow(request, 0, 3)])
+        for _ in range(2):
+            state.begin_step([BatchRow(request, 0, 3)])
+            wanted = expected_row(profile, SHAPE.layers, in_prompt=True)
+            assert state.rules[state.token_slots[:3].long()].tolist() == [wanted] * 3
+
+
 def test_a_step_that_is_too_long_is_refused() -> None:
     state = make_state()
     state.admit("r", arguments(some_profile(1, "both")), 99)

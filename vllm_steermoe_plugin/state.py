@@ -210,7 +210,8 @@ class SteeringState:
         if not tables and not counted:
             self.clear_step()
             return
-        slot_of, new_tables = self._place(tables)
+        placed, new_tables = self._place(tables)
+        slot_of = {digest: placed[digest] for digest in tables}
         # Runs of tokens in the same slot.
         run_slots: list[int] = []
         run_lengths: list[int] = []
@@ -235,7 +236,10 @@ class SteeringState:
                 if request.counted is not None:
                     self._mark(groups[start : start + row.num_tokens], row, request.counted)
                 start += row.num_tokens
+        # Should the device fail in between, no slot counts as written.
+        self._slot_of = {}
         self.buffers.write(slots, groups, new_tables)
+        self._slot_of = placed
         self._active[:] = self._active_of[list(slot_of.values())].any(axis=0)
 
     def clear_step(self) -> None:
@@ -278,20 +282,22 @@ class SteeringState:
                 self._counted_ids.popitem(last=False)
 
     def _place(self, needed: Mapping[str, RuleTable]) -> tuple[dict[str, int], list[Table]]:
-        """Slots by digest for the profiles of the step, and the rules of those that had none."""
-        new: list[Table] = []
+        """Slots by digest once this step is written, and the rules of its profiles that had none."""
         missing = [digest for digest in needed if digest not in self._slot_of]
-        if missing:
-            taken = set(self._slot_of.values())
-            free = [slot for slot in range(self.rules.shape[0] - 1, 0, -1) if slot not in taken]
-            idle = [digest for digest in self._slot_of if digest not in needed]
-            for digest in missing:
-                slot = free.pop() if free else self._slot_of.pop(idle.pop(0))
-                local = needed[digest].rules[self._rows]
-                new.append((slot, local))
-                self._active_of[slot] = local.any(axis=1)
-                self._slot_of[digest] = slot
-        return {digest: self._slot_of[digest] for digest in needed}, new
+        if not missing:
+            return self._slot_of, []
+        placed = dict(self._slot_of)
+        new: list[Table] = []
+        taken = set(placed.values())
+        free = [slot for slot in range(self.rules.shape[0] - 1, 0, -1) if slot not in taken]
+        idle = [digest for digest in placed if digest not in needed]
+        for digest in missing:
+            slot = free.pop() if free else placed.pop(idle.pop(0))
+            local = needed[digest].rules[self._rows]
+            new.append((slot, local))
+            self._active_of[slot] = local.any(axis=1)
+            placed[digest] = slot
+        return placed, new
 
     def _mark(self, groups: NDArray[np.int32], row: BatchRow, counted: CountedSpans) -> None:
         """Mark the tokens of a row that are to be counted.

@@ -91,6 +91,8 @@ class StepBuffers:
             self._send(tables[first : first + self._records], marks[:0])
         rest = tables[(len(tables) - 1) // self._records * self._records :] if tables else ()
         if rest or not np.array_equal(marks, self._sent[:count]):
+            # No mark is negative: should the copy fail, the next step does not take these for sent.
+            self._sent[:count] = -1
             self._send(rest, marks)
             self._sent[:count] = marks
 
