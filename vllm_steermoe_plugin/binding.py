@@ -51,6 +51,8 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         # Models are built under vLLM's device context, so this is the model's device.
         device=torch.empty(0).device,
     )
+    for name, buffer in state.device_buffers().items():
+        model.register_buffer(f"steermoe_{name}", buffer, persistent=False)
     for row, layer in enumerate(layers):
         gates[layer].bind_steering(state, row)
     if settings.count_groups:
@@ -143,9 +145,14 @@ def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_con
 
 def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -> None:
     parallel = vllm_config.parallel_config
+    speculation = vllm_config.speculative_config
     reasons = {
         "sequence-parallel MoE splits the tokens before the gate": parallel.use_sequence_parallel_moe,
         "micro-batching (dual-batch overlap) splits the tokens of a step": parallel.use_ubatching,
+        "prefill context parallelism splits a prompt's tokens over ranks": parallel.prefill_context_parallel_size > 1,
+        "adaptive verification decides on the GPU which token of a step belongs to which request": (
+            speculation is not None and speculation.enable_adaptive_verification
+        ),
         "GPT-OSS on ROCm reads the gate's weights without calling it": (
             shape.architecture == "GptOssForCausalLM" and vllm.CURRENT_PLATFORM.load().is_rocm()
         ),

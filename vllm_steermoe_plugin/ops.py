@@ -2,7 +2,9 @@
 
 They are custom operators so that `torch.compile` keeps them as they are, with their
 mutation declared, and CUDA graphs capture them. They read persistent buffers, so what
-they do changes from step to step without a new graph.
+they do changes from step to step without a new graph. On a GPU each is one Triton kernel
+(`kernels/`), elsewhere plain PyTorch, which is also what the kernels are compared with.
+Triton is imported when the first CUDA tensor comes.
 
 Axes: T tokens of the step (padded), S slots, L MoE layers, E experts, K top-k, G groups.
 """
@@ -26,7 +28,7 @@ def _rewrite(
     """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`.
 
     `active` is bool `[L]` on the CPU: whether any token of this step has a rule in the layer.
-    A GPU graph cannot read it, so there it only shortens eager runs on the CPU.
+    It is read on the CPU only: a graph on a GPU cannot leave a kernel out.
     """
     if logits.device.type == "cpu" and not active[row]:
         return
@@ -35,14 +37,30 @@ def _rewrite(
 
 
 def _count(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:
-    """Add one to `counters[row, group, expert]` for each selection in `topk_ids [T, K]`.
+    """Add one to `counters[row, group, expert]` for each selection in `topk_ids [T, K]` of a counted token.
 
-    `counters` is int64 `[L, G + 1, E]`; group 0 takes what is not to be counted.
+    `counters` is int64 `[L, G + 1, E]`. Tokens in group 0 are not counted, whatever their ids are (padding may
+    have the id -1).
     """
-    groups = token_groups[: topk_ids.shape[0]].long()
-    index = groups[:, None] * counters.shape[2] + topk_ids.long()
+    groups = token_groups[: topk_ids.shape[0]].long()[:, None]
+    counted = (groups > 0).expand_as(topk_ids)
+    index = torch.where(counted, groups * counters.shape[2] + topk_ids.long(), 0)
     flat = counters[row].view(-1)
-    flat.scatter_add_(0, index.flatten(), torch.ones_like(index, dtype=torch.int64).flatten())
+    flat.scatter_add_(0, index.flatten(), counted.to(torch.int64).flatten())
+
+
+def _rewrite_on_gpu(
+    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, active: torch.Tensor, row: int
+) -> None:
+    from vllm_steermoe_plugin.kernels.rewriting import rewrite
+
+    rewrite(logits, rules, token_slots, row)
+
+
+def _count_on_gpu(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:
+    from vllm_steermoe_plugin.kernels.counting import count
+
+    count(topk_ids, counters, token_groups, row)
 
 
 def _rewrite_fake(
@@ -57,6 +75,8 @@ def _count_fake(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: to
 
 _LIBRARY.impl("rewrite_", _rewrite, "CompositeExplicitAutograd")
 _LIBRARY.impl("count_", _count, "CompositeExplicitAutograd")
+_LIBRARY.impl("rewrite_", _rewrite_on_gpu, "CUDA")
+_LIBRARY.impl("count_", _count_on_gpu, "CUDA")
 torch.library.register_fake("steermoe::rewrite_", _rewrite_fake, lib=_LIBRARY)
 torch.library.register_fake("steermoe::count_", _count_fake, lib=_LIBRARY)
 

@@ -1,7 +1,12 @@
 """The steering state of one worker: which request is steered how, and the buffers that the graph reads.
 
 It knows torch but not vLLM. A model runner's adapter tells it, before each step, which
-requests are in the batch; the operators in `ops.py` read its buffers.
+requests are in the batch; the operators in `ops.py` read its buffers. Nothing here waits
+for the device while requests are served: `step_buffers.py` says how a step reaches it.
+
+Each rank of a parallel engine has a state of its own, with the layers it runs. Rules and counts
+use the checkpoint's expert numbers everywhere: expert parallelism and vLLM's load balancing
+(EPLB) come after a router's choice, and logits, top-k and captured ids know nothing of them.
 
 Axes: T tokens of a step, S slots, L MoE layers of this worker, E experts, G groups.
 """
@@ -12,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +28,8 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.counting import CountedSpans
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.rules import RuleTable, compile_rules
+from vllm_steermoe_plugin.staging import Carrier
+from vllm_steermoe_plugin.step_buffers import StepBuffers, Table
 
 STEER_KEY = "steermoe"
 """Key of a request's profile in `SamplingParams.extra_args`, as JSON when it reaches a worker."""
@@ -29,8 +37,7 @@ COUNT_KEY = "steermoe_count"
 """Key of a request's counted spans, likewise."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRow:
+class BatchRow(NamedTuple):
     """One request's share of a step: `num_tokens` tokens from `first_position` on."""
 
     request_id: str
@@ -66,8 +73,9 @@ class SteeringState:
         max_tokens: int,
         count_groups: int,
         device: torch.device,
+        carrier: Carrier | None = None,
     ) -> None:
-        """Allocate the buffers, once.
+        """Allocate the buffers, once, and on a GPU compile the kernels that read them.
 
         Args:
             shape: of the whole model.
@@ -76,15 +84,26 @@ class SteeringState:
             max_tokens: tokens in one step at most, padding included.
             count_groups: G; 0 for no counting.
             device: of the model.
+            carrier: brings a step's buffers to the device; by default pinned memory for a GPU.
         """
         self.shape = shape
         self.layers = tuple(layers)
         self._rows = [shape.layers.index(layer) for layer in self.layers]
-        size = (max_requests + 1, len(self.layers), shape.num_experts)
-        self.rules = torch.zeros(size, dtype=torch.int8, device=device)
-        self.token_slots = torch.zeros(max_tokens, dtype=torch.int32, device=device)
-        self.token_groups = torch.zeros(max_tokens, dtype=torch.int32, device=device)
+        self.buffers = StepBuffers(
+            max_requests + 1,
+            len(self.layers),
+            shape.num_experts,
+            max_tokens,
+            counting=count_groups > 0,
+            device=device,
+            carrier=carrier,
+        )
+        self.rules = self.buffers.rules
+        self.token_slots = self.buffers.token_slots
+        self.token_groups = self.buffers.token_groups
+        # Read, and written, on the CPU only.
         self.active = torch.zeros(len(self.layers), dtype=torch.bool, device=device)
+        self._active = self.active.numpy() if device.type == "cpu" else np.zeros(len(self.layers), dtype=np.bool_)
         self.counters = torch.zeros(
             (len(self.layers), count_groups + 1, shape.num_experts), dtype=torch.int64, device=device
         )
@@ -98,7 +117,10 @@ class SteeringState:
         self._slot_of: dict[str, int] = {}
         self._active_of = np.zeros((max_requests + 1, len(self.layers)), dtype=np.bool_)
         self._counted_until: dict[str, int] = {}
-        self._dirty_tokens = 0
+        if device.type == "cuda":
+            from vllm_steermoe_plugin.kernels.warm_up import warm_up
+
+            warm_up(self.rules, self.token_slots, self.counters, self.token_groups, shape.top_k)
 
     @property
     def num_requests(self) -> int:
@@ -153,48 +175,77 @@ class SteeringState:
         """G."""
         return self.counters.shape[1] - 1
 
+    def device_buffers(self) -> dict[str, torch.Tensor]:
+        """All memory on the device that outlives a step, to be registered as buffers of the model.
+
+        vLLM's sleep mode gives the model's memory away, and at level 2 brings back only what is a registered buffer;
+        without that, a step after waking up would read what another owner of the memory left there.
+        """
+        return {
+            "rules": self.rules,
+            "staging": self.buffers.staging.device_block,
+            "groups": self.token_groups,
+            "counters": self.counters,
+        }
+
     def begin_step(self, batch: Sequence[BatchRow]) -> None:
         """Write the buffers for a step; `batch` is in the order of the tokens.
 
         Raises:
             EngineError: a request was not admitted.
         """
-        requests = []
+        # This runs before every step with something to do, so it does little for each request.
+        rows: list[tuple[BatchRow, _Request]] = []
+        tables: dict[str, RuleTable] = {}
+        counted = False
         for row in batch:
-            if row.request_id not in self._requests:
+            request = self._requests.get(row.request_id)
+            if request is None:
                 raise EngineError(f"request {row.request_id!r} is in the batch but was never admitted")
-            requests.append(self._requests[row.request_id])
-        steered = any(request.rules is not None for request in requests)
-        counted = any(request.counted is not None for request in requests)
-        if not steered and not counted:
+            rows.append((row, request))
+            if request.rules is not None:
+                tables[request.rules.digest] = request.rules
+            if request.counted is not None:
+                counted = True
+        if not tables and not counted:
             self.clear_step()
             return
-        num_tokens = sum(row.num_tokens for row in batch)
-        slots = np.zeros(max(num_tokens, self._dirty_tokens), dtype=np.int32)
+        placed, new_tables = self._place(tables)
+        slot_of = {digest: placed[digest] for digest in tables}
+        # Runs of tokens in the same slot.
+        run_slots: list[int] = []
+        run_lengths: list[int] = []
+        for row, request in rows:
+            rules = request.rules
+            if rules is None:
+                run_slots.append(0)
+                run_lengths.append(row.num_tokens)
+            elif rules.phase == "both":
+                run_slots.append(slot_of[rules.digest])
+                run_lengths.append(row.num_tokens)
+            else:
+                slot = slot_of[rules.digest]
+                in_prompt = min(max(request.num_prompt_tokens - row.first_position, 0), row.num_tokens)
+                run_slots += (slot, 0) if rules.phase == "prompt" else (0, slot)
+                run_lengths += (in_prompt, row.num_tokens - in_prompt)
+        slots = np.repeat(np.array(run_slots, dtype=np.int32), run_lengths)
         groups = np.zeros_like(slots)
-        slot_of = self._place([request.rules for request in requests if request.rules is not None])
-        start = 0
-        for row, request in zip(batch, requests, strict=True):
-            stop = start + row.num_tokens
-            if request.rules is not None:
-                first, last = _phase_range(request.rules, row, request.num_prompt_tokens)
-                slots[start + first : start + last] = slot_of[request.rules.digest]
-            if request.counted is not None:
-                self._mark(groups[start:stop], row, request.counted)
-            start = stop
-        self._write(slots, groups, num_tokens)
-        live = np.zeros(len(self.layers), dtype=np.bool_)
-        for slot in slot_of.values():
-            live |= self._active_of[slot]
-        self.active.copy_(torch.from_numpy(live))
+        if counted:
+            start = 0
+            for row, request in rows:
+                if request.counted is not None:
+                    self._mark(groups[start : start + row.num_tokens], row, request.counted)
+                start += row.num_tokens
+        # Should the device fail in between, no slot counts as written.
+        self._slot_of = {}
+        self.buffers.write(slots, groups, new_tables)
+        self._slot_of = placed
+        self._active[:] = self._active_of[list(slot_of.values())].any(axis=0)
 
     def clear_step(self) -> None:
         """Steer and count nothing in the next forward pass (dummy runs, batches without steering)."""
-        if self._dirty_tokens:
-            self.token_slots[: self._dirty_tokens].zero_()
-            self.token_groups[: self._dirty_tokens].zero_()
-            self._dirty_tokens = 0
-        self.active.zero_()
+        self.buffers.clear()
+        self._active[:] = False
 
     def read_counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Selections int64 `[G, L, E]` and counted tokens int64 `[G]` since the last reset.
@@ -230,21 +281,23 @@ class SteeringState:
             if len(self._counted_ids) > _REMEMBERED_IDS:
                 self._counted_ids.popitem(last=False)
 
-    def _place(self, tables: Sequence[RuleTable]) -> dict[str, int]:
-        """Give each profile of the step a slot, writing its rules if it has none yet."""
-        needed = {table.digest: table for table in tables}
+    def _place(self, needed: Mapping[str, RuleTable]) -> tuple[dict[str, int], list[Table]]:
+        """Slots by digest once this step is written, and the rules of its profiles that had none."""
         missing = [digest for digest in needed if digest not in self._slot_of]
-        if missing:
-            taken = set(self._slot_of.values())
-            free = [slot for slot in range(self.rules.shape[0] - 1, 0, -1) if slot not in taken]
-            idle = [digest for digest in self._slot_of if digest not in needed]
-            for digest in missing:
-                slot = free.pop() if free else self._slot_of.pop(idle.pop(0))
-                local = needed[digest].rules[self._rows]
-                self.rules[slot].copy_(torch.from_numpy(local))
-                self._active_of[slot] = local.any(axis=1)
-                self._slot_of[digest] = slot
-        return {digest: self._slot_of[digest] for digest in needed}
+        if not missing:
+            return self._slot_of, []
+        placed = dict(self._slot_of)
+        new: list[Table] = []
+        taken = set(placed.values())
+        free = [slot for slot in range(self.rules.shape[0] - 1, 0, -1) if slot not in taken]
+        idle = [digest for digest in placed if digest not in needed]
+        for digest in missing:
+            slot = free.pop() if free else placed.pop(idle.pop(0))
+            local = needed[digest].rules[self._rows]
+            new.append((slot, local))
+            self._active_of[slot] = local.any(axis=1)
+            placed[digest] = slot
+        return placed, new
 
     def _mark(self, groups: NDArray[np.int32], row: BatchRow, counted: CountedSpans) -> None:
         """Mark the tokens of a row that are to be counted.
@@ -263,18 +316,3 @@ class SteeringState:
                 self.counted_tokens[into] += 1 if counted.each else high - low
             before += stop - start
         self._counted_until[row.request_id] = max(end, begin)
-
-    def _write(self, slots: NDArray[np.int32], groups: NDArray[np.int32], num_tokens: int) -> None:
-        self.token_slots[: len(slots)].copy_(torch.from_numpy(slots))
-        self.token_groups[: len(groups)].copy_(torch.from_numpy(groups))
-        self._dirty_tokens = num_tokens
-
-
-def _phase_range(rules: RuleTable, row: BatchRow, num_prompt_tokens: int) -> tuple[int, int]:
-    """The part of a row's tokens, as offsets, to which the rules apply."""
-    boundary = min(max(num_prompt_tokens - row.first_position, 0), row.num_tokens)
-    if rules.phase == "prompt":
-        return 0, boundary
-    if rules.phase == "generation":
-        return boundary, row.num_tokens
-    return 0, row.num_tokens

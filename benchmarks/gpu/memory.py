@@ -1,0 +1,36 @@
+"""Bytes that the buffers of one worker take. Needs a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.gpu.models import MODELS
+from vllm_steermoe_plugin.step_buffers import StepBuffers
+
+REQUESTS, TOKENS = 256, 8192
+"""Requests and tokens in a step at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes for one model: counted, allocated on the device, and pinned on the host."""
+
+    model: str
+    buffers: int
+    allocated: int
+    pinned: int
+
+
+def measure(device: torch.device) -> list[Footprint]:
+    """All six models, for `REQUESTS` and `TOKENS`, when nothing can be counted."""
+    footprints = []
+    for model in MODELS:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated(device)
+        buffers = StepBuffers(REQUESTS + 1, model.layers, model.experts, TOKENS, counting=False, device=device)
+        on_device, pinned = buffers.num_bytes
+        footprints.append(Footprint(model.name, on_device, torch.cuda.memory_allocated(device) - before, pinned))
+        del buffers
+    return footprints

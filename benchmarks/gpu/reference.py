@@ -1,0 +1,64 @@
+"""The rewrite in float64, for whole batches, written without the code under test; and what counts as equal to it."""
+
+from __future__ import annotations
+
+import torch
+
+ABSOLUTE = 4e-6
+"""Error of float32 sums of up to 1024 exponentials."""
+UNITS = 4
+"""Units in the last place: one for the rounding, and the float32 arithmetic before it."""
+
+
+def expected(logits: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
+    """Logits `[T, E]` rewritten by rules int8 `[T, E]`: float64, but rounded to the dtype of `logits`."""
+    dtype = logits.dtype
+    scores = torch.log_softmax(logits.double(), dim=-1)
+    high, low = scores.amax(-1, keepdim=True), scores.amin(-1, keepdim=True)
+    up = torch.nextafter(high.to(dtype), torch.tensor(torch.inf, dtype=dtype, device=logits.device)).double()
+    down = torch.nextafter(low.to(dtype), torch.tensor(-torch.inf, dtype=dtype, device=logits.device)).double()
+    above = torch.maximum((high + 0.01).to(dtype).double(), up)
+    below = torch.minimum((low - 0.01).to(dtype).double(), down)
+    steered = torch.where(rules > 0, above, torch.where(rules < 0, below, scores.to(dtype).double()))
+    return torch.where((rules != 0).any(-1, keepdim=True), steered, logits.double())
+
+
+def fault(before: torch.Tensor, after: torch.Tensor, rules: torch.Tensor) -> str | None:
+    """What is wrong with `after`, logits `[T, E]` that were `before` and were to obey rules int8 `[T, E]`; or None.
+
+    Rows without a rule must be equal bit for bit. In the others each value must be the expected one but for
+    rounding, activated experts strictly first and deactivated ones strictly last (no order is asked of rows with
+    NaN, and nothing is below -inf).
+    """
+    ruled = (rules != 0).any(-1)
+    if not torch.equal(_bits(after)[~ruled], _bits(before)[~ruled]):
+        return "a row without a rule was changed"
+    got, rules = after[ruled].double(), rules[ruled]
+    wanted = expected(before[ruled], rules)
+    unit = torch.finfo(before.dtype).eps
+    close = torch.isclose(got, wanted, rtol=UNITS * unit, atol=ABSOLUTE, equal_nan=True)
+    if not close.all():
+        at = tuple((~close).nonzero()[0].tolist())
+        return f"{int((~close).sum())} values differ, the first is {got[at].item()} instead of {wanted[at].item()}"
+    finite = ~wanted.isnan().any(-1)
+    got, rules = got[finite], rules[finite]
+    infinity = torch.inf
+    first = got.masked_fill(rules <= 0, infinity).amin(-1) > got.masked_fill(rules > 0, -infinity).amax(-1)
+    if not (first | (rules > 0).all(-1) | ~(rules > 0).any(-1)).all():
+        return "an activated expert is not strictly first"
+    last_of_others = got.masked_fill(rules < 0, infinity).amin(-1)
+    last = got.masked_fill(rules >= 0, -infinity).amax(-1) < last_of_others
+    if not (last | (last_of_others == -infinity) | ~(rules < 0).any(-1)).all():
+        return "a deactivated expert is not strictly last"
+    return None
+
+
+def expected_counts(topk_ids: torch.Tensor, groups: torch.Tensor, num_groups: int, num_experts: int) -> torch.Tensor:
+    """Selections int64 `[G + 1, E]`, group 0 empty, of ids `[T, K]` whose tokens are in groups int32 `[T]`."""
+    counts = torch.zeros((num_groups + 1) * num_experts, dtype=torch.int64)
+    flat = (groups.long().cpu()[:, None] * num_experts + topk_ids.long().cpu())[groups.cpu() > 0].flatten()
+    return (counts + torch.bincount(flat, minlength=len(counts))).view(num_groups + 1, num_experts)
+
+
+def _bits(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous().view({4: torch.int32, 2: torch.int16}[x.element_size()])

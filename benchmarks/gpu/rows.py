@@ -1,0 +1,38 @@
+"""A row of the table of times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STEPS = (1, 8, 64, 512, 8192)
+"""T, tokens of a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Microseconds per layer, in a CUDA graph of many launches.
+
+    Attributes:
+        num_bytes: that a steered step must move: logits read and written, slots read.
+        empty: a kernel that does nothing (the first floor).
+        at_bandwidth: `num_bytes` at the bandwidth of a copy of a gigabyte.
+        copy: a kernel that copies as many bytes (the second floor, with what it costs to launch).
+        idle: no token is steered.
+        elsewhere: every token is steered, but not in this layer.
+        steered: every token has rules in this layer.
+        count_idle: counting when no token is counted.
+        count: counting when every token is.
+    """
+
+    model: str
+    tokens: int
+    dtype: str
+    num_bytes: int
+    empty: float
+    at_bandwidth: float
+    copy: float
+    idle: float
+    elsewhere: float
+    steered: float
+    count_idle: float
+    count: float

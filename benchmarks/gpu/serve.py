@@ -1,0 +1,201 @@
+"""The GPU path inside vLLM: equal to stock vLLM when off, steerable without a new capture, and how fast.
+
+    python -m benchmarks.gpu.serve MODEL [--requests N] [--new-tokens N] [--rounds N] [--option KEY=JSON ...]
+
+On any machine with a GPU, vLLM and this package. Two engines run beside each other, stock vLLM (without the plugin)
+and vLLM with it, in processes of their own, and take turns; then a third counts what the routers chose. Prints a
+report in Markdown. Exit status: 0 all right and fast enough, 1 not so, 2 right, but run without a GPU: not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.serve_report import ServeReport, Speed
+from benchmarks.gpu.serving_worker import REPLY
+from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+
+Arguments = dict[str, str] | None
+"""A request's `extra_args`."""
+
+
+class Engine:
+    """An engine in a process of its own; see `serving_worker.py`."""
+
+    def __init__(self, model: str, settings: dict[str, Any] | None, options: dict[str, Any]) -> None:
+        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        environment.pop("VLLM_PLUGINS", None)
+        if settings is None:
+            environment["VLLM_PLUGINS"] = ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.gpu.serving_worker"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about = self.ask({"model": model, "settings": settings, "options": options})
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Send one line, and wait for the reply.
+
+        Raises:
+            RuntimeError: the engine ended instead.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith(REPLY):
+                answer: dict[str, Any] = json.loads(line.removeprefix(REPLY))
+                return answer
+        raise RuntimeError(f"the engine ended with status {self._process.wait()}; see its messages above")
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], arguments: Sequence[Arguments], new_tokens: int, *, exact: bool = False
+    ) -> dict[str, Any]:
+        """Tokens, seconds, and with `exact` the first five log-probabilities of each token."""
+        return self.ask(
+            {
+                "prompts": prompts,
+                "arguments": arguments,
+                "new_tokens": new_tokens,
+                "logprobs": 5 if exact else None,
+            }
+        )
+
+    def close(self) -> None:
+        """End the process, and wait until its memory is free."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=120)
+
+
+def some_profiles(about: dict[str, Any], seed: int) -> tuple[SteeringProfile, SteeringProfile]:
+    """One that activates K experts in every layer, one that deactivates half of the other E - K."""
+    chance = random.Random(seed)
+    experts, top_k = about["num_experts"], about["top_k"]
+    activate, deactivate = set(), set()
+    for layer in about["layers"]:
+        activate |= {(layer, expert) for expert in chance.sample(range(experts), top_k)}
+        deactivate |= {(layer, expert) for expert in chance.sample(range(experts), (experts - top_k + 1) // 2)}
+    return SteeringProfile(activate=frozenset(activate)), SteeringProfile(deactivate=frozenset(deactivate))
+
+
+def steer(profile: SteeringProfile) -> Arguments:
+    """`extra_args` of a request with that profile."""
+    return {STEER_KEY: profile.to_json()}
+
+
+def run(model: str, requests: int, new_tokens: int, rounds: int, options: dict[str, Any]) -> ServeReport:
+    """Start the engines, compare, time, count."""
+    stock, steered = Engine(model, None, options), Engine(model, {}, options)
+    about = steered.about
+    chance = random.Random(0)
+    prompts = [[chance.randrange(about["vocabulary"]) for _ in range(chance.randint(8, 64))] for _ in range(requests)]
+    off: list[Arguments] = [None] * requests
+    up, down = some_profiles(about, seed=1)
+    mixed: list[Arguments] = [steer(up) if index % 3 == 1 else None for index in range(requests)]
+    checks: dict[str, bool] = {}
+
+    first = stock.generate(prompts, off, new_tokens, exact=True)
+    again = stock.generate(prompts, off, new_tokens, exact=True)
+    plain = steered.generate(prompts, off, new_tokens, exact=True)
+
+    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        return bool(one["tokens"] == other["tokens"] and one["logprobs"] == other["logprobs"])
+
+    checks["stock vLLM repeats itself bit for bit (else the next line says nothing)"] = same(first, again)
+    checks["unsteered requests are those of stock vLLM bit for bit"] = same(first, plain)
+    graphs = plain["graphs"]
+    by_up = steered.generate(prompts, [steer(up)] * requests, new_tokens, exact=True)
+    by_down = steered.generate(prompts, [steer(down)] * requests, new_tokens, exact=True)
+    checks["other profiles give other outputs"] = len({str(x["logprobs"]) for x in (plain, by_up, by_down)}) == 3
+    checks["a profile that comes back gives its output again"] = same(
+        by_up, steered.generate(prompts, [steer(up)] * requests, new_tokens, exact=True)
+    )
+    in_mix = steered.generate(prompts, mixed, new_tokens, exact=True)
+    differing = [index for index in range(requests) if in_mix["tokens"][index] != plain["tokens"][index]]
+    checks["in a mixed batch only steered requests change their tokens"] = all(mixed[index] for index in differing)
+    later = SteeringProfile(activate=up.activate, phase="generation")
+    by_later = steered.generate(prompts, [steer(later)] * requests, new_tokens, exact=True)
+    checks["a profile for generated tokens leaves the first token as it is, and changes later ones"] = [
+        each[0] for each in by_later["logprobs"]
+    ] == [each[0] for each in plain["logprobs"]] and by_later["logprobs"] != plain["logprobs"]
+    last = steered.generate(prompts, off, new_tokens, exact=True)
+    checks["and afterwards unsteered requests are as before"] = same(plain, last)
+    checks["nothing was captured anew"] = last["graphs"] == graphs
+    # Workers in processes of their own count their graphs themselves, and eager execution captures none.
+    if about["gpu"] is not None and about["workers"] == 1 and not options.get("enforce_eager"):
+        checks["there are captured graphs"] = graphs > 0
+    told = 4 * requests + sum(each is not None for each in mixed)
+    checks["every worker has seen every steered request"] = set(steered.ask({})["steered_requests"]) == {told}
+
+    speeds = []
+    for number in range(rounds):
+        turns = [("stock", stock, off), ("idle", steered, off), ("steered", steered, [steer(up)] * requests)]
+        turns = turns[number % 3 :] + turns[: number % 3]
+        speed = {
+            name: requests * new_tokens / engine.generate(prompts, each, new_tokens)["seconds"]
+            for name, engine, each in turns
+        }
+        speeds.append(Speed(**speed))
+    stock.close()
+    steered.close()
+    checks["routers choose exactly the activated experts for every prompt token"] = _counted(
+        model, prompts, up, options
+    )
+    setting = {"model": Path(model).name, "requests": requests, "new tokens": new_tokens, **about}
+    del setting["layers"], setting["gpu"]
+    return ServeReport(about["gpu"], setting | {"graphs captured": graphs}, checks, speeds)
+
+
+def _counted(model: str, prompts: list[list[int]], profile: SteeringProfile, options: dict[str, Any]) -> bool:
+    counting = Engine(model, {"count_groups": 1}, options)
+    arguments: list[Arguments] = [
+        {STEER_KEY: profile.to_json(), COUNT_KEY: CountedSpans(1, ((0, len(prompt)),)).to_json()} for prompt in prompts
+    ]
+    counting.generate(prompts, arguments, 1)
+    found = counting.ask({})
+    layers = counting.about["layers"]
+    wanted = [
+        [found["tokens"] * ((layer, expert) in profile.activate) for expert in range(counting.about["num_experts"])]
+        for layer in layers
+    ]
+    counting.close()
+    return bool(found["selections"] == wanted and found["tokens"] == sum(map(len, prompts)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print the report; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.serve", description=__doc__.split("\n\n")[0])
+    parser.add_argument("model", help="a hub id that is in the cache, a folder, or steermoe-lab")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=JSON", help="argument of vllm.LLM")
+    parser.add_argument("--out", type=Path, help="also write the report there")
+    chosen = parser.parse_args(arguments)
+    # Two engines share the GPU. A prompt from the prefix cache is computed in other pieces than a new one.
+    options = {"gpu_memory_utilization": 0.45, "max_model_len": 1024, "enable_prefix_caching": False}
+    options |= {key: json.loads(value) for key, value in (text.split("=", 1) for text in chosen.option)}
+    report = run(chosen.model, chosen.requests, chosen.new_tokens, chosen.rounds, options)
+    text = report.to_markdown()
+    print(text)  # noqa: T201
+    if chosen.out is not None:
+        chosen.out.write_text(text, encoding="utf-8")
+    return report.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

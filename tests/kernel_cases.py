@@ -1,0 +1,155 @@
+"""The Triton kernels in Triton's interpreter. Run by `test_kernels.py` in a process of its own."""
+
+# The interpreter must be on before a kernel is imported.
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+from benchmarks.gpu.interpreter import round_to_bfloat16, use_interpreter
+
+use_interpreter()
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.gpu import correctness, graphs, timing
+from benchmarks.gpu.check import FAILED, main, measure
+from benchmarks.gpu.correctness import Case
+from benchmarks.gpu.reference import fault
+from vllm_steermoe_plugin.kernels.counting import count
+from vllm_steermoe_plugin.kernels.rewriting import launch, rewrite
+from vllm_steermoe_plugin.kernels.tiles import Tile
+from vllm_steermoe_plugin.kernels.warm_up import warm_up
+from vllm_steermoe_plugin.rewrite import apply_rules
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@given(st.lists(st.floats(width=32, allow_nan=True), min_size=1, max_size=40))
+def test_the_interpreter_rounds_bfloat16_as_torch_does(values: list[float]) -> None:
+    x = torch.tensor(values, dtype=torch.float32)
+    wanted = x.to(torch.bfloat16)
+    found = torch.from_numpy(round_to_bfloat16(x.numpy()).view(np.int16)).view(torch.bfloat16)
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(0).view(torch.int16), wanted.nan_to_num(0).view(torch.int16))
+
+
+def test_the_kernels_equal_float64_and_the_check_says_that_it_measured_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Models' shapes, dtypes, strides, ties, -inf and NaN are in `benchmarks/gpu/correctness.py`."""
+    status, text = main(["--interpret"]), capsys.readouterr().out
+    assert status == 0, text
+    assert "56 of 56 checks passed" in text and "not measured: no GPU was used" in text
+
+
+class Replayed:
+    """Stands in for a CUDA graph: runs the same work again."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        run()
+        self.replay = run
+
+
+def test_the_whole_check_with_stand_ins_for_what_only_a_gpu_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Not a measurement: that every part of it runs and is written down."""
+    monkeypatch.setattr(graphs, "capture", Replayed)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)
+    monkeypatch.setattr(graphs, "COMPILER", "aot_eager")
+    monkeypatch.setattr(correctness, "all_cases", lambda: [Case(4, 8, 2, 2, torch.float32)])
+    monkeypatch.setattr(timing, "STEPS", (1, 8))
+    monkeypatch.setattr(timing, "measure_bandwidth", lambda device: 1e6)
+
+    def per_launch(launch: Callable[[int], None]) -> float:
+        launch(0)
+        launch(1)
+        return 1.0
+
+    monkeypatch.setattr(timing, "per_launch", per_launch)
+    assert measure(torch.device("cpu"), tmp_path) == FAILED
+    (path,) = tmp_path.glob("*.json")
+    document = json.loads(path.read_text())
+    # Copies are never in flight on a CPU, and that check must then not pass.
+    assert [check["name"][:8] for check in document["checks"] if check["fault"]] == ["40 steps"]
+    assert len(document["microseconds_per_layer"]) == 6 * 2 * 2 and len(document["bytes"]) == 6
+    assert all(goal["met"] for goal in document["goals"]) and len(document["goals"]) == 6 * 2 * 2 * 2
+    assert document["machine"]["triton"] == "3.7.1" and document["machine"]["gpu"] == "none"
+    assert "| Qwen3-30B-A3B | 8 | float32 |" in capsys.readouterr().out
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Logits `[T, E]` with ties, extremes and -inf, rules `[S, L, E]`, slots, a layer."""
+    experts, tokens = draw(st.integers(1, 20)), draw(st.integers(1, 6))
+    layers, slots = draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    value = st.floats(-1, 1, width=32) | st.sampled_from([0.0, 1.0, -1.0, -float("inf")])
+    rows = draw(st.lists(st.lists(value, min_size=experts, max_size=experts), min_size=tokens, max_size=tokens))
+    logits = torch.tensor(rows) * draw(st.sampled_from([1e-6, 1.0, 30.0, 3000.0]))
+    rule = st.lists(st.sampled_from([-1, 0, 0, 1]), min_size=experts, max_size=experts)
+    tables = st.lists(st.lists(rule, min_size=layers, max_size=layers), min_size=slots, max_size=slots)
+    rules = torch.tensor(draw(tables), dtype=torch.int8)
+    rules[0] = 0
+    token_slots = torch.tensor(draw(st.lists(st.integers(0, slots - 1), min_size=tokens, max_size=tokens)))
+    return logits.to(draw(st.sampled_from(DTYPES))), rules, token_slots.int(), draw(st.integers(0, layers - 1))
+
+
+@given(batches())
+@settings(max_examples=100, deadline=None)
+def test_the_kernel_does_what_the_plain_path_does(case: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]) -> None:
+    logits, rules, slots, row = case
+    mine = rules[:, row][slots.long()]
+    out = logits.clone()
+    rewrite(out, rules, slots, row)
+    assert fault(logits, out, mine) is None
+    plain = apply_rules(logits, mine)
+    unit = torch.finfo(logits.dtype).eps
+    torch.testing.assert_close(out.double(), plain.double(), rtol=2 * unit, atol=4e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "tile", [Tile(1, 32, 1, True), Tile(1, 32, 1, False), Tile(4, 64, 2, True), Tile(16, 32, 4, False)]
+)
+def test_how_the_work_is_cut_changes_nothing(tile: Tile) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(37, 30, generator=generator)
+    rules = torch.randint(-1, 2, (4, 2, 30), generator=generator).to(torch.int8)
+    rules[0] = 0
+    slots = torch.randint(0, 4, (37,), generator=generator).int()
+    one, other = logits.clone(), logits.clone()
+    rewrite(one, rules, slots, 1)
+    launch(other, rules, slots, 1, tile)
+    assert torch.equal(one, other)
+
+
+def test_a_step_without_tokens_is_left_alone() -> None:
+    rewrite(torch.empty(0, 8), torch.ones(2, 1, 8, dtype=torch.int8), torch.ones(4, dtype=torch.int32), 0)
+    count(torch.empty(0, 2, dtype=torch.int32), torch.zeros(1, 2, 8, dtype=torch.int64), torch.ones(4).int(), 0)
+
+
+def test_ids_outside_the_layer_are_written_nowhere() -> None:
+    counters = torch.zeros(3, 3, 4, dtype=torch.int64)
+    count(torch.tensor([[-1, 4], [1, 7]]), counters, torch.tensor([1, 2], dtype=torch.int32), 1)
+    assert counters.nonzero().tolist() == [[1, 2, 1]]
+
+
+def test_other_dtypes_are_refused() -> None:
+    with pytest.raises(TypeError, match="float64"):
+        rewrite(torch.zeros(1, 4).double(), torch.zeros(2, 1, 4).char(), torch.zeros(1).int(), 0)
+
+
+def test_warming_up_runs_and_changes_nothing() -> None:
+    rules = torch.ones(3, 2, 16, dtype=torch.int8)
+    counters = torch.zeros(2, 3, 16, dtype=torch.int64)
+    warm_up(rules, torch.zeros(8, dtype=torch.int32), counters, torch.zeros(8, dtype=torch.int32), 2)
+    assert not counters.any()

@@ -1,0 +1,92 @@
+"""The Triton kernels, compiled for GPUs that are not here. Run by `test_kernels.py` in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vllm_steermoe_plugin.kernels.counting import count_kernel
+from vllm_steermoe_plugin.kernels.rewriting import constants, rewrite_kernel
+from vllm_steermoe_plugin.kernels.tiles import SMALL_STEP, choose_tile
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def compiled(kernel: Any, types: dict[str, str], values: dict[str, Any], warps: int, capability: int) -> Any:
+    """`kernel` for an NVIDIA GPU, with parameters of these types or values; pointers are aligned to 16 bytes."""
+    names = kernel.arg_names
+    assert set(types) | set(values) == set(names)
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, kind in types.items() if kind[0] == "*"}
+    source = ASTSource(
+        kernel,
+        {name: types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in values.items()},
+        attrs=aligned,
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+
+
+def compiled_rewrite(experts: int, tokens: int, dtype: torch.dtype, capability: int = 90) -> Any:
+    tile = choose_tile(experts, tokens)
+    logits = torch.empty((tokens, experts), dtype=dtype, device="meta")
+    rules = torch.empty((65, 48, experts), dtype=torch.int8, device="meta")
+    values = constants(logits, rules, torch.empty(tokens, dtype=torch.int32, device="meta"), tile)
+    types = {"logits": f"*{NAMES[dtype]}", "rules": "*i8", "token_slots": "*i32", "num_tokens": "i32", "row": "i32"}
+    return compiled(rewrite_kernel, types, values, tile.warps, capability)
+
+
+def resources(kernel: Any, folder: Path) -> dict[str, int]:
+    """Registers, bytes of stack (spills) and bytes of shared memory, as the assembler counted them."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(kernel.asm["cubin"])
+    text = subprocess.run([CUOBJDUMP, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", text)} | {
+        "SHARED": kernel.metadata.shared
+    }
+
+
+@pytest.mark.parametrize("experts", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=NAMES.get)
+def test_a_decode_step_takes_one_warp_without_shared_memory(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    kernel = compiled_rewrite(experts, 1, dtype)
+    used = resources(kernel, tmp_path)
+    assert used["SHARED"] == used["STACK"] == 0 and used["REG"] <= 40
+    # A warp's four logits a thread in one access each way.
+    width = {torch.bfloat16: "v2", torch.float32: "v4"}[dtype]
+    assert kernel.asm["ptx"].count(f"st.global.{width}.b32") == kernel.asm["ptx"].count("st.global") == 1
+
+
+@pytest.mark.parametrize("experts", [8, 60, 128, 1024])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=NAMES.get)
+def test_a_large_step_does_not_spill(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    used = resources(compiled_rewrite(experts, SMALL_STEP + 1, dtype), tmp_path)
+    assert used["STACK"] == 0 and used["REG"] <= 64
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
+def test_other_gpus_take_the_kernels(capability: int) -> None:
+    assert compiled_rewrite(128, 1, torch.bfloat16, capability).asm["cubin"]
+
+
+def test_bfloat16_is_rounded_to_the_nearest() -> None:
+    """The interpreter's stand-in for rounding (benchmarks/gpu/interpreter.py) assumes it."""
+    assert re.search(r"cvt\.rn\.bf16", compiled_rewrite(128, 1, torch.bfloat16).asm["ptx"])
+
+
+@pytest.mark.parametrize("ids", ["*i32", "*i64"])
+def test_counting_is_one_atomic_addition_without_a_reply(ids: str, tmp_path: Path) -> None:
+    types = {"topk_ids": ids, "counters": "*i64", "token_groups": "*i32", "num_tokens": "i32", "row": "i32"}
+    strides = {"TOKEN_STRIDE": 8, "CHOICE_STRIDE": 1, "LAYER_STRIDE": 8 * 128, "GROUP_STRIDE": 128}
+    values = {**strides, "TOKEN_GROUP_STRIDE": 2, "NUM_EXPERTS": 128, "TOP_K": 8, "BLOCK": 128}
+    kernel = compiled(count_kernel, types, values, 4, 90)
+    assert len(re.findall(r"(atom|red)\.\S*global\S*add", kernel.asm["ptx"])) == 1
+    assert resources(kernel, tmp_path)["STACK"] == 0

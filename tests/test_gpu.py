@@ -1,0 +1,75 @@
+"""On a GPU: what `make gpu-check` checks, without the times. Skipped, and counted, elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.gpu import graphs, memory
+from benchmarks.gpu.correctness import Case, all_cases, all_counts, check_count, check_rewrite
+from expert_registry import MoEShape
+from vllm_steermoe_plugin.ops import count_, rewrite_
+from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def rewrite(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int) -> None:
+    rewrite_(logits, rules, slots, torch.zeros(1, dtype=torch.bool, device=logits.device), row)
+
+
+def test_rewrite_equals_float64(device: torch.device) -> None:
+    outcomes = [check_rewrite(rewrite, device, case) for case in all_cases()]
+    assert [outcome for outcome in outcomes if not outcome.passed] == []
+
+
+def test_count_equals_a_loop(device: torch.device) -> None:
+    outcomes = [check_count(count_, device, *case) for case in all_counts()]
+    assert [outcome for outcome in outcomes if not outcome.passed] == []
+
+
+def test_cuda_graphs_copies_in_flight_and_compile(device: torch.device) -> None:
+    assert [outcome for outcome in graphs.check_all(device) if not outcome.passed] == []
+
+
+def test_buffers_take_what_is_counted(device: torch.device) -> None:
+    for footprint in memory.measure(device):
+        assert footprint.buffers <= footprint.allocated < footprint.buffers + (4 << 20)
+
+
+def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> None:
+    from vllm_steermoe_plugin.kernels.counting import count_kernel
+    from vllm_steermoe_plugin.kernels.rewriting import rewrite_kernel
+
+    shape = MoEShape("Qwen3MoeForCausalLM", (0, 1), 96, 4)
+    state = SteeringState(shape, shape.layers, max_requests=4, max_tokens=2048, count_groups=2, device=device)
+
+    def compiled() -> int:
+        caches = (kernel.device_caches[device.index][0] for kernel in (rewrite_kernel, count_kernel))
+        return sum(len(cache) for cache in caches)
+
+    before = compiled()
+    profile = SteeringProfile(activate=frozenset({(0, 1)}))
+    state.admit("r", {STEER_KEY: profile.to_json()}, 3)
+    state.begin_step([BatchRow("r", 0, 1000)])
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for tokens in (1, 2, 16, 512, 513, 1000):
+            for row in range(2):
+                logits = torch.randn((tokens, 96), device=device).to(dtype)
+                rewrite_(logits, state.rules, state.token_slots, state.active, row)
+    for dtype in (torch.int32, torch.int64):
+        count_(torch.zeros((16, 4), dtype=dtype, device=device), state.counters, state.token_groups, 1)
+    assert compiled() == before
+
+
+def test_a_case_that_is_wrong_is_found(device: torch.device) -> None:
+    def lazy(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int) -> None:
+        rewrite(logits[:-1], rules, slots, row)
+
+    assert not check_rewrite(lazy, device, Case(8, 16, 2, 2, torch.float32)).passed

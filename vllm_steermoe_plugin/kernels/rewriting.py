@@ -1,0 +1,124 @@
+"""The rewrite of router logits as one Triton kernel; `rewrite.apply_rules` says what it computes.
+
+Bytes of a token: 4 (its slot) when it is not steered, and nothing else is read. Else E more for
+its rules, which most tokens share, so that they come from the cache; and its logits, read
+once and written once. There is no flag "this slot has a rule in this layer": it would spare a
+row without rules E cached bytes, and cost each row with rules one more trip to memory.
+"""
+
+# What a Triton kernel takes and gives has no Python type; `x == x` finds a NaN.
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0124
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from vllm_steermoe_plugin.kernels.tiles import Tile, choose_tile
+from vllm_steermoe_plugin.rewrite import EPSILON
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""Of router logits."""
+
+
+# Strides do not change while a model runs; as constants they tell the compiler how rows are aligned, which a run-time
+# stride does only if 16 divides it (not with 8 or 60 experts). T and the layer must not become part of a kernel's
+# identity: Triton would compile one for 1, one for multiples of 16 and one for the rest, perhaps during a capture.
+@triton.jit(do_not_specialize=["num_tokens", "row"])
+def rewrite_kernel(
+    logits,
+    rules,
+    token_slots,
+    num_tokens,
+    row,
+    TOKEN_STRIDE: tl.constexpr,
+    EXPERT_STRIDE: tl.constexpr,
+    SLOT_STRIDE: tl.constexpr,
+    LAYER_STRIDE: tl.constexpr,
+    TOKEN_SLOT_STRIDE: tl.constexpr,
+    EPSILON: tl.constexpr,
+    UNIT: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    READ_AHEAD: tl.constexpr,
+):
+    tokens = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    slots = tl.load(token_slots + tokens * TOKEN_SLOT_STRIDE, mask=tokens < num_tokens, other=0)
+    if tl.max(slots, axis=0) > 0:
+        experts = tl.arange(0, BLOCK_E)[None, :]
+        in_row = experts < NUM_EXPERTS
+        steered = (slots > 0)[:, None] & in_row
+        # int64: slots * layers * experts may pass 2**31.
+        rule_at = slots.to(tl.int64)[:, None] * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts
+        rule = tl.load(rules + rule_at, mask=steered, other=0)
+        ruled = (tl.max((rule != 0).to(tl.int32), axis=1) > 0)[:, None] & in_row
+        logit_at = logits + tokens[:, None] * TOKEN_STRIDE + experts.to(tl.int64) * EXPERT_STRIDE
+        read = steered if READ_AHEAD else ruled
+        z = tl.load(logit_at, mask=read, other=-float("inf")).to(tl.float32)
+
+        top = tl.max(z, axis=1)[:, None]
+        log_sum = tl.log(tl.sum(tl.exp(z - top), axis=1))[:, None]
+        s = z - top - log_sum
+        # The scores are compared as they are, not recomputed from the logits' extremes: the compiler may
+        # fuse operations differently there, and a score one bit below `low` could tie with `below`.
+        high = tl.max(tl.where(in_row, s, -float("inf")), axis=1)[:, None]
+        low = tl.min(tl.where(in_row, s, float("inf")), axis=1)[:, None]
+        dtype = logits.dtype.element_ty
+        high_rounded = high.to(dtype).to(tl.float32)
+        low_rounded = low.to(dtype).to(tl.float32)
+        above = tl.maximum(high + EPSILON, high_rounded + _power_of_two(high_rounded) * UNIT)
+        below = tl.minimum(low - EPSILON, low_rounded - _power_of_two(low_rounded) * UNIT)
+        # A row with a NaN is NaN throughout, as in PyTorch; a reduction may lose one.
+        above = tl.where(log_sum == log_sum, above, log_sum)
+        below = tl.where(log_sum == log_sum, below, log_sum)
+        out = tl.where(rule > 0, above, tl.where(rule < 0, below, s))
+        tl.store(logit_at, out.to(dtype), mask=ruled)
+
+
+@triton.jit
+def _power_of_two(x):
+    """2**floor(log2 |x|) of a float32; 0 at 0."""
+    return (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+
+
+def rewrite(logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, row: int) -> None:
+    """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`."""
+    num_tokens, num_experts = logits.shape
+    if num_tokens:
+        launch(logits, rules, token_slots, row, choose_tile(num_experts, num_tokens))
+
+
+def launch(logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, row: int, tile: Tile) -> None:
+    """`rewrite` with a tile of one's own.
+
+    Raises:
+        TypeError: the kernel was not made for this dtype.
+    """
+    if logits.dtype not in DTYPES:
+        raise TypeError(f"router logits are {logits.dtype}; the kernel takes {', '.join(map(str, DTYPES))}")
+    num_tokens = logits.shape[0]
+    rewrite_kernel[(triton.cdiv(num_tokens, tile.tokens),)](
+        logits, rules, token_slots, num_tokens, row, num_warps=tile.warps, **constants(logits, rules, token_slots, tile)
+    )
+
+
+def constants(
+    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, tile: Tile
+) -> dict[str, int | float | bool]:
+    """What is compiled into the kernel, by the name of its parameter."""
+    return {
+        "TOKEN_STRIDE": logits.stride(0),
+        "EXPERT_STRIDE": logits.stride(1),
+        "SLOT_STRIDE": rules.stride(0),
+        "LAYER_STRIDE": rules.stride(1),
+        "TOKEN_SLOT_STRIDE": token_slots.stride(0),
+        "EPSILON": EPSILON,
+        "UNIT": torch.finfo(logits.dtype).eps,
+        "NUM_EXPERTS": logits.shape[1],
+        "BLOCK_T": tile.tokens,
+        "BLOCK_E": tile.experts,
+        "READ_AHEAD": tile.read_ahead,
+    }
