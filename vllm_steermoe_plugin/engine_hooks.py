@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, SteerMoEError
+from expert_registry.errors import EngineError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import ARCHITECTURES, shape_of
@@ -79,10 +79,35 @@ def _engine_init(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install_beam_search_hooks() -> None:
-    """Refuse steering in beam-search requests of servers: vLLM drops their extra arguments on the way."""
+    """Refuse in beam search what it would drop or misapply.
+
+    It drops a request's extra arguments. And it asks for one token at a time, with what it has so far as the prompt,
+    so that a default by phase would take generated tokens for the prompt's.
+    """
     for protocol in (vllm.CHAT_REQUEST, vllm.COMPLETION_REQUEST):
         if protocol.module in sys.modules:
             vllm.wrap_once(protocol, "to_beam_search_params", _to_beam_search_params)
+    vllm.wrap_once(vllm.BEAM_SEARCH_OFFLINE, "beam_search", _beam_search(lambda llm: llm.llm_engine))
+    vllm.wrap_once(vllm.BEAM_SEARCH_ONLINE, "beam_search", _beam_search(lambda serving: serving.engine_client))
+
+
+def _beam_search(engine_of: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    validation_error = vllm.VALIDATION_ERROR.load()
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
+            default = front_end_of(engine_of(self).input_processor).default
+            if default is not None and default.profile.phase != "both":
+                raise validation_error(
+                    f"steermoe: this engine steers every request in its {default.profile.phase} phase by default, "
+                    "which vLLM's beam search would apply to other tokens; ask without beam search",
+                    parameter=STEER_KEY,
+                )
+            return original(self, *args, **kwargs)
+
+        return beam_search
+
+    return make
 
 
 def _to_beam_search_params(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,6 +136,11 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
             request = original(self, request_id, prompt, params, *args, **kwargs)
             if prepared is not None:
                 front_end.check_length(prepared, request.prompt_token_ids)
+                if request.resumable:
+                    raise RequestError(
+                        "a request whose input arrives in parts cannot be steered: vLLM keeps the first part's key of "
+                        "the prefix cache, so other requests would be given blocks that were steered in another way"
+                    )
                 request.sampling_params.extra_args = prepared.extra_args
             salt = prepared.salt_for(len(request.prompt_token_ids or ())) if prepared is not None else None
             request.cache_salt = compose_salt(salt, request.cache_salt)

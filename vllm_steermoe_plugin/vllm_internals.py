@@ -98,6 +98,14 @@ COMPLETION_REQUEST = Internal(
     "vllm.entrypoints.openai.completion.protocol:CompletionRequest",
     "refuse steering in beam search (its to_beam_search_params is wrapped)",
 )
+BEAM_SEARCH_OFFLINE = Internal(
+    "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin",
+    "refuse beam search under a default by phase (its beam_search is wrapped; reads llm_engine)",
+)
+BEAM_SEARCH_ONLINE = Internal(
+    "vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin",
+    "refuse beam search under a default by phase (its beam_search is wrapped; reads engine_client)",
+)
 VALIDATION_ERROR = Internal(
     "vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter")
 )
