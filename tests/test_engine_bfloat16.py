@@ -3,9 +3,9 @@
 Two implementations sum in different orders, so in bfloat16 their hidden states differ in the last places, and
 experts whose scores nearly tie may swap; from there on all differs. So the comparison is in two parts.
 
-* One router at a time, both fed with what vLLM's router was fed: the selected experts are the same for every token whose
-  K-th and (K+1)-th score, in float64, are more than `NEAR` apart relative to the largest, and for every token at all
-  where a rule decides between these two.
+* One router at a time, both fed with what vLLM's router was fed: the selected experts are the same for every token
+  whose K-th and (K+1)-th score, in float64, are more than `NEAR` apart relative to the largest, and for every token at
+  all where a rule decides between these two.
 * The whole model: up to the first token that selects otherwise, log-probabilities agree.
 """
 
@@ -34,7 +34,7 @@ from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
 NEAR = 4 * 2.0**-8
 """Relative to a row's largest magnitude: two implementations round twice, by half a unit in the last place each."""
 TOLERANCE = {"PhiMoEForCausalLM": 0.2}
-"""Of log-probabilities; 0.05 for the others. Phi's expert weights jump where another expert's score crosses a threshold."""
+"""Of log-probabilities; 0.05 for the others. Phi's weights jump where some expert's score crosses a threshold."""
 LENGTH, CASES = 12, 24
 
 
