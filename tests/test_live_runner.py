@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +109,7 @@ _STARTS = """
 import json, sys
 import vllm.v1.worker.cpu_worker as workers
 from vllm import SamplingParams
+from vllm_steermoe_plugin import binding
 from vllm_steermoe_plugin.engine import start_engine
 V1 = workers.CPUModelRunner
 
@@ -122,8 +124,9 @@ class Bypassing(workers.CPUWorker):
 workers.Bypassing = Bypassing
 Bypassing.__module__ = "vllm.v1.worker.cpu_worker"
 
-def attempt(runner=V1, worker="auto", settings=None):
+def attempt(runner=V1, worker="auto", settings=None, unbound=False):
     workers.CPUModelRunner = runner
+    binding._is_draft = (lambda _: True) if unbound else is_draft
     steered = {"steermoe": '{"activate": {"0": [1]}}'}
     try:
         engine = start_engine(sys.argv[1], settings, dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
@@ -139,18 +142,35 @@ def attempt(runner=V1, worker="auto", settings=None):
         return ["request", type(error).__name__, str(error)]
     return ["answered", "", ""]
 
-kept = []
+kept, is_draft = [], binding._is_draft
 # The derived worker first: vLLM mixes the plugin's methods into each worker class once.
 print("RESULT" + json.dumps([
     attempt(worker="vllm.v1.worker.cpu_worker.Bypassing"), attempt(), attempt(Skipping),
-    attempt(Skipping, settings={"enabled": False}),
+    attempt(Skipping, settings={"enabled": False}), attempt(unbound=True),
 ]))
 """
 
 
 def test_engines_with_the_wrong_runner_do_not_start_or_do_not_answer(checkpoint: Any) -> None:
-    bypassing, right, skipping, switched_off = run_alone(_STARTS, str(checkpoint("OlmoeForCausalLM")))
+    bypassing, right, skipping, switched_off, unbound = run_alone(_STARTS, str(checkpoint("OlmoeForCausalLM")))
     assert right == ["answered", "", ""]
     assert skipping[:2] == ["start", "EngineError"] and "_prepare_inputs of its own" in skipping[2]
     assert switched_off == ["answered", "", ""], "without steering the runner is nobody's business"
     assert bypassing[:2] == ["request", "EngineError"] and "never showed" in bypassing[2]
+    assert unbound[:2] == ["start", "EngineError"] and "not bound" in unbound[2]
+
+
+def test_what_drafts_is_told_from_what_is_speculated_for() -> None:
+    from vllm_steermoe_plugin.binding import _is_draft
+
+    target, draft = object(), object()
+
+    def config(model: object, *speculation: object) -> SimpleNamespace:
+        names = ("target_model_config", "draft_model_config")
+        found = SimpleNamespace(**dict(zip(names, speculation, strict=True))) if speculation else None
+        return SimpleNamespace(model_config=model, speculative_config=found)
+
+    assert not _is_draft(config(target))
+    assert not _is_draft(config(target, target, target)), "n-grams: no model drafts"
+    assert not _is_draft(config(target, target, draft))
+    assert _is_draft(config(draft, target, draft))

@@ -15,17 +15,22 @@ from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.runner_v1 import V1_METHODS, state_of
 from vllm_steermoe_plugin.runner_v2 import reports_to
+from vllm_steermoe_plugin.settings import read_settings
 from vllm_steermoe_plugin.state import SteeringState
 
 _GUARD = "_steermoe_guard"
 
 
+def install_worker_check() -> None:
+    """Have each worker show its runner and model before the first forward pass; wraps once per process."""
+    vllm.WORKER_KV_CACHE_SPEC.load()
+    # vLLM asks each worker for this once its model is loaded.
+    vllm.wrap_once(vllm.WORKER, "get_kv_cache_spec", _checked_first)
+
+
 def guard_model(model: torch.nn.Module) -> None:
     """Let `model` raise an EngineError instead of running, until `lift_guard`."""
     setattr(model, _GUARD, model.register_forward_pre_hook(_refuse))
-    vllm.WORKER_KV_CACHE_SPEC.load()
-    # vLLM asks each worker for this once its model is loaded, and before the first forward pass.
-    vllm.wrap_once(vllm.WORKER, "get_kv_cache_spec", _checked_first)
 
 
 def lift_guard(model: torch.nn.Module) -> None:
@@ -78,10 +83,12 @@ def _refuse(model: torch.nn.Module, *_: Any) -> None:
 def _checked_first(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_kv_cache_spec(self: Any) -> Any:
         runner = self.model_runner
-        state = state_of(runner)
+        model, state = runner.get_model(), state_of(runner)
         if state is not None:
             check_live_runner(runner, state, configured_v2=self.vllm_config.use_v2_model_runner)
-            lift_guard(runner.get_model())
+            lift_guard(model)
+        elif hasattr(model, "steering_state") and read_settings(self.vllm_config.additional_config).enabled:
+            raise EngineError(f"{type(model).__name__} is to be steered, but its gates were not bound")
         return original(self)
 
     return get_kv_cache_spec
