@@ -86,13 +86,14 @@ def test_what_the_caller_hands_in_stays_as_it_was(by_default: Any) -> None:
 @pytest.mark.parametrize("phase", ["prompt", "generation"])
 def test_a_default_by_phase_refuses_beam_search(phase: str, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     front_end = front_end_of(plain.llm_engine.input_processor)
-    changed = front_end._settings.model_copy(update={"default": f'{steering()[:-1]}, "phase": "{phase}"}}'})
-    monkeypatch.setattr(front_end, "_settings", changed)
-    with pytest.raises(VLLMValidationError, match=f"{phase} phase by default"):
+    prepare, text = front_end.prepare, f'{steering()[:-1]}, "phase": "{phase}"}}'
+    # As with this text as the operator's default.
+    monkeypatch.setattr(front_end, "prepare", lambda extra_args: prepare(extra_args or {STEER_KEY: text}))
+    with pytest.raises(VLLMValidationError, match="one phase only by default"):
         plain.beam_search(PROMPTS, BEAMS)
     # A server's beam search is an asynchronous generator; it must refuse before it is iterated.
     serving = SimpleNamespace(engine_client=plain.llm_engine)
-    with pytest.raises(VLLMValidationError, match=f"{phase} phase by default"):
+    with pytest.raises(VLLMValidationError, match="one phase only by default"):
         vllm_internals.BEAM_SEARCH_ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
     monkeypatch.undo()
     generator = vllm_internals.BEAM_SEARCH_ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)

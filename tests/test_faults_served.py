@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from served import GONE, Served, serving
+from live_server import GONE, Served, serving
 from test_engine_exact import as_text, random_rules
 
 from vllm_steermoe_plugin import lab

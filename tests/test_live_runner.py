@@ -109,7 +109,7 @@ _STARTS = """
 import json, sys
 import vllm.v1.worker.cpu_worker as workers
 from vllm import SamplingParams
-from vllm_steermoe_plugin import binding
+from vllm_steermoe_plugin import binding, variants
 from vllm_steermoe_plugin.engine import start_engine
 V1 = workers.CPUModelRunner
 
@@ -126,7 +126,8 @@ Bypassing.__module__ = "vllm.v1.worker.cpu_worker"
 
 def attempt(runner=V1, worker="auto", settings=None, unbound=False):
     workers.CPUModelRunner = runner
-    binding._is_draft = (lambda _: True) if unbound else is_draft
+    # As if a model were left out by mistake.
+    binding.bind_model = variants.bind_model = (lambda *_: None) if unbound else bind_model
     steered = {"steermoe": '{"activate": {"0": [1]}}'}
     try:
         engine = start_engine(sys.argv[1], settings, dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
@@ -142,7 +143,7 @@ def attempt(runner=V1, worker="auto", settings=None, unbound=False):
         return ["request", type(error).__name__, str(error)]
     return ["answered", "", ""]
 
-kept, is_draft = [], binding._is_draft
+kept, bind_model = [], binding.bind_model
 # The derived worker first: vLLM mixes the plugin's methods into each worker class once.
 print("RESULT" + json.dumps([
     attempt(worker="vllm.v1.worker.cpu_worker.Bypassing"), attempt(), attempt(Skipping),

@@ -12,7 +12,7 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.gate import SteeredGateLinear
-from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check
+from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
 from vllm_steermoe_plugin.lora_gate import install_lora_hook
 from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.profile import SteeringProfile
@@ -34,10 +34,9 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         EngineError: a part of the model or of the engine's configuration would run unsteered.
     """
     settings = read_settings(vllm_config.additional_config)
-    if not settings.enabled:
-        return None
     install_worker_check()
-    if _is_draft(vllm_config):
+    if not settings.enabled or _is_draft(vllm_config):
+        leave_unbound(model)
         return None
     shape = shape_of(vllm_config.model_config.hf_text_config)
     _refuse_unsupported(shape, vllm_config, settings)

@@ -96,11 +96,11 @@ def _beam_search(engine_of: Callable[[Any], Any]) -> Callable[[Callable[..., Any
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
-            default = front_end_of(engine_of(self).input_processor).default
-            if default is not None and default.profile.phase != "both":
+            by_default = front_end_of(engine_of(self).input_processor).prepare(None)
+            if by_default is not None and by_default.by_phase:
                 raise validation_error(
-                    f"steermoe: this engine steers every request in its {default.profile.phase} phase by default, "
-                    "which vLLM's beam search would apply to other tokens; ask without beam search",
+                    "steermoe: this engine steers every request in one phase only by default, which vLLM's beam search "
+                    "would apply to other tokens; ask without beam search",
                     parameter=STEER_KEY,
                 )
             return original(self, *args, **kwargs)

@@ -128,11 +128,6 @@ class FrontEnd:
             request = parse_request(asked)
             check_policy(request, self._settings, served=self.served)
             return self._remembered(request)
-        return self.default
-
-    @property
-    def default(self) -> Resolved | None:
-        """What requests are steered by that name nothing."""
         if self._settings.enabled and self._settings.default is not None:
             return self.resolve(self._settings.default)
         return None

@@ -15,10 +15,10 @@ from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.runner_v1 import V1_METHODS, state_of
 from vllm_steermoe_plugin.runner_v2 import reports_to
-from vllm_steermoe_plugin.settings import read_settings
 from vllm_steermoe_plugin.state import SteeringState
 
 _GUARD = "_steermoe_guard"
+_UNBOUND = "_steermoe_unbound"
 
 
 def install_worker_check() -> None:
@@ -36,6 +36,11 @@ def guard_model(model: torch.nn.Module) -> None:
 def lift_guard(model: torch.nn.Module) -> None:
     """Let `model` run."""
     getattr(model, _GUARD).remove()
+
+
+def leave_unbound(model: torch.nn.Module) -> None:
+    """Let `model` run as vLLM's own, since nobody may ask for its steering."""
+    setattr(model, _UNBOUND, True)
 
 
 def check_live_runner(runner: Any, state: SteeringState, *, configured_v2: bool) -> None:
@@ -87,7 +92,7 @@ def _checked_first(original: Callable[..., Any]) -> Callable[..., Any]:
         if state is not None:
             check_live_runner(runner, state, configured_v2=self.vllm_config.use_v2_model_runner)
             lift_guard(model)
-        elif hasattr(model, "steering_state") and read_settings(self.vllm_config.additional_config).enabled:
+        elif hasattr(model, "steering_state") and not hasattr(model, _UNBOUND):
             raise EngineError(f"{type(model).__name__} is to be steered, but its gates were not bound")
         return original(self)
 
