@@ -171,11 +171,17 @@ def test_data_parallel_ranks_steer_their_own_requests(
 
 def config(**changes: Any) -> Any:
     """An engine configuration in which nothing stands against steering, but for `changes`."""
-    parallel = {"use_sequence_parallel_moe": False, "use_ubatching": False, "data_parallel_size": 1}
+    parallel = {
+        "use_sequence_parallel_moe": False,
+        "use_ubatching": False,
+        "data_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+    }
     parallel |= {key: value for key, value in changes.items() if key in parallel}
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**parallel),
         aux_output_config=SimpleNamespace(enabled=changes.get("routed_experts", False)),
+        speculative_config=None,
     )
 
 

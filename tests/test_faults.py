@@ -110,13 +110,13 @@ def test_256_profiles_in_one_step_are_kept_apart(
     profiles = distinct_profiles(shape, AT_ONCE)
     state = state_of(roomy)
     slots_of_steps: list[int] = []
-    write = SteeringState._write
+    begin_step = SteeringState.begin_step
 
-    def seen(self: SteeringState, slots: Any, groups: Any, num_tokens: int) -> None:
-        slots_of_steps.append(len(set(slots.tolist()) - {0}))
-        write(self, slots, groups, num_tokens)
+    def seen(self: SteeringState, batch: Any) -> None:
+        begin_step(self, batch)
+        slots_of_steps.append(len(set(self.token_slots.tolist()) - {0}))
 
-    monkeypatch.setattr(SteeringState, "_write", seen)
+    monkeypatch.setattr(SteeringState, "begin_step", seen)
     roomy.collective_rpc("steermoe_reset_counts")
     roomy.generate(*requests_for(profiles, 1, 4), use_tqdm=False)
     assert max(slots_of_steps) == AT_ONCE, "all of them must have been in one step"
