@@ -1,4 +1,4 @@
-"""vLLM's beam search and its sessions whose input arrives in parts: steered exactly, or refused."""
+"""vLLM's beam search: steered exactly by an operator's default, or refused."""
 
 from __future__ import annotations
 
@@ -98,16 +98,3 @@ def test_a_default_by_phase_refuses_beam_search(phase: str, plain: Any, monkeypa
     monkeypatch.undo()
     generator = vllm_internals.BEAM_SEARCH_ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
     asyncio.run(generator.aclose())
-
-
-def test_a_session_whose_input_arrives_in_parts_is_not_steered(plain: Any) -> None:
-    processor = plain.llm_engine.input_processor
-
-    def process(steer: str | None, resumable: bool) -> Any:
-        params = SamplingParams(max_tokens=1, extra_args={STEER_KEY: steer} if steer else None)
-        return processor.process_inputs("id", PROMPTS[0], params, ("generate",), resumable=resumable)
-
-    assert process(None, True).cache_salt is None
-    assert process(steering(), False).cache_salt is not None
-    with pytest.raises(VLLMValidationError, match="arrives in parts"):
-        process(steering(), True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, RequestError, SteerMoEError
+from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import ARCHITECTURES, shape_of
@@ -136,11 +136,6 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
             request = original(self, request_id, prompt, params, *args, **kwargs)
             if prepared is not None:
                 front_end.check_length(prepared, request.prompt_token_ids)
-                if request.resumable:
-                    raise RequestError(
-                        "a request whose input arrives in parts cannot be steered: vLLM keeps the first part's key of "
-                        "the prefix cache, so other requests would be given blocks that were steered in another way"
-                    )
                 request.sampling_params.extra_args = prepared.extra_args
             salt = prepared.salt_for(len(request.prompt_token_ids or ())) if prepared is not None else None
             request.cache_salt = compose_salt(salt, request.cache_salt)
