@@ -56,6 +56,19 @@ class ReferenceModel:
             logits = self.model(torch.tensor([token_ids])).logits[0]
         return torch.log_softmax(logits.float(), dim=-1), chosen
 
+    def route(self, layer: int, hidden: torch.Tensor, rules: Rules) -> list[list[int]]:
+        """The sorted experts of each token, given what a layer's router is fed, `[T, H]`."""
+        chosen: dict[int, list[list[int]]] = {}
+        with torch.no_grad(), self._steered(rules, chosen):
+            self.routers[layer](hidden)
+        return chosen[layer]
+
+    def exact_logits(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """A router's logits `[T, E]` in float64, before any rule."""
+        parameters = {name.rpartition(".")[2]: value.double() for name, value in self.routers[layer].named_parameters()}
+        with torch.no_grad():
+            return torch.nn.functional.linear(hidden.double(), parameters["weight"], parameters.get("bias"))
+
     @contextmanager
     def _steered(self, rules: Rules, chosen: dict[int, list[list[int]]]) -> Iterator[None]:
         linear = torch.nn.functional.linear

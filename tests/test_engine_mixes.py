@@ -57,26 +57,39 @@ import json, sys
 from vllm import SamplingParams
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.lab.world import examples
-text = sys.argv[1]
-options = {"dtype": "float32", "enable_prefix_caching": False}
-draft = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+draft, steerings = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+engine = start_engine("steermoe-lab", dtype="float32", enable_prefix_caching=False, speculative_config=draft,
+                      disable_log_stats=False)
 chats = [[{"role": "user", "content": e.prompt}] for e in examples("digits", "test")[:24]]
-# Unsteered, steered, and steered only while generating: drafts must carry the rules of their positions.
-steerings = [None, text, text[:-1] + ', "phase": "generation"}'] * 8
 params = [SamplingParams(temperature=0.0, max_tokens=12, extra_args={"steermoe": s} if s else None) for s in steerings]
-engines = [start_engine("steermoe-lab", **options),
-           start_engine("steermoe-lab", speculative_config=draft, disable_log_stats=False, **options)]
-answers = [[o.outputs[0].text for o in engine.chat(chats, params, use_tqdm=False)] for engine in engines]
-drafts = sum(m.value for m in engines[1].get_metrics() if m.name == "vllm:spec_decode_num_drafts")
-print("RESULT" + json.dumps([answers, drafts]))
+answers = [o.outputs[0].text for o in engine.chat(chats, params, use_tqdm=False)]
+drafts = sum(m.value for m in engine.get_metrics() if m.name == "vllm:spec_decode_num_drafts")
+drafter = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.drafter
+model = getattr(drafter, "model", None)
+print("RESULT" + json.dumps([answers, drafts, hasattr(model, "steering_state"),
+                             getattr(model, "steering_state", None) is None]))
 """
+DRAFTS: dict[str, dict[str, Any]] = {
+    "n-grams": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
+    "model": {"method": "draft_model", "model": str(lab.MODEL_DIR), "num_speculative_tokens": 3},
+}
 
 
-def test_speculative_decoding_gives_the_same_answers() -> None:
-    """In a process of its own: vLLM's speculation on CPU replaces kernels for the whole process."""
-    (plain, speculated), drafts = run_alone(_SPECULATE, lab_steering(2))
+@pytest.mark.parametrize("method", DRAFTS)
+def test_speculative_decoding_gives_the_same_answers(method: str, engines: Engines) -> None:
+    """In a process of its own: vLLM's speculation on CPU replaces kernels for the whole process.
+
+    The drafting model is the same mixture of experts; it must stay vLLM's own, since no runner reports to it.
+    """
+    text = lab_steering(2)
+    # Unsteered, steered, and steered only while generating: drafts must carry the rules of their positions.
+    steerings = [None, text, text[:-1] + ', "phase": "generation"}'] * 8
+    speculated, drafts, steerable, unsteered = run_alone(_SPECULATE, json.dumps(DRAFTS[method]), json.dumps(steerings))
+    engine = engines(lab.NAME, {"count_groups": 2}, **LAB)
+    plain = [answer for (answer,) in texts(engine, chats(24), [steered(s) for s in steerings])]
     assert plain == speculated
     assert len(set(plain)) > 3 and drafts > 0, "the test must really speculate"
+    assert steerable == (method == "model") and unsteered
 
 
 def test_structured_output_beside_steering(engines: Engines) -> None:

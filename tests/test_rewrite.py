@@ -104,5 +104,110 @@ def test_experts_that_the_model_masked_stay_masked() -> None:
     assert result[0].argmax() == 2
 
 
-def test_one_expert() -> None:
-    assert apply_rules(torch.tensor([[3.0]]), torch.tensor([1], dtype=torch.int8)).isfinite().all()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", [1, -1, 0])
+def test_one_expert(dtype: torch.dtype, rule: int) -> None:
+    assert apply_rules(torch.tensor([[3.0]], dtype=dtype), torch.tensor([rule], dtype=torch.int8)).isfinite().all()
+
+
+@st.composite
+def allowed(draw: st.DrawFn) -> tuple[torch.Tensor, list[int], int]:
+    """One token's logits `[E]`, a rule for each expert as a profile may ask for it, and K.
+
+    Often at the limits: K activated, E - K deactivated, both, K = 1, K = E. Logits tie, are as large as the dtype holds
+    apart, or are -inf (masked by the model) as long as K experts are left that are neither masked nor deactivated.
+    """
+    dtype = draw(st.sampled_from(DTYPES))
+    experts = draw(st.integers(1, 16))
+    top_k = draw(st.integers(1, experts))
+    order = draw(st.permutations(range(experts)))
+    activated = draw(st.sampled_from([0, top_k]) | st.integers(0, top_k))
+    deactivated = draw(st.sampled_from([0, experts - top_k]) | st.integers(0, experts - top_k))
+    deactivated = min(deactivated, experts - activated)
+    rules = [0] * experts
+    for expert in order[:activated]:
+        rules[expert] = 1
+    for expert in order[experts - deactivated :]:
+        rules[expert] = -1
+    scale = draw(st.sampled_from([0.0, 1e-6, 1.0, 30.0, torch.finfo(dtype).max / 4]))
+    value = st.sampled_from([0.0, 1.0, -1.0]) | st.floats(-1, 1, width=32)
+    logits = torch.tensor([draw(value) * scale for _ in range(experts)], dtype=torch.float64).to(dtype)
+    free = [expert for expert in order[activated : experts - deactivated]]
+    masked = draw(st.integers(0, max(0, len(free) + activated - top_k)))
+    logits[free[:masked]] = -math.inf
+    return logits, rules, top_k
+
+
+@given(allowed())
+@settings(max_examples=500, deadline=None)
+def test_whoever_breaks_ties_how_ever_the_top_k_obeys(case: tuple[torch.Tensor, list[int], int]) -> None:
+    logits, rules, top_k = case
+    out = apply_rules(logits[None], torch.tensor(rules, dtype=torch.int8))[0].double().tolist()
+    assert not any(math.isnan(value) for value in out)
+    for expert, rule in enumerate(rules):
+        others = [value for other, value in enumerate(out) if other != expert]
+        if rule > 0:
+            assert sum(value >= out[expert] for value in others) < top_k, "an activated expert may be left out"
+        if rule < 0:
+            assert sum(value > out[expert] for value in others) >= top_k, "a deactivated expert may be selected"
+
+
+@given(allowed())
+@settings(max_examples=300, deadline=None)
+def test_experts_without_a_rule_keep_their_order_and_their_ties(case: tuple[torch.Tensor, list[int], int]) -> None:
+    logits, rules, _ = case
+    out = apply_rules(logits[None], torch.tensor(rules, dtype=torch.int8))[0]
+    free = [expert for expert, rule in enumerate(rules) if rule == 0]
+    for one in free:
+        for other in free:
+            if logits[one] == logits[other]:
+                assert out[one] == out[other]
+            elif logits[one] < logits[other]:
+                assert out[one] <= out[other]
+
+
+@given(allowed())
+@settings(max_examples=200, deadline=None)
+def test_of_one_direction_all_get_the_same(case: tuple[torch.Tensor, list[int], int]) -> None:
+    logits, rules, _ = case
+    out = apply_rules(logits[None], torch.tensor(rules, dtype=torch.int8))[0].tolist()
+    for direction in (1, -1):
+        assert len({value for value, rule in zip(out, rules, strict=True) if rule == direction}) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_with_k_of_one_the_activated_expert_is_the_only_first(dtype: torch.dtype) -> None:
+    for expert in range(8):
+        rules = torch.zeros(8, dtype=torch.int8)
+        rules[expert] = 1
+        out = apply_rules((torch.randn(20, 8) * 50).to(dtype), rules)
+        assert torch.equal((out == out.amax(dim=1, keepdim=True)).sum(dim=1), torch.ones(20, dtype=torch.int64))
+        assert (out.argmax(dim=1) == expert).all()
+
+
+def test_an_expert_that_the_model_masked_can_be_activated() -> None:
+    out = apply_rules(torch.tensor([[1.0, -math.inf, 0.5]]), torch.tensor([0, 1, 0], dtype=torch.int8))
+    assert out.argmax() == 1 and out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("broken", [[math.inf, 1.0, 2.0], [math.nan, 1.0, 2.0], [-math.inf] * 3])
+@pytest.mark.parametrize("rule", [[1, 0, 0], [0, -1, 0], [0, 1, -1]])
+def test_a_row_that_broke_down_stays_broken_and_alone(broken: list[float], rule: list[int], dtype: torch.dtype) -> None:
+    sound = torch.tensor([0.5, -0.25, 1.0], dtype=dtype)
+    rows = torch.stack([sound, torch.tensor(broken, dtype=dtype), sound])
+    rules = torch.tensor([rule] * 3, dtype=torch.int8)
+    out = apply_rules(rows, rules)
+    assert out[1].isnan().all()
+    assert torch.equal(out[[0, 2]], apply_rules(rows[[0, 2]], rules[:2]))
+    # Without a rule it is the model's own affair.
+    assert torch.equal(apply_rules(rows, rules * 0).view(torch.uint8), rows.view(torch.uint8))
+
+
+@given(routed())
+@settings(max_examples=50, deadline=None)
+def test_strides_do_not_matter(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, rules = case
+    spread = torch.zeros(logits.shape[1] * 2, logits.shape[0], dtype=logits.dtype)
+    spread[::2] = logits.T
+    assert torch.equal(apply_rules(spread[::2].T, rules), apply_rules(logits, rules))

@@ -12,6 +12,8 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.gate import SteeredGateLinear
+from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
+from vllm_steermoe_plugin.lora_gate import install_lora_hook
 from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.runner_v1 import install_v1_hooks
@@ -26,13 +28,15 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     """Give every gate of `model` its row in a new steering state.
 
     Returns:
-        The state; None if the operator has switched steering off, and the model is then vLLM's own.
+        The state; None if the operator has switched steering off or the model only drafts, and it is then vLLM's own.
 
     Raises:
         EngineError: a part of the model or of the engine's configuration would run unsteered.
     """
     settings = read_settings(vllm_config.additional_config)
-    if not settings.enabled:
+    install_worker_check()
+    if not settings.enabled or _is_draft(vllm_config):
+        leave_unbound(model)
         return None
     shape = shape_of(vllm_config.model_config.hf_text_config)
     _refuse_unsupported(shape, vllm_config, settings)
@@ -60,9 +64,23 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     for layer in layers:
         self_check(gates[layer], state, layer)
     _mark_config(vllm_config)
+    if vllm_config.lora_config is not None:
+        install_lora_hook()
     if not vllm_config.use_v2_model_runner:
         install_v1_hooks()
+    guard_model(model)
     return state
+
+
+def _is_draft(vllm_config: Any) -> bool:
+    """Whether the model drafts for speculative decoding: what it proposes, the steered model accepts or not."""
+    speculation, model = vllm_config.speculative_config, vllm_config.model_config
+    # Where no model drafts (n-grams), vLLM puts the target's configuration in the place of the draft's.
+    return (
+        speculation is not None
+        and model is speculation.draft_model_config
+        and model is not speculation.target_model_config
+    )
 
 
 class Counter:

@@ -107,10 +107,35 @@ def _engine_init(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install_beam_search_hooks() -> None:
-    """Refuse steering in beam-search requests of servers: vLLM drops their extra arguments on the way."""
+    """Refuse in beam search what it would drop or misapply.
+
+    It drops a request's extra arguments. And it asks for one token at a time, with what it has so far as the prompt,
+    so that a default by phase would take generated tokens for the prompt's.
+    """
     for protocol in (vllm.CHAT_REQUEST, vllm.COMPLETION_REQUEST):
         if protocol.module in sys.modules:
             vllm.wrap_once(protocol, "to_beam_search_params", _to_beam_search_params)
+    vllm.wrap_once(vllm.BEAM_SEARCH_OFFLINE, "beam_search", _beam_search(lambda llm: llm.llm_engine))
+    vllm.wrap_once(vllm.BEAM_SEARCH_ONLINE, "beam_search", _beam_search(lambda serving: serving.engine_client))
+
+
+def _beam_search(engine_of: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    validation_error = vllm.VALIDATION_ERROR.load()
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
+            by_default = front_end_of(engine_of(self).input_processor).prepare(None)
+            if by_default is not None and by_default.by_phase:
+                raise validation_error(
+                    "steermoe: this engine steers every request in one phase only by default, which vLLM's beam search "
+                    "would apply to other tokens; ask without beam search",
+                    parameter=STEER_KEY,
+                )
+            return original(self, *args, **kwargs)
+
+        return beam_search
+
+    return make
 
 
 def _to_beam_search_params(original: Callable[..., Any]) -> Callable[..., Any]:

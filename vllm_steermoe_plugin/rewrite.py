@@ -35,7 +35,9 @@ def apply_rules(logits: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
         EPSILON is smaller than one unit in the last place of that dtype, the margin
         is that unit, so that activated experts stay strictly above all others and
         deactivated ones strictly below. (A row that already holds -inf has no room
-        below it: there a deactivated expert becomes -inf too.)
+        below it: there a deactivated expert becomes -inf too.) A row with a rule that
+        holds +inf or NaN, or nothing but -inf, becomes NaN throughout: a model that
+        broke down is not made to look sound.
 
     Source: arXiv 2509.09660, algorithm 2; the strictness in low precision is ours.
     """

@@ -9,6 +9,8 @@ from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.state import BatchRow, SteeringState
 
 _STATE = "steermoe_state"
+V1_METHODS = ("_prepare_inputs", "_dummy_run")
+"""The methods of the runner that are wrapped."""
 
 
 def install_v1_hooks() -> None:

@@ -39,6 +39,8 @@ def with_steering(base: type, state: SteeringState) -> type:
     """Derive from a ModelState class so that `state` learns of requests and steps."""
 
     class SteeredModelState(base):  # type: ignore[misc]
+        steermoe_state = state
+
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
             params = new_req_data.sampling_params
@@ -60,6 +62,11 @@ def with_steering(base: type, state: SteeringState) -> type:
             return prepared
 
     return SteeredModelState
+
+
+def reports_to(model_state: object, state: SteeringState) -> bool:
+    """Whether a runner's ModelState is one that `with_steering` made for `state`."""
+    return getattr(model_state, "steermoe_state", None) is state
 
 
 def begin_v2_step(state: SteeringState, input_batch: Any) -> None:

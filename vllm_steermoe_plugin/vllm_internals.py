@@ -101,6 +101,14 @@ COMPLETION_REQUEST = Internal(
     "vllm.entrypoints.openai.completion.protocol:CompletionRequest",
     "refuse steering in beam search (its to_beam_search_params is wrapped)",
 )
+BEAM_SEARCH_OFFLINE = Internal(
+    "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin",
+    "refuse beam search under a default by phase (its beam_search is wrapped; reads llm_engine)",
+)
+BEAM_SEARCH_ONLINE = Internal(
+    "vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin",
+    "refuse beam search under a default by phase (its beam_search is wrapped; reads engine_client)",
+)
 VALIDATION_ERROR = Internal(
     "vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter")
 )
@@ -129,6 +137,15 @@ V1_DUMMY_RUN = Internal(
     "steer and count nothing in dummy runs (wrapped)",
     ("self", "num_tokens"),
 )
+V2_RUNNER = Internal(
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner", "know Model Runner V2 when it is live (attribute model_state)"
+)
+WORKER = Internal("vllm.v1.worker.gpu_worker:Worker", "own the method below")
+WORKER_KV_CACHE_SPEC = Internal(
+    "vllm.v1.worker.gpu_worker:Worker.get_kv_cache_spec",
+    "see the live model runner of each worker before its first forward pass (wrapped; reads model_runner)",
+    ("self",),
+)
 V2_RESOLVE_STATE = Internal(
     "vllm.v1.worker.gpu.model_states:resolve_model_state_cls",
     "find the ModelState that vLLM would have chosen, to derive from it",
@@ -154,6 +171,13 @@ MOE_RUNNER = Internal(
     "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner",
     "refuse layers that read the gate's weights instead of calling it (attribute _fse_fuse_gate)",
 )
+LORA_LAYER = Internal("vllm.lora.layers.replicated_linear:ReplicatedLinearWithLoRA", "own the two methods below")
+LORA_APPLY = Internal(
+    LORA_LAYER.path + ".apply",
+    "rewrite a gate's logits after the LoRA adapter has shifted them (wrapped)",
+    ("self", "x", "bias"),
+)
+LORA_ADD = Internal(LORA_LAYER.path + "._apply_lora_to_output", "add the adapter's part", ("self", "x", "output"))
 CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
 
 PLUGIN_GROUPS = (
