@@ -70,9 +70,12 @@ def test_every_architecture_resolves_to_a_subclass_of_vllms_own_class() -> None:
 
     from vllm_steermoe_plugin import variants
 
-    for name, row in ARCHITECTURES.items():
-        upstream = getattr(importlib.import_module(row.module), name)
+    known = vllm_internals.BUILT_IN_MODELS.load()
+    for name in ARCHITECTURES:
+        module, class_name = known[name]
+        upstream = getattr(importlib.import_module(f"vllm.model_executor.models.{module}"), class_name)
         variant = getattr(variants, variant_name(name))
+        assert variant.__name__ == class_name, "vLLM asks for the names of some models' classes"
         assert issubclass(variant, upstream) and issubclass(variant, variants.SteerableMixin)
     with pytest.raises(AttributeError):
         _ = variants.SteerableNothing  # type: ignore[attr-defined]

@@ -25,6 +25,9 @@ SUPPORTED = ((0, 32), (0, 34))
 
 SENTINEL = "__steermoe__"
 
+PACKAGE = "vllm."
+MODELS_PACKAGE = "vllm.model_executor.models"
+
 
 @dataclass(frozen=True, slots=True)
 class Internal:
@@ -71,6 +74,10 @@ class Internal:
 
 
 MODEL_REGISTRY = Internal("vllm.model_executor.models.registry:ModelRegistry", "register the variants by lazy strings")
+BUILT_IN_MODELS = Internal(
+    "vllm.model_executor.models.registry:_VLLM_MODELS",
+    "find the classes to derive variants from (architecture -> module below MODELS_PACKAGE or full, class)",
+)
 GATE_LINEAR = Internal(
     "vllm.model_executor.layers.fused_moe:GateLinear",
     "rewrite the router logits where every MoE model computes them (replaced through register_oot)",
@@ -136,6 +143,22 @@ BIND_CAPTURER = Internal(
 MOE_RUNNER = Internal(
     "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner",
     "refuse layers that read the gate's weights instead of calling it (attribute _fse_fuse_gate)",
+)
+FUSED_TOP_K = Internal(
+    "vllm.model_executor.layers.fused_moe.router.fused_topk_router:FusedTopKRouter",
+    "see that a layer's router is softmax top-k (attribute scoring_func)",
+)
+GROUPED_TOP_K = Internal(
+    "vllm.model_executor.layers.fused_moe.router.grouped_topk_router:GroupedTopKRouter",
+    "see whether a layer's router keeps all groups of experts (attributes num_expert_group, topk_group and more)",
+)
+CUSTOM_ROUTING = Internal(
+    "vllm.model_executor.layers.fused_moe.router.custom_routing_router:CustomRoutingRouter",
+    "see which selection function a model brings (attribute custom_routing_function)",
+)
+CPU_ROUTER = Internal(
+    "vllm.model_executor.layers.fused_moe.router.cpu_router:CPURouter",
+    "see which of its schemes a layer's router uses on CPU (the attributes of the three above)",
 )
 CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
 
