@@ -1,0 +1,140 @@
+"""Runs dummy models of many architectures in the real engine, one after another, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny import VOCABULARY, write_config
+
+ACTIVATED, DEACTIVATED = 5, 3
+PROMPT_TOKENS = 24
+CANNOT_GENERATE = {"JambaForCausalLM": "the CPU build has no kernel for Mamba-1"}
+"""Built and bound here, but not run."""
+
+
+def main(folder: str, architectures: list[str]) -> None:
+    """Print, after RESULT, what was seen of each architecture."""
+    use_larger_weights()
+    register_without_inspection(architectures)
+    kept: list[Any] = []
+    seen = {}
+    import time
+    for architecture in architectures:
+        print(architecture, time.time(), file=sys.stderr)
+        try:
+            seen[architecture] = look_at(architecture, Path(folder), kept)
+        except Exception:  # noqa: BLE001  (reported; the other architectures are still run)
+            seen[architecture] = {"error": traceback.format_exc()[-1500:]}
+    print("RESULT" + json.dumps(seen))
+
+
+def use_larger_weights() -> None:
+    """vLLM's dummy weights are so small that every expert computes nothing; draw larger ones."""
+    from vllm.model_executor.model_loader import dummy_loader
+
+    draw = dummy_loader.initialize_single_dummy_weight
+    dummy_loader.initialize_single_dummy_weight = lambda tensor: draw(tensor, low=-0.2, high=0.2)
+
+
+def register_without_inspection(architectures: list[str]) -> None:
+    """Register the variants as classes: of a lazy name vLLM first learns in a process of its own, for ten seconds."""
+    from vllm_steermoe_plugin import register, variants, vllm_internals
+    from vllm_steermoe_plugin.variant_names import variant_name
+
+    register()
+    registry = vllm_internals.MODEL_REGISTRY.load()
+    for name in {*architectures, "Qwen3MoeForCausalLM"}:
+        registry.register_model(name, getattr(variants, variant_name(name)))
+
+
+def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
+    """Build one model, steer it and count."""
+    from vllm_steermoe_plugin.engine import read_counts, start_engine
+    from vllm_steermoe_plugin.gate import SteeredGateLinear
+
+    engine = start_engine(
+        str(write_config(architecture, folder / architecture)),
+        {"count_groups": 2},
+        load_format="dummy",
+        dtype="bfloat16",
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        max_model_len=64,
+        max_num_seqs=4,
+        kv_cache_memory_bytes=64 << 20,
+        gpu_memory_utilization=0.2,
+        limit_mm_per_prompt={"image": 0, "video": 0} if architecture.endswith("ConditionalGeneration") else {},
+    )
+    kept.append(engine)
+    import time; print("built", time.time(), file=sys.stderr)
+    model = engine.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+    state = model.steering_state
+    gates = [module for module in model.modules() if isinstance(module, SteeredGateLinear)]
+    seen: dict[str, Any] = {
+        "class": [type(model).__module__, type(model).__name__],
+        "layers": list(state.layers),
+        "experts": state.shape.num_experts,
+        "top_k": state.shape.top_k,
+        "states": len({id(gate.steering) for gate in gates}),
+        "gates": sorted(gate.steering_row for gate in gates),
+    }
+    if architecture in CANNOT_GENERATE:
+        return seen
+    print("seen", time.time(), file=sys.stderr)
+    plain, beside = scores(engine, [None, None])
+    steering = json.dumps(
+        {
+            "activate": {str(layer): [ACTIVATED] for layer in state.layers},
+            "deactivate": {str(layer): [DEACTIVATED] for layer in state.layers},
+        }
+    )
+    engine.collective_rpc("steermoe_reset_counts")
+    untouched, steered = scores(engine, [None, steering], count=True)
+    selections, tokens = read_counts(engine, state.layers)
+    for gate in gates:
+        gate.steering = None
+    unbound, _ = scores(engine, [None, None])
+    return seen | {
+        "tokens": tokens.tolist(),
+        "selections": selections.sum(axis=2).tolist(),
+        "activated": selections[:, :, ACTIVATED].tolist(),
+        "deactivated": selections[:, :, DEACTIVATED].tolist(),
+        "distinct": int((selections[0] > 0).sum(axis=1).min()),
+        "as_unbound": bool(np.array_equal(plain, unbound)),
+        "as_beside": bool(np.array_equal(plain, untouched)),
+        "moved": float(np.abs(beside - steered).max()),
+    }
+
+
+def scores(engine: Any, steering: list[str | None], count: bool = False) -> list[np.ndarray]:
+    """Log-probabilities of the tokens of one prompt per request, `[T - 1]` each."""
+    from vllm import SamplingParams
+
+    from vllm_steermoe_plugin.counting import CountedSpans
+    from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+
+    ids = [4 + (7 * i) % (VOCABULARY - 4) for i in range(PROMPT_TOKENS)]
+    params = []
+    for group, steer in enumerate(steering, start=1):
+        args: dict[str, object] = {STEER_KEY: steer} if steer else {}
+        if count:
+            args[COUNT_KEY] = CountedSpans(group, ((0, len(ids)),)).to_json()
+        params.append(
+            SamplingParams(
+                max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, extra_args=args or None
+            )
+        )
+    outputs = engine.generate([{"prompt_token_ids": ids}] * len(params), params, use_tqdm=False)
+    return [
+        np.array([entry[t].logprob for entry, t in zip(o.prompt_logprobs[1:], ids[1:], strict=True)]) for o in outputs
+    ]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
