@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny import VOCABULARY, write_config
+from tiny import DUMMIES, VOCABULARY, write_config
 
 ACTIVATED, DEACTIVATED = 5, 3
 PROMPT_TOKENS = 24
@@ -17,20 +18,22 @@ CANNOT_GENERATE = {"JambaForCausalLM": "the CPU build has no kernel for Mamba-1"
 """Built and bound here, but not run."""
 
 
-def main(folder: str, architectures: list[str]) -> None:
-    """Print, after RESULT, what was seen of each architecture."""
+def main(folder: str) -> None:
+    """Print, after RESULT, what was seen of each architecture and of those that cannot be steered."""
     use_larger_weights()
-    register_without_inspection(architectures)
+    register_without_inspection()
     kept: list[Any] = []
-    seen = {}
-    import time
-    for architecture in architectures:
-        print(architecture, time.time(), file=sys.stderr)
+    seen: dict[str, Any] = {}
+    for architecture in DUMMIES:
         try:
             seen[architecture] = look_at(architecture, Path(folder), kept)
         except Exception:  # noqa: BLE001  (reported; the other architectures are still run)
             seen[architecture] = {"error": traceback.format_exc()[-1500:]}
-    print("RESULT" + json.dumps(seen))
+    seen["served"] = served_without_steering(Path(folder), kept)
+    seen["refused"] = admitted_by_mistake(Path(folder), kept)
+    print("RESULT" + json.dumps(seen), flush=True)
+    # Taking down a dozen engines takes longer than running them.
+    os._exit(0)
 
 
 def use_larger_weights() -> None:
@@ -41,27 +44,26 @@ def use_larger_weights() -> None:
     dummy_loader.initialize_single_dummy_weight = lambda tensor: draw(tensor, low=-0.2, high=0.2)
 
 
-def register_without_inspection(architectures: list[str]) -> None:
+def register_without_inspection() -> None:
     """Register the variants as classes: of a lazy name vLLM first learns in a process of its own, for ten seconds."""
     from vllm_steermoe_plugin import register, variants, vllm_internals
     from vllm_steermoe_plugin.variant_names import variant_name
 
     register()
     registry = vllm_internals.MODEL_REGISTRY.load()
-    for name in {*architectures, "Qwen3MoeForCausalLM"}:
+    for name in (*DUMMIES, "Qwen3MoeForCausalLM"):
         registry.register_model(name, getattr(variants, variant_name(name)))
 
 
-def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
-    """Build one model, steer it and count."""
-    from vllm_steermoe_plugin.engine import read_counts, start_engine
-    from vllm_steermoe_plugin.gate import SteeredGateLinear
+def start(folder: Path, architecture: str, kept: list[Any], **changes: Any) -> Any:
+    """An engine on a dummy model."""
+    from vllm_steermoe_plugin.engine import start_engine
 
     engine = start_engine(
-        str(write_config(architecture, folder / architecture)),
+        str(write_config(architecture, folder, **changes)),
         {"count_groups": 2},
         load_format="dummy",
-        dtype="bfloat16",
+        dtype="bfloat16",  # vLLM's linear attention on CPU knows no other.
         skip_tokenizer_init=True,
         enforce_eager=True,
         enable_prefix_caching=False,
@@ -69,13 +71,28 @@ def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
         max_num_seqs=4,
         kv_cache_memory_bytes=64 << 20,
         gpu_memory_utilization=0.2,
-        limit_mm_per_prompt={"image": 0, "video": 0} if architecture.endswith("ConditionalGeneration") else {},
+        limit_mm_per_prompt={"image": 0, "video": 0} if "vision_config" in DUMMIES[architecture] else {},
     )
     kept.append(engine)
-    import time; print("built", time.time(), file=sys.stderr)
-    model = engine.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+    return engine
+
+
+def model_of(engine: Any) -> Any:
+    """The model that the runner holds."""
+    return engine.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+
+
+def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
+    """Build one model, steer it and count."""
+    from vllm_steermoe_plugin.engine import read_counts
+    from vllm_steermoe_plugin.gate import SteeredGateLinear
+    from vllm_steermoe_plugin.variants import SteerableMixin
+
+    engine = start(folder / architecture, architecture, kept)
+    model = model_of(engine)
     state = model.steering_state
     gates = [module for module in model.modules() if isinstance(module, SteeredGateLinear)]
+    variants = [module for module in model.modules() if isinstance(module, SteerableMixin)]
     seen: dict[str, Any] = {
         "class": [type(model).__module__, type(model).__name__],
         "layers": list(state.layers),
@@ -83,10 +100,11 @@ def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
         "top_k": state.shape.top_k,
         "states": len({id(gate.steering) for gate in gates}),
         "gates": sorted(gate.steering_row for gate in gates),
+        "variants": len(variants),
+        "bound": sum(variant.steering_state is not None for variant in variants),
     }
     if architecture in CANNOT_GENERATE:
         return seen
-    print("seen", time.time(), file=sys.stderr)
     plain, beside = scores(engine, [None, None])
     steering = json.dumps(
         {
@@ -105,11 +123,46 @@ def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
         "selections": selections.sum(axis=2).tolist(),
         "activated": selections[:, :, ACTIVATED].tolist(),
         "deactivated": selections[:, :, DEACTIVATED].tolist(),
-        "distinct": int((selections[0] > 0).sum(axis=1).min()),
         "as_unbound": bool(np.array_equal(plain, unbound)),
         "as_beside": bool(np.array_equal(plain, untouched)),
         "moved": float(np.abs(beside - steered).max()),
     }
+
+
+def served_without_steering(folder: Path, kept: list[Any]) -> dict[str, Any]:
+    """A config that cannot be steered: the engine starts, nothing is bound, and only steering is refused."""
+    from vllm.exceptions import VLLMValidationError
+
+    engine = start(folder / "sigmoid", "DeepseekV2ForCausalLM", kept, scoring_func="sigmoid")
+    state = model_of(engine).steering_state
+    seen: dict[str, Any] = {"bound": state is not None, "scored": len(scores(engine, [None])[0])}
+    try:
+        scores(engine, ['{"activate": {"1": [0]}}'])
+    except VLLMValidationError as error:
+        seen["refusal"] = str(error)
+    return seen
+
+
+def admitted_by_mistake(folder: Path, kept: list[Any]) -> dict[str, str]:
+    """The table made to admit what is no softmax top-k: what the engine says at start."""
+    from vllm_steermoe_plugin import moe_configs
+
+    families = moe_configs.FAMILIES
+    families["deepseek"] = moe_configs.Family(("n_routed_experts",), layers=families["deepseek"].layers)
+    families["cohere"] = moe_configs.Family(layers=families["cohere"].layers)
+    said = {}
+    for name, architecture, changes in (
+        ("sigmoid", "DeepseekV2ForCausalLM", {"scoring_func": "sigmoid"}),
+        ("bias", "DeepseekV2ForCausalLM", {"topk_method": "noaux_tc"}),
+        ("groups", "DeepseekV2ForCausalLM", {"n_group": 4, "topk_group": 2}),
+        ("custom", "Cohere2MoeForCausalLM", {"expert_selection_fn": "sigmoid"}),
+    ):
+        try:
+            start(folder / f"wrong-{name}", architecture, kept, **changes)
+            said[name] = "started"
+        except Exception as error:  # noqa: BLE001  (its text is what is tested)
+            said[name] = str(error)
+    return said
 
 
 def scores(engine: Any, steering: list[str | None], count: bool = False) -> list[np.ndarray]:
@@ -126,9 +179,7 @@ def scores(engine: Any, steering: list[str | None], count: bool = False) -> list
         if count:
             args[COUNT_KEY] = CountedSpans(group, ((0, len(ids)),)).to_json()
         params.append(
-            SamplingParams(
-                max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, extra_args=args or None
-            )
+            SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, extra_args=args or None)
         )
     outputs = engine.generate([{"prompt_token_ids": ids}] * len(params), params, use_tqdm=False)
     return [
@@ -137,4 +188,4 @@ def scores(engine: Any, steering: list[str | None], count: bool = False) -> list
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1])
