@@ -46,7 +46,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
     for row in (
         # Text.
-        Architecture("BailingMoeForCausalLM", "bailing"),
+        Architecture("BailingMoeForCausalLM", "bailing", ran=True),
         Architecture("BailingMoeV2ForCausalLM", "bailing"),
         Architecture("Cohere2MoeForCausalLM", "cohere", ran=True),
         Architecture("DbrxForCausalLM", "dbrx", ran=True),
@@ -65,10 +65,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("PhiMoEForCausalLM", "every layer", selection="phimoe_routing_function", ran=True),
         Architecture("Qwen2MoeForCausalLM", "sparse step", ran=True),
         Architecture("Qwen3MoeForCausalLM", "sparse step", ran=True),
-        Architecture("Step3TextForCausalLM", "step"),
+        Architecture("Step3TextForCausalLM", "step", ran=True),
         # Hybrids of attention and state-space or linear-attention layers.
         Architecture("GraniteMoeHybridForCausalLM", "every layer", ran=True),
-        Architecture("JambaForCausalLM", "period", ran=True),
+        Architecture("JambaForCausalLM", "period"),
         Architecture("Qwen3NextForCausalLM", "sparse step", ran=True),
         Architecture("Qwen3_5MoeForCausalLM", "every layer", ran=True),
         # With eyes or ears. Their own language model, or that of another row.
@@ -80,7 +80,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("InternS1ForConditionalGeneration", language=BY_CHECKPOINT),
         Architecture("InternS2PreviewForConditionalGeneration", language="Qwen3_5MoeForCausalLM"),
         Architecture("InternVLChatModel", language=BY_CHECKPOINT),
-        Architecture("InternVLForConditionalGeneration", language=BY_CHECKPOINT),
+        Architecture("InternVLForConditionalGeneration", language=BY_CHECKPOINT, ran=True),
         Architecture("Ovis2_6_MoeForCausalLM", language=BY_CHECKPOINT),
         Architecture("Qwen3OmniMoeForConditionalGeneration", language="Qwen3MoeForCausalLM"),
         Architecture("Qwen3VLMoeForConditionalGeneration", language="Qwen3MoeForCausalLM", ran=True),
@@ -129,6 +129,14 @@ def shape_of(config: object, architecture: str | None = None) -> MoEShape:
     if not layers:
         raise NotSteerable(f"this {row.name} cannot be steered: none of its layers has routed experts")
     return MoEShape(row.name, layers, experts, top_k)
+
+
+def condition_of(architecture: str) -> str:
+    """What a config of this architecture must say so that it can be steered; empty if all of them can."""
+    row = ARCHITECTURES[architecture]
+    if row.language == BY_CHECKPOINT:
+        return "its language model can be"
+    return FAMILIES[ARCHITECTURES[row.language or architecture].family].condition
 
 
 def selection_of(config: object, architecture: str) -> str:

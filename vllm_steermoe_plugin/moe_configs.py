@@ -156,12 +156,14 @@ class Family:
         top_k: where K may stand.
         layers: the checkpoint indices of the layers with routed experts.
         obstacle: why this router cannot be steered, or None if it is softmax top-k over all experts.
+        condition: what the config must say for there to be no obstacle; empty if all configs will do.
     """
 
     experts: tuple[str, ...] = ("num_experts", "num_local_experts")
     top_k: tuple[str, ...] = ("num_experts_per_tok",)
     layers: Callable[[object], Iterable[int]] = _every_layer
     obstacle: Callable[[object], str | None] = _always_plain
+    condition: str = ""
 
 
 FAMILIES: dict[str, Family] = {
@@ -169,10 +171,27 @@ FAMILIES: dict[str, Family] = {
     "sparse step": Family(layers=_by_sparse_step),
     "period": Family(layers=_by_period),
     "dbrx": Family(("ffn_config.moe_num_experts",), ("ffn_config.moe_top_k",)),
-    "cohere": Family(layers=_after_dense_types, obstacle=_cohere_router),
-    "bailing": Family(layers=_after_dense_ones, obstacle=_bailing_router),
-    "deepseek": Family(("n_routed_experts",), layers=_after_dense_ones, obstacle=_deepseek_router),
+    "cohere": Family(
+        layers=_after_dense_types,
+        obstacle=_cohere_router,
+        condition="expert_selection_fn softmax",
+    ),
+    "bailing": Family(
+        layers=_after_dense_ones,
+        obstacle=_bailing_router,
+        condition="score_function softmax, no expert bias, one group, router_dtype not fp32",
+    ),
+    "deepseek": Family(
+        ("n_routed_experts",),
+        layers=_after_dense_ones,
+        obstacle=_deepseek_router,
+        condition="scoring_func softmax, topk_method not noaux_tc, one group (or all kept)",
+    ),
     "step": Family(("moe_num_experts",), ("moe_top_k",), _by_enumeration),
     "gemma": Family(top_k=("top_k_experts",)),
-    "k2": Family(layers=_by_sparse_step, obstacle=_k2_router),
+    "k2": Family(
+        layers=_by_sparse_step,
+        obstacle=_k2_router,
+        condition="router_score_func softmax, no moe_gate_bias",
+    ),
 }

@@ -160,6 +160,14 @@ CPU_ROUTER = Internal(
     "vllm.model_executor.layers.fused_moe.router.cpu_router:CPURouter",
     "see which of its schemes a layer's router uses on CPU (the attributes of the three above)",
 )
+MODEL_CONFIG = Internal(
+    "vllm.config:ModelConfig", "have `steermoe doctor` read a model's config as vLLM does, without its weights"
+)
+VLLM_CONFIG = Internal("vllm.config:VllmConfig", "ask which model runner would be live (use_v2_model_runner)")
+V2_MISSING = Internal(
+    "vllm.config:VllmConfig._get_v2_model_runner_unsupported_features", "say why Model Runner V1 would be live"
+)
+HAS_TRITON = Internal("vllm.triton_utils:HAS_TRITON", "say why Model Runner V1 would be live")
 CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
 
 LEDGER: tuple[Internal, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Internal))
