@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def main(folder: str) -> None:
     use_larger_weights()
     register_without_inspection()
     kept: list[Any] = []
-    seen: dict[str, Any] = {}
+    seen: dict[str, Any] = {"classes": compare_classes()}
     for architecture in DUMMIES:
         try:
             seen[architecture] = look_at(architecture, Path(folder), kept)
@@ -31,7 +32,8 @@ def main(folder: str) -> None:
             seen[architecture] = {"error": traceback.format_exc()[-1500:]}
     seen["served"] = served_without_steering(Path(folder), kept)
     seen["refused"] = admitted_by_mistake(Path(folder), kept)
-    print("RESULT" + json.dumps(seen), flush=True)
+    sys.stdout.write("RESULT" + json.dumps(seen) + "\n")
+    sys.stdout.flush()
     # Taking down a dozen engines takes longer than running them.
     os._exit(0)
 
@@ -53,6 +55,32 @@ def register_without_inspection() -> None:
     registry = vllm_internals.MODEL_REGISTRY.load()
     for name in (*DUMMIES, "Qwen3MoeForCausalLM"):
         registry.register_model(name, getattr(variants, variant_name(name)))
+
+
+def compare_classes() -> dict[str, list[str]]:
+    """For each architecture, in what vLLM would treat the variant otherwise than its own class; nothing, we hope."""
+    from vllm.model_executor.models.registry import _ModelInfo
+
+    from vllm_steermoe_plugin import variants
+    from vllm_steermoe_plugin.architectures import ARCHITECTURES
+    from vllm_steermoe_plugin.variant_names import variant_name
+
+    seen = {}
+    for name in ARCHITECTURES:
+        variant, upstream = getattr(variants, variant_name(name)), variants.upstream_class(name)
+        info, expected = _ModelInfo.from_model_cls(variant), _ModelInfo.from_model_cls(upstream)
+        wrong = [field for field in expected.__dataclass_fields__ if getattr(info, field) != getattr(expected, field)]
+        # The processor of images, packed weights, and all else that vLLM looks up on the class.
+        wrong += [
+            attribute
+            for attribute in dir(upstream)
+            if not attribute.startswith("__")
+            and attribute not in ("_abc_impl", "get_model_state_cls", "steering_state")
+            and getattr_static(variant, attribute) is not getattr_static(upstream, attribute)
+        ]
+        wrong += [] if issubclass(variant, upstream) and variant.__name__ == upstream.__name__ else ["class"]
+        seen[name] = wrong
+    return seen
 
 
 def start(folder: Path, architecture: str, kept: list[Any], **changes: Any) -> Any:

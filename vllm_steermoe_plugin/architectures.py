@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
-from expert_registry.errors import EngineError, one_of
+from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.moe_configs import FAMILIES, integer, read
 from vllm_steermoe_plugin.refused_architectures import OTHER_NAMES, REFUSED
@@ -118,12 +119,14 @@ def shape_of(config: object, architecture: str | None = None) -> MoEShape:
     # A key that says "none" is a dense model; one that is missing is not a config of this architecture.
     if all(count in (None, 0, _ABSENT) for count in counts) and any(count is not _ABSENT for count in counts):
         raise NotSteerable(f"this {row.name} cannot be steered: its config has no routed experts")
-    obstacle = family.obstacle(text)
-    if obstacle is not None:
-        raise NotSteerable(f"this {row.name} cannot be steered: {obstacle}")
     try:
+        obstacle = family.obstacle(text)
+        if obstacle is not None:
+            raise NotSteerable(f"this {row.name} cannot be steered: {obstacle}")
         layers = tuple(family.layers(text))
         experts, top_k = integer(text, family.experts), integer(text, family.top_k)
+    except NotSteerable:
+        raise
     except EngineError as error:
         raise EngineError(f"{row.name}: {error}") from None
     if not layers:
@@ -153,9 +156,11 @@ def _row(names: Sequence[str], in_config: Sequence[str]) -> Architecture:
     hint = "".join(f". {OTHER_NAMES[name]}" for name in in_config if name in OTHER_NAMES)
     if refused is not None:
         raise NotSteerable(f"{refused} cannot be steered: {REFUSED[refused]}{hint}")
+    alike = [match for name in names for match in get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.95)]
+    meant = f" (did you mean {alike[0]}?)" if alike else ""
     raise NotSteerable(
-        f"this model cannot be steered: {one_of(' '.join(names), ARCHITECTURES, 'architecture')}; "
-        f"`steermoe doctor` lists the others and why they cannot{hint}"
+        f"this model cannot be steered: {' or '.join(names) or 'a model without a named architecture'}{meant} is not "
+        f"known to have softmax-routed experts; `steermoe doctor` lists what has{hint}"
     )
 
 

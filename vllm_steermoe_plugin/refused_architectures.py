@@ -209,7 +209,7 @@ REFUSED: dict[str, str] = {name: reason for reason, names in _BY_REASON.items() 
 OTHER_NAMES: dict[str, str] = {
     "PhimoeForCausalLM": (
         "Phi-3.5-MoE's own config says PhiMoEForCausalLM, for which vLLM has a class; transformers writes "
-        "PhimoeForCausalLM. --hf-overrides '{\"architectures\": [\"PhiMoEForCausalLM\"]}' says it for this checkpoint"
+        'PhimoeForCausalLM. --hf-overrides \'{"architectures": ["PhiMoEForCausalLM"]}\' says it for this checkpoint'
     ),
 }
 """Hints for names that vLLM does not know although it has the model."""

@@ -23,27 +23,30 @@ def router_obstacle(router: Any, selection: str = "") -> str | None:
     if kind not in (fused, grouped, custom, cpu):
         return f"its router is a {kind.__name__}, of which it is not known that it selects by softmax top-k"
     # Attributes are read without defaults: one that is gone means that we no longer know what is selected.
-    if kind is custom:
-        return _custom(router.custom_routing_function, selection)
-    if kind is cpu and router.custom_routing_function is not None:
-        return _custom(router.custom_routing_function, selection)
+    function = router.custom_routing_function if kind in (custom, cpu) else None
+    if function is not None:
+        return _own_selection(function, selection)
     if router.scoring_func != "softmax":
         return f"its router scores with {router.scoring_func}, not softmax"
-    if kind is fused:
-        return None
-    if router.e_score_correction_bias is not None:
-        return "its selection is corrected by a bias"
-    if kind is cpu and router._hash_indices_table is not None:
-        return "it selects by a hash of the token"
-    if kind is cpu and not router.use_grouped_topk:
-        return None
-    groups, kept = router.num_expert_group, router.topk_group
-    # With as many groups kept as there are, nothing is masked.
-    return None if groups == kept else f"it keeps {kept} of {groups} groups of experts first (grouped top-k)"
+    return None if kind is fused else _correction(router) or _grouping(router, is_cpu=kind is cpu)
 
 
-def _custom(function: Any, selection: str) -> str | None:
+def _own_selection(function: Any, selection: str) -> str | None:
     name = getattr(function, "__qualname__", repr(function))
     if selection and name == selection:
         return None
     return f"it selects with {name}, of which it is not known that it is softmax top-k"
+
+
+def _correction(router: Any) -> str | None:
+    return None if router.e_score_correction_bias is None else "its selection is corrected by a bias"
+
+
+def _grouping(router: Any, *, is_cpu: bool) -> str | None:
+    if is_cpu and router._hash_indices_table is not None:
+        return "it selects by a hash of the token"
+    if is_cpu and not router.use_grouped_topk:
+        return None
+    groups, kept = router.num_expert_group, router.topk_group
+    # With as many groups kept as there are, nothing is masked.
+    return None if groups == kept else f"it keeps {kept} of {groups} groups of experts first (grouped top-k)"

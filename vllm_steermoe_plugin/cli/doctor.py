@@ -1,4 +1,4 @@
-"""`steermoe doctor`: what is supported here and why not, whether vLLM still is as this package knows it, and a model."""
+"""`steermoe doctor`: what is supported here and why not, whether vLLM is as this package knows it, and a model."""
 
 from __future__ import annotations
 
