@@ -116,6 +116,7 @@ GRANITE: dict[str, Any] = {
         (COHERE | {"mlp_layer_types": ["dense"], "expert_selection_fn": "softmax"}, (1, 2, 3), 8, 2),
         (STEP, (1, 2, 3, 4), 48, 3),
         (STEP | {"moe_layers_enum": "2, 4"}, (2, 4), 48, 3),
+        (STEP | {"moe_layers_enum": (1, 3)}, (1, 3), 48, 3),
         (GEMMA, (0, 1, 2), 128, 8),
         (DBRX, (0, 1, 2), 16, 4),
         (K2, tuple(range(8)), 16, 4),
@@ -163,7 +164,7 @@ def test_a_model_that_cannot_be_steered_is_named_with_the_reason(values: dict[st
     [
         (DEEPSEEK | {"first_k_dense_replace": None}, "DeepseekV2ForCausalLM.*no integer first_k_dense_replace"),
         (DEEPSEEK | {"moe_layer_freq": [0, 1, 1]}, "moe_layer_freq is .0, 1, 1."),
-        (STEP | {"moe_layers_enum": [1, 2]}, "moe_layers_enum"),
+        (STEP | {"moe_layers_enum": 3}, "3 is not a list of layers"),
         (K2 | {"router_score_func": ...}, "K2HorizonForCausalLM.*no router_score_func"),
         (QWEN | {"mlp_only_layers": "0,1"}, "not a list of layers"),
         (QWEN | {"decoder_sparse_step": "2"}, "decoder_sparse_step is '2'"),

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.architectures import NotSteerable, selection_of, shape_of
+from vllm_steermoe_plugin.architectures import selection_of, shape_of
 from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.profile import SteeringProfile
@@ -28,8 +28,8 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     """Give every gate of `model` its row in a new steering state.
 
     Returns:
-        The state; None if the operator has switched steering off or its config makes the model one that cannot be
-        steered. It is then vLLM's own, and requests for steering are refused in the front end.
+        The state; None if the operator has switched steering off, or if its config does not say that the model can
+        be steered. It is then vLLM's own, and requests for steering are refused in the front end.
 
     Raises:
         EngineError: a part of the model or of the engine's configuration would run unsteered.
@@ -40,7 +40,8 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     config = vllm_config.model_config.hf_config
     try:
         shape = shape_of(config, vllm_config.model_config.architecture)
-    except NotSteerable:
+    except SteerMoEError:
+        # The front end has read the same config and refuses steering with the reason.
         return None
     _refuse_unsupported(shape, vllm_config, settings)
     _refuse_fused_gates(model)
@@ -145,7 +146,7 @@ def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_con
     if set(gates) != expected:
         raise EngineError(
             f"found gates in layers {sorted(gates)} but expected {sorted(expected)} for {shape}; "
-            "the others would run unsteered"
+            f"the others would run unsteered. To serve this model without steering: {_OFF}"
         )
 
 
@@ -169,7 +170,10 @@ def _check_routers(model: Any, layers: set[int], shape: MoEShape, selection: str
             )
         found.add(module.layer_id)
     if found != layers:
-        raise EngineError(f"layers {sorted(layers - found)} of {shape} have a gate but none of vLLM's MoE layers")
+        raise EngineError(
+            f"layers {sorted(layers - found)} of {shape} have a gate but none of vLLM's MoE layers. To serve this model "
+            f"without steering: {_OFF}"
+        )
 
 
 def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -> None:

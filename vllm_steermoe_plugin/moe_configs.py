@@ -87,9 +87,7 @@ def _by_enumeration(config: object) -> Iterable[int]:
     named = read(config, "moe_layers_enum", None)
     if named is None:
         return range(1, num_layers(config))
-    if not isinstance(named, str):
-        raise EngineError(f"moe_layers_enum is {named!r}, not a text")
-    chosen = {int(part) for part in named.strip().split(",")}
+    chosen = {int(part) for part in named.strip().split(",")} if isinstance(named, str) else set(_integers(named))
     return (i for i in range(num_layers(config)) if i in chosen)
 
 
