@@ -171,8 +171,8 @@ def _check_routers(model: Any, layers: set[int], shape: MoEShape, selection: str
         found.add(module.layer_id)
     if found != layers:
         raise EngineError(
-            f"layers {sorted(layers - found)} of {shape} have a gate but none of vLLM's MoE layers. To serve this model "
-            f"without steering: {_OFF}"
+            f"layers {sorted(layers - found)} of {shape} have a gate but none of vLLM's MoE layers. To serve this "
+            f"model without steering: {_OFF}"
         )
 
 
