@@ -31,6 +31,8 @@ def main(folder: str) -> None:
         except Exception:  # noqa: BLE001  (reported; the other architectures are still run)
             seen[architecture] = {"error": traceback.format_exc()[-1500:]}
     seen["served"] = served_without_steering(Path(folder), kept)
+    # Last but one: vLLM's speculation on CPU replaces kernels for the whole process.
+    seen["draft"] = drafted_by_itself(Path(folder), kept)
     seen["refused"] = admitted_by_mistake(Path(folder), kept)
     sys.stdout.write("RESULT" + json.dumps(seen) + "\n")
     sys.stdout.flush()
@@ -83,8 +85,10 @@ def compare_classes() -> dict[str, list[str]]:
     return seen
 
 
-def start(folder: Path, architecture: str, kept: list[Any], **changes: Any) -> Any:
-    """An engine on a dummy model."""
+def start(
+    folder: Path, architecture: str, kept: list[Any], options: dict[str, Any] | None = None, **changes: Any
+) -> Any:
+    """An engine on a dummy model; `changes` are to its config."""
     from vllm_steermoe_plugin.engine import start_engine
 
     engine = start_engine(
@@ -100,6 +104,7 @@ def start(folder: Path, architecture: str, kept: list[Any], **changes: Any) -> A
         kv_cache_memory_bytes=64 << 20,
         gpu_memory_utilization=0.2,
         limit_mm_per_prompt={"image": 0, "video": 0} if "vision_config" in DUMMIES[architecture] else {},
+        **(options or {}),
     )
     kept.append(engine)
     return engine
@@ -169,6 +174,22 @@ def served_without_steering(folder: Path, kept: list[Any]) -> dict[str, Any]:
     except VLLMValidationError as error:
         seen["refusal"] = str(error)
     return seen
+
+
+def drafted_by_itself(folder: Path, kept: list[Any]) -> dict[str, Any]:
+    """A model with another of its architecture as its draft: only the one that vLLM's runner holds is bound."""
+    architecture = "DbrxForCausalLM"
+    place = folder / architecture
+    speculation = {"model": str(place), "method": "draft_model", "num_speculative_tokens": 2}
+    engine = start(place, architecture, kept, {"speculative_config": speculation})
+    draft = engine.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model
+    plain, steered = scores(engine, [None, '{"activate": {"0": [5]}}'])
+    return {
+        "main": model_of(engine).steering_state is not None,
+        "draft": draft.steering_state is not None,
+        "class": type(draft).__module__,
+        "moved": float(np.abs(plain - steered).max()),
+    }
 
 
 def admitted_by_mistake(folder: Path, kept: list[Any]) -> dict[str, str]:

@@ -120,6 +120,12 @@ def test_a_config_that_cannot_be_steered_is_served_and_steering_is_refused(seen:
     assert "DeepseekV2ForCausalLM cannot be steered: its router scores with sigmoid" in found["refusal"]
 
 
+def test_a_draft_of_the_same_architecture_is_not_bound(seen: dict[str, Any]) -> None:
+    found = seen["draft"]
+    assert found["main"] and not found["draft"] and found["class"] == "vllm_steermoe_plugin.variants"
+    assert found["moved"] > 1e-4
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -187,11 +193,16 @@ def test_a_router_of_an_unknown_kind_is_refused() -> None:
         router_obstacle(changed)
 
 
-def test_a_part_of_another_model_or_a_draft_is_not_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("is_part", "runner", "is_bound"), [(False, "generate", True), (True, "generate", False), (False, "draft", False)]
+)
+@pytest.mark.parametrize("prefix", ["", "language_model"])
+def test_a_part_of_another_model_or_a_draft_is_not_bound(
+    is_part: bool, runner: str, is_bound: bool, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vllm_steermoe_plugin import variants
 
-    bound = []
-    monkeypatch.setattr(variants, "bind_model", lambda model, config: bound.append(model) or "state")
+    monkeypatch.setattr(variants, "bind_model", lambda model, config: "state")
 
     class Upstream:
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
@@ -200,5 +211,6 @@ def test_a_part_of_another_model_or_a_draft_is_not_bound(monkeypatch: pytest.Mon
     class Variant(variants.SteerableMixin, Upstream):
         pass
 
-    whole, draft = (Variant(vllm_config=SimpleNamespace(), prefix=prefix) for prefix in ("", "draft_model"))
-    assert bound == [whole] and (whole.steering_state, draft.steering_state) == ("state", None)
+    config = SimpleNamespace(model_config=SimpleNamespace(is_submodel_config=is_part, runner_type=runner))
+    model = Variant(vllm_config=config, prefix=prefix)
+    assert model.prefix == prefix and (model.steering_state == "state") == is_bound

@@ -28,9 +28,10 @@ class SteerableMixin:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        # A prefix says that this is a part of another model or the draft of one; the outermost, which vLLM's runner
-        # holds, is bound once, as a whole.
-        if not prefix:
+        # The language model inside another model, or the draft of one, is not bound by itself: the outermost, which
+        # vLLM's runner holds, is bound once, as a whole.
+        config = vllm_config.model_config
+        if not config.is_submodel_config and config.runner_type != "draft":
             self.steering_state = bind_model(self, vllm_config)
         self._vllm_config = vllm_config
 

@@ -161,7 +161,9 @@ CPU_ROUTER = Internal(
     "see which of its schemes a layer's router uses on CPU (the attributes of the three above)",
 )
 MODEL_CONFIG = Internal(
-    "vllm.config:ModelConfig", "have `steermoe doctor` read a model's config as vLLM does, without its weights"
+    "vllm.config:ModelConfig",
+    "have `steermoe doctor` read a model's config as vLLM does; know the parts and drafts of models from models "
+    "(architecture, hf_config, is_submodel_config, runner_type)",
 )
 VLLM_CONFIG = Internal("vllm.config:VllmConfig", "ask which model runner would be live (use_v2_model_runner)")
 V2_MISSING = Internal(
