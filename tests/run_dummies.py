@@ -50,10 +50,13 @@ def use_larger_weights() -> None:
 
 def register_without_inspection() -> None:
     """Register the variants as classes: of a lazy name vLLM first learns in a process of its own, for ten seconds."""
-    from vllm_steermoe_plugin import register, variants, vllm_internals
+    from vllm.plugins import load_general_plugins
+
+    from vllm_steermoe_plugin import variants, vllm_internals
     from vllm_steermoe_plugin.variant_names import variant_name
 
-    register()
+    # Once per process; an engine would do it, and with it register the lazy names again.
+    load_general_plugins()
     registry = vllm_internals.MODEL_REGISTRY.load()
     for name in (*DUMMIES, "Qwen3MoeForCausalLM"):
         registry.register_model(name, getattr(variants, variant_name(name)))
