@@ -146,6 +146,7 @@ def test_each_family_tells_its_layers_experts_and_top_k(
         (GEMMA | {"num_experts": None}, "no routed experts"),
         (K2 | {"router_score_func": "sigmoid"}, "scores with sigmoid"),
         (K2 | {"moe_gate_bias": True}, "corrected by a bias"),
+        (K2 | {"mova_num_experts": 8}, "its attention has experts"),
         (GRANITE | {"num_local_experts": 0}, "no routed experts"),
         ({"architectures": ["Llama4ForCausalLM"]}, "sigmoid"),
         ({"architectures": ["Glm4MoeForCausalLM"]}, "sigmoid, and its selection is corrected by a bias"),

@@ -21,15 +21,22 @@ TESTS = Path(__file__).parent
 
 LAYERS = {
     "BailingMoeForCausalLM": [1, 2],
+    "BailingMoeV2ForCausalLM": [1, 2],
     "Cohere2MoeForCausalLM": [1, 2],
     "DbrxForCausalLM": [0, 1],
     "DeepseekForCausalLM": [1, 2],
     "DeepseekV2ForCausalLM": [1, 2],
+    "DeepseekV3ForCausalLM": [1, 2],
     "Gemma4ForCausalLM": [0, 1, 2],
+    "Gemma4ForConditionalGeneration": [0, 1, 2],
     "GraniteMoeHybridForCausalLM": [0, 1, 2],
     "GraniteMoeSWAForCausalLM": [0, 1, 2],
+    "InternS1ForConditionalGeneration": [0, 1, 2],
+    "InternS2PreviewForConditionalGeneration": [0, 1, 2],
     "InternVLForConditionalGeneration": [0, 1, 2],
     "JambaForCausalLM": [1, 3],
+    "K2HorizonForCausalLM": [0, 1, 2],
+    "MistralLarge3ForCausalLM": [1, 2],
     "Qwen3NextForCausalLM": [1, 2],
     "Qwen3VLMoeForConditionalGeneration": [0, 1, 2],
     "Qwen3_5MoeForCausalLM": [0, 1, 2],
@@ -37,6 +44,13 @@ LAYERS = {
     "Step3TextForCausalLM": [1, 2],
 }
 """MoE layers of the dummy models, counted by hand."""
+
+FROM_THE_REGISTRY = (
+    "Gemma4ForConditionalGeneration",
+    "InternS1ForConditionalGeneration",
+    "InternVLForConditionalGeneration",
+)
+"""These take their language model from vLLM's registry, so that one is a variant too, and must not be bound again."""
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +107,7 @@ def test_each_layer_is_bound_once_to_one_state(architecture: str, seen: dict[str
     assert found["class"][0] == "vllm_steermoe_plugin.variants"
     assert (found["layers"], found["experts"], found["top_k"]) == (LAYERS[architecture], 8, 2)
     assert found["gates"] == list(range(len(LAYERS[architecture]))) and found["states"] == 1
-    # InternVL takes its language model from the registry, so that one is a variant too, and must not be bound again.
-    assert found["variants"] == (2 if architecture == "InternVLForConditionalGeneration" else 1)
+    assert found["variants"] == (2 if architecture in FROM_THE_REGISTRY else 1)
     assert found["bound"] == 1
 
 

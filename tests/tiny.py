@@ -162,24 +162,68 @@ _DEEPSEEK: dict[str, Any] = {
 }
 _QWEN3_5: dict[str, Any] = {**_DUMMY, **_MOE, **_LINEAR_ATTENTION, "shared_expert_intermediate_size": 32}
 
-DUMMIES: dict[str, dict[str, Any]] = {
-    "BailingMoeForCausalLM": {
-        "model_type": "bailing_moe",
-        **_DUMMY,
-        **_MOE,
+_BAILING: dict[str, Any] = {
+    "model_type": "bailing_moe",
+    **_DUMMY,
+    **_MOE,
+    "intermediate_size": 32,
+    "num_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "use_bias": False,
+    "use_qkv_bias": False,
+    "use_rmsnorm": True,
+    "rope_theta": 10000,
+    "embedding_dropout": 0.0,
+    "output_dropout": 0.0,
+    "norm_head": False,
+}
+_LATENT_ATTENTION: dict[str, Any] = {
+    "q_lora_rank": None,
+    "kv_lora_rank": 512,
+    "head_dim": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 32,
+}
+_GEMMA: dict[str, Any] = {
+    "model_type": "gemma4_text",
+    **_DUMMY,
+    "intermediate_size": 32,
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 32,
+    "hidden_size_per_layer_input": 0,
+    "global_head_dim": 32,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 64,
+    "tie_word_embeddings": True,
+}
+_INTERNVL: dict[str, Any] = {
+    "model_type": "internvl",
+    "text_config": {"model_type": "qwen3_moe", **_DUMMY, **_MOE, "intermediate_size": 32},
+    "vision_config": {
+        "model_type": "internvl_vision",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
         "intermediate_size": 32,
-        "num_shared_experts": 1,
-        "first_k_dense_replace": 1,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "use_bias": False,
-        "use_qkv_bias": False,
-        "use_rmsnorm": True,
-        "rope_theta": 10000,
-        "embedding_dropout": 0.0,
-        "output_dropout": 0.0,
-        "norm_head": False,
+        "image_size": [28, 28],
+        "patch_size": [14, 14],
     },
+    "image_token_id": 3,
+}
+_QWEN3_5_VL: dict[str, Any] = {
+    "model_type": "qwen3_5_moe",
+    "text_config": {"model_type": "qwen3_5_moe_text", **_QWEN3_5},
+    "vision_config": {"model_type": "qwen3_5_moe", **_QWEN_VISION},
+}
+
+DUMMIES: dict[str, dict[str, Any]] = {
+    "BailingMoeForCausalLM": _BAILING,
+    "BailingMoeV2ForCausalLM": _BAILING,
     "Cohere2MoeForCausalLM": {
         "model_type": "cohere2_moe",
         **_DUMMY,
@@ -207,29 +251,36 @@ DUMMIES: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000},
     },
-    "DeepseekV2ForCausalLM": {
-        "model_type": "deepseek_v2",
+    "DeepseekV2ForCausalLM": {"model_type": "deepseek_v2", **_DEEPSEEK, **_LATENT_ATTENTION},
+    # Their usual configs say otherwise, and are refused.
+    "DeepseekV3ForCausalLM": {
+        "model_type": "deepseek_v3",
         **_DEEPSEEK,
-        "q_lora_rank": None,
-        "kv_lora_rank": 512,
-        "head_dim": 64,
-        "qk_nope_head_dim": 32,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 32,
+        **_LATENT_ATTENTION,
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
     },
-    "Gemma4ForCausalLM": {
-        "model_type": "gemma4_text",
-        **_DUMMY,
-        "intermediate_size": 32,
-        "enable_moe_block": True,
-        "num_experts": 8,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 32,
-        "hidden_size_per_layer_input": 0,
-        "global_head_dim": 32,
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-        "sliding_window": 64,
-        "tie_word_embeddings": True,
+    "MistralLarge3ForCausalLM": {
+        "model_type": "deepseek_v3",
+        **_DEEPSEEK,
+        **_LATENT_ATTENTION,
+        "scoring_func": "softmax",
+        "topk_method": None,
+    },
+    "Gemma4ForCausalLM": _GEMMA,
+    "Gemma4ForConditionalGeneration": {
+        "model_type": "gemma4",
+        "text_config": _GEMMA,
+        "vision_config": {
+            "model_type": "gemma4_vision",
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+        "audio_config": None,
     },
     "GraniteMoeHybridForCausalLM": {
         "model_type": "granitemoehybrid",
@@ -278,19 +329,29 @@ DUMMIES: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "qwen3_vl_moe_text", **_DUMMY, **_MOE, "intermediate_size": 32},
         "vision_config": {"model_type": "qwen3_vl_moe", **_QWEN_VISION, "deepstack_visual_indexes": [0]},
     },
-    "InternVLForConditionalGeneration": {
-        "model_type": "internvl",
-        "text_config": {"model_type": "qwen3_moe", **_DUMMY, **_MOE, "intermediate_size": 32},
-        "vision_config": {
-            "model_type": "internvl_vision",
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "image_size": [28, 28],
-            "patch_size": [14, 14],
-        },
-        "image_token_id": 3,
+    "InternS1ForConditionalGeneration": _INTERNVL,
+    "InternVLForConditionalGeneration": _INTERNVL,
+    "K2HorizonForCausalLM": {
+        "model_type": "k2_horizon",
+        **_DUMMY,
+        **_MOE,
+        "intermediate_size": 32,
+        "moe_gate_bias": False,
+        "mova_num_experts": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000},
+        "rope_head_dim": 32,
+        "query_key_norm": False,
+        "attention_bias": False,
+        "attention_gate_func": None,
+        "layernorm_num_groups": 1,
+        "tie_word_embeddings": False,
+        "router_score_func": "softmax",
+        "router_scaling_factor": 1.0,
+        "num_shared_experts": 1,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
     },
     "Step3TextForCausalLM": {
         "model_type": "step3_text",
@@ -307,16 +368,13 @@ DUMMIES: dict[str, dict[str, Any]] = {
         "norm_expert_weight": False,
         "num_hidden_layers": 3,
     },
-    "Qwen3_5MoeForConditionalGeneration": {
-        "model_type": "qwen3_5_moe",
-        "text_config": {"model_type": "qwen3_5_moe_text", **_QWEN3_5},
-        "vision_config": {"model_type": "qwen3_5_moe", **_QWEN_VISION},
-    },
+    "InternS2PreviewForConditionalGeneration": _QWEN3_5_VL,
+    "Qwen3_5MoeForConditionalGeneration": _QWEN3_5_VL,
 }
 """Configs alone: the engine runs them on weights that vLLM draws (`load_format="dummy"`)."""
 
 
-BARE_MODEL_TYPES = ("bailing_moe", "deepseek")
+BARE_MODEL_TYPES = ("bailing_moe", "deepseek", "k2_horizon")
 """Model types whose config class comes with the checkpoint; `write_config` puts a bare one in its place."""
 
 

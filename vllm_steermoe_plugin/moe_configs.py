@@ -130,8 +130,10 @@ def _cohere_router(config: object) -> str | None:
 
 
 def _k2_router(config: object) -> str | None:
-    return _scores(read(config, "router_score_func")) or (
-        "its selection is corrected by a bias" if read(config, "moe_gate_bias") else None
+    return (
+        _scores(read(config, "router_score_func"))
+        or ("its selection is corrected by a bias" if read(config, "moe_gate_bias") else None)
+        or ("its attention has experts and routers of its own" if read(config, "mova_num_experts", 0) else None)
     )
 
 
@@ -190,6 +192,6 @@ FAMILIES: dict[str, Family] = {
     "k2": Family(
         layers=_by_sparse_step,
         obstacle=_k2_router,
-        condition="router_score_func softmax, no moe_gate_bias",
+        condition="router_score_func softmax, no moe_gate_bias, no mova_num_experts",
     ),
 }
