@@ -13,8 +13,10 @@ import pytest
 from expert_registry import MoEShape
 from expert_registry.errors import EngineError, SteerMoEError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.architectures import ARCHITECTURES, shape_of
+from vllm_steermoe_plugin.architectures import ARCHITECTURES, BY_CHECKPOINT, NotSteerable, condition_of, shape_of
 from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint, shape_in
+from vllm_steermoe_plugin.moe_configs import FAMILIES
+from vllm_steermoe_plugin.refused_architectures import REFUSED
 from vllm_steermoe_plugin.variant_names import architecture_of, variant_name
 
 QWEN: dict[str, Any] = {
@@ -29,11 +31,209 @@ def config(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**{key: value for key, value in (QWEN | changes).items() if value is not ...})
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+SIMPLE = [name for name, row in ARCHITECTURES.items() if row.family in ("every layer", "sparse step")]
+
+
+@pytest.mark.parametrize("architecture", SIMPLE)
 @pytest.mark.parametrize("key", ["num_experts", "num_local_experts"])
 def test_every_architecture_has_its_shape_under_either_name_of_e(architecture: str, key: str) -> None:
     found = shape_of(config(**{"architectures": [architecture], "num_experts": ..., key: 32}))
     assert found == MoEShape(architecture, tuple(range(8)), 32, 4)
+
+
+DEEPSEEK: dict[str, Any] = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "num_hidden_layers": 6,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 6,
+}
+BAILING: dict[str, Any] = {
+    "architectures": ["BailingMoeForCausalLM"],
+    "num_hidden_layers": 4,
+    "first_k_dense_replace": 2,
+    "num_experts": 64,
+    "num_experts_per_tok": 6,
+}
+JAMBA: dict[str, Any] = {
+    "architectures": ["JambaForCausalLM"],
+    "num_hidden_layers": 8,
+    "num_experts": 16,
+    "num_experts_per_tok": 2,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+}
+COHERE: dict[str, Any] = {
+    "architectures": ["Cohere2MoeForCausalLM"],
+    "num_hidden_layers": 4,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+}
+STEP: dict[str, Any] = {
+    "architectures": ["Step3TextForCausalLM"],
+    "num_hidden_layers": 5,
+    "moe_num_experts": 48,
+    "moe_top_k": 3,
+}
+GEMMA: dict[str, Any] = {
+    "architectures": ["Gemma4ForCausalLM"],
+    "num_hidden_layers": 3,
+    "num_experts": 128,
+    "top_k_experts": 8,
+}
+DBRX: dict[str, Any] = {
+    "architectures": ["DbrxForCausalLM"],
+    "n_layers": 3,
+    "ffn_config": {"moe_num_experts": 16, "moe_top_k": 4},
+}
+K2: dict[str, Any] = QWEN | {
+    "architectures": ["K2HorizonForCausalLM"],
+    "router_score_func": "softmax",
+    "moe_gate_bias": False,
+}
+GRANITE: dict[str, Any] = {
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "num_hidden_layers": 3,
+    "num_local_experts": 62,
+    "num_experts_per_tok": 6,
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "layers", "experts", "top_k"),
+    [
+        (DEEPSEEK, (1, 2, 3, 4, 5), 64, 6),
+        (DEEPSEEK | {"moe_layer_freq": 2}, (2, 4), 64, 6),
+        (DEEPSEEK | {"n_group": 1, "topk_group": 1, "topk_method": "greedy"}, (1, 2, 3, 4, 5), 64, 6),
+        (DEEPSEEK | {"n_group": 8, "topk_group": 8}, (1, 2, 3, 4, 5), 64, 6),
+        (DEEPSEEK | {"n_group": None, "topk_group": None}, (1, 2, 3, 4, 5), 64, 6),
+        (BAILING, (2, 3), 64, 6),
+        (BAILING | {"score_function": "softmax", "router_dtype": None, "n_group": None}, (2, 3), 64, 6),
+        (JAMBA, (1, 3, 5, 7), 16, 2),
+        (JAMBA | {"expert_layer_period": 3, "expert_layer_offset": 2}, (2, 5), 16, 2),
+        (COHERE, (0, 1, 2, 3), 8, 2),
+        (COHERE | {"mlp_layer_types": ["dense", "dense", "sparse", "dense"]}, (2, 3), 8, 2),
+        (COHERE | {"mlp_layer_types": ["dense"], "expert_selection_fn": "softmax"}, (1, 2, 3), 8, 2),
+        (STEP, (1, 2, 3, 4), 48, 3),
+        (STEP | {"moe_layers_enum": "2, 4"}, (2, 4), 48, 3),
+        (STEP | {"moe_layers_enum": (1, 3)}, (1, 3), 48, 3),
+        (GEMMA, (0, 1, 2), 128, 8),
+        (DBRX, (0, 1, 2), 16, 4),
+        (K2, tuple(range(8)), 16, 4),
+        (GRANITE, (0, 1, 2), 62, 6),
+    ],
+)
+def test_each_family_tells_its_layers_experts_and_top_k(
+    values: dict[str, Any], layers: tuple[int, ...], experts: int, top_k: int
+) -> None:
+    assert shape_of(SimpleNamespace(**values)) == MoEShape(values["architectures"][0], layers, experts, top_k)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (DEEPSEEK | {"scoring_func": "sigmoid"}, "scores with sigmoid"),
+        (DEEPSEEK | {"topk_method": "noaux_tc"}, "corrected by a bias"),
+        (DEEPSEEK | {"n_group": 8, "topk_group": 3}, "keeps 3 of 8 groups"),
+        (DEEPSEEK | {"n_routed_experts": None}, "no routed experts"),
+        (BAILING | {"score_function": "sigmoid"}, "scores with sigmoid"),
+        (BAILING | {"moe_router_enable_expert_bias": True}, "corrected by a bias"),
+        (BAILING | {"n_group": 8, "topk_group": 4}, "keeps 4 of 8 groups"),
+        (BAILING | {"router_dtype": "fp32"}, "rounded to the model's dtype behind the gate"),
+        (JAMBA | {"num_experts": 1}, "none of its layers"),
+        (COHERE | {"expert_selection_fn": "sigmoid"}, "scores with sigmoid"),
+        (COHERE | {"mlp_layer_types": ["dense"] * 4}, "none of its layers"),
+        (GEMMA | {"num_experts": None}, "no routed experts"),
+        (K2 | {"router_score_func": "sigmoid"}, "scores with sigmoid"),
+        (K2 | {"moe_gate_bias": True}, "corrected by a bias"),
+        (K2 | {"mova_num_experts": 8}, "its attention has experts"),
+        (GRANITE | {"num_local_experts": 0}, "no routed experts"),
+        ({"architectures": ["Llama4ForCausalLM"]}, "sigmoid"),
+        ({"architectures": ["Glm4MoeForCausalLM"]}, "sigmoid, and its selection is corrected by a bias"),
+        ({"architectures": ["DeepseekV4ForCausalLM"]}, "hash"),
+        ({"architectures": ["InternS1ProForConditionalGeneration"]}, "grouped top-k"),
+        ({"architectures": ["AriaForConditionalGeneration"]}, "not a GateLinear"),
+    ],
+)
+def test_a_model_that_cannot_be_steered_is_named_with_the_reason(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(NotSteerable, match=rf"(?s){values['architectures'][0]}.* cannot be steered: .*{reason}"):
+        shape_of(SimpleNamespace(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (DEEPSEEK | {"first_k_dense_replace": None}, "DeepseekV2ForCausalLM.*no integer first_k_dense_replace"),
+        (DEEPSEEK | {"moe_layer_freq": [0, 1, 1]}, "moe_layer_freq is .0, 1, 1."),
+        (STEP | {"moe_layers_enum": 3}, "3 is not a list of layers"),
+        (K2 | {"router_score_func": ...}, "K2HorizonForCausalLM.*no router_score_func"),
+        (QWEN | {"mlp_only_layers": "0,1"}, "not a list of layers"),
+        (QWEN | {"decoder_sparse_step": "2"}, "decoder_sparse_step is '2'"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_an_error_and_not_a_dense_model(values: dict[str, Any], message: str) -> None:
+    given = {key: value for key, value in values.items() if value is not ...}
+    with pytest.raises(EngineError, match=message) as caught:
+        shape_of(SimpleNamespace(**given))
+    assert not isinstance(caught.value, NotSteerable)
+
+
+LANGUAGE: dict[str, Any] = {key: value for key, value in QWEN.items() if key != "architectures"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "place"),
+    [
+        ("Qwen3VLMoeForConditionalGeneration", "text_config"),
+        ("Qwen3OmniMoeForConditionalGeneration", "thinker_config"),
+        ("InternVLChatModel", "llm_config"),
+        ("InternVLForConditionalGeneration", "text_config"),
+        ("InternS1ForConditionalGeneration", "text_config"),
+        ("Ovis2_6_MoeForCausalLM", "llm_config"),
+    ],
+)
+def test_the_shape_of_a_model_with_eyes_is_that_of_its_language_model(architecture: str, place: str) -> None:
+    text = LANGUAGE | {"model_type": "qwen3_moe", "mlp_only_layers": [1]}
+    values = {"architectures": [architecture], place: {"text_config": text} if place == "thinker_config" else text}
+    expected = MoEShape(architecture, (0, 2, 3, 4, 5, 6, 7), 16, 4)
+    assert shape_of(SimpleNamespace(**values)) == expected
+    as_vllm_has_it = SimpleNamespace(
+        architectures=[architecture], num_experts=None, get_text_config=lambda: SimpleNamespace(**text)
+    )
+    assert shape_of(as_vllm_has_it) == expected
+
+
+@pytest.mark.parametrize(
+    ("language", "reason"),
+    [
+        ({"architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM; it is none that is known"),
+        ({"model_type": "qwen2"}, "qwen2; it is none that is known"),
+        ({"architectures": ["Glm4MoeForCausalLM"]}, "Glm4MoeForCausalLM; its router scores with a sigmoid"),
+        ({"architectures": ["Qwen3VLMoeForConditionalGeneration"]}, "it is none that is known"),
+        (DEEPSEEK | {"n_group": 8, "topk_group": 3}, "keeps 3 of 8 groups"),
+    ],
+)
+def test_a_language_model_that_cannot_be_steered_is_named(language: dict[str, Any], reason: str) -> None:
+    with pytest.raises(NotSteerable, match=rf"InternVLChatModel cannot be steered: .*{reason}"):
+        shape_of(SimpleNamespace(architectures=["InternVLChatModel"], text_config=language))
+
+
+def test_as_what_vllm_runs_a_model_decides() -> None:
+    with pytest.raises(NotSteerable, match="Transformers backend"):
+        shape_of(config(), "TransformersMoEForCausalLM")
+    with pytest.raises(NotSteerable, match=r"Transformers backend.*PhiMoEForCausalLM.*--hf-overrides"):
+        shape_of(config(architectures=["PhimoeForCausalLM"]), "TransformersMoEForCausalLM")
+    assert shape_of(config(architectures=["Other"]), "OlmoeForCausalLM").architecture == "OlmoeForCausalLM"
+
+
+def test_no_architecture_is_both_steerable_and_refused() -> None:
+    assert ARCHITECTURES.keys().isdisjoint(REFUSED)
+    for row in ARCHITECTURES.values():
+        assert bool(row.family) != bool(row.language)
+        assert not row.family or row.family in FAMILIES
+        if row.language and row.language != BY_CHECKPOINT:
+            assert ARCHITECTURES[row.language].family
+        assert condition_of(row.name) or row.language or FAMILIES[row.family].condition == ""
 
 
 @pytest.mark.parametrize(
@@ -61,12 +261,12 @@ def test_the_first_architecture_that_can_be_steered_counts() -> None:
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"architectures": ["Qwen3MoeForCausalLMs"]}, r"did you mean 'Qwen3MoeForCausalLM'.*GptOss.*Mixtral.*Olmoe"),
-        ({"architectures": ["LlamaForCausalLM"]}, r"'LlamaForCausalLM'"),
+        ({"architectures": ["Qwen3MoeForCausalLMs"]}, r"did you mean Qwen3MoeForCausalLM.*steermoe doctor"),
+        ({"architectures": ["LlamaForCausalLM"]}, r"LlamaForCausalLM is not known to have softmax-routed experts"),
         ({"architectures": []}, r"cannot be steered"),
         ({"architectures": None}, r"cannot be steered"),
         ({"architectures": ...}, r"cannot be steered"),
-        ({"num_hidden_layers": ...}, r"Qwen3MoeForCausalLM has no integer num_hidden_layers"),
+        ({"num_hidden_layers": ...}, r"Qwen3MoeForCausalLM: the config has no integer num_hidden_layers"),
         ({"num_experts": ...}, r"no integer num_experts or num_local_experts"),
         ({"num_experts": "16"}, r"no integer num_experts"),
         ({"num_experts_per_tok": None}, r"no integer num_experts_per_tok"),

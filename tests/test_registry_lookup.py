@@ -401,7 +401,7 @@ def test_the_operator_names_a_base_model_and_a_lock(
             model=str(place),
             served_model_name="tuned",
             architecture="OlmoeForCausalLM",
-            hf_text_config=SimpleNamespace(**json.loads((place / "config.json").read_text())),
+            hf_config=SimpleNamespace(**json.loads((place / "config.json").read_text())),
         )
         return _make_front_end(SimpleNamespace(model_config=config, additional_config={"steermoe": settings}))
 

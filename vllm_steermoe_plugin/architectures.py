@@ -1,70 +1,191 @@
-"""The MoE architectures that can be steered: one row each, and how to read a shape from a config.
+"""The MoE architectures of vLLM that can be steered, one row each, and the MoE shape that a config has.
 
-A row names the module of vLLM's class. Nothing here imports vLLM.
+`refused_architectures.py` has those that cannot, and why; together they name every architecture of vLLM's registry
+that has MoE layers (a test walks it). Where vLLM keeps the classes is not repeated here: its registry says it.
+Nothing here imports vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
-from expert_registry.errors import EngineError, one_of
+from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.moe_configs import FAMILIES, integer, read
+from vllm_steermoe_plugin.refused_architectures import OTHER_NAMES, REFUSED
+
+BY_CHECKPOINT = "by the checkpoint"
+"""The language model of a vision-language model is the architecture that its own text config names."""
+
+
+class NotSteerable(EngineError):
+    """The model is known and cannot be steered; vLLM serves it as it is, and requests for steering are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A softmax-routed MoE model of vLLM.
+    """An architecture whose router is softmax top-k behind a `GateLinear`, for some or all of its configs.
 
     Attributes:
-        name: in a checkpoint's config, in vLLM's model registry, and of vLLM's class.
-        module: where vLLM keeps the class.
+        name: in a checkpoint's config and in vLLM's model registry.
+        family: key of `FAMILIES`: how the config of the language model tells layers, experts and router.
+        language: for models that hold a language model of another architecture: its name, or `BY_CHECKPOINT`.
+        selection: qualified name of the model's own selection function, where it has one that is softmax top-k.
+        ran: whether the tests run a small random checkpoint of it in the real engine on CPU.
     """
 
     name: str
-    module: str
+    family: str = ""
+    language: str = ""
+    selection: str = ""
+    ran: bool = False
 
-
-_EXPERTS_KEYS = ("num_experts", "num_local_experts")
-"""Config keys of E; transformers has renamed it more than once, for the same model."""
 
 ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
     for row in (
-        Architecture("GptOssForCausalLM", "vllm.model_executor.models.gpt_oss"),
-        Architecture("GraniteMoeForCausalLM", "vllm.model_executor.models.granitemoe"),
-        Architecture("GraniteMoeSharedForCausalLM", "vllm.model_executor.models.granitemoeshared"),
-        Architecture("MixtralForCausalLM", "vllm.model_executor.models.mixtral"),
-        Architecture("OlmoeForCausalLM", "vllm.model_executor.models.olmoe"),
-        Architecture("PhiMoEForCausalLM", "vllm.model_executor.models.phimoe"),
-        Architecture("Qwen2MoeForCausalLM", "vllm.model_executor.models.qwen2_moe"),
-        Architecture("Qwen3MoeForCausalLM", "vllm.model_executor.models.qwen3_moe"),
+        # Text.
+        Architecture("BailingMoeForCausalLM", "bailing", ran=True),
+        Architecture("BailingMoeV2ForCausalLM", "bailing", ran=True),
+        Architecture("Cohere2MoeForCausalLM", "cohere", ran=True),
+        Architecture("DbrxForCausalLM", "dbrx", ran=True),
+        Architecture("DeepseekForCausalLM", "deepseek", ran=True),
+        Architecture("DeepseekV2ForCausalLM", "deepseek", ran=True),
+        Architecture("DeepseekV3ForCausalLM", "deepseek", ran=True),
+        Architecture("Gemma4ForCausalLM", "gemma", selection="Gemma4Router.routing_function", ran=True),
+        Architecture("GptOssForCausalLM", "every layer", ran=True),
+        Architecture("GraniteMoeForCausalLM", "every layer", ran=True),
+        Architecture("GraniteMoeSWAForCausalLM", "every layer", ran=True),
+        Architecture("GraniteMoeSharedForCausalLM", "every layer", ran=True),
+        Architecture("K2HorizonForCausalLM", "k2", ran=True),
+        Architecture("MistralLarge3ForCausalLM", "deepseek", ran=True),
+        Architecture("MixtralForCausalLM", "every layer", ran=True),
+        Architecture("OlmoeForCausalLM", "every layer", ran=True),
+        Architecture("PhiMoEForCausalLM", "every layer", selection="phimoe_routing_function", ran=True),
+        Architecture("Qwen2MoeForCausalLM", "sparse step", ran=True),
+        Architecture("Qwen3MoeForCausalLM", "sparse step", ran=True),
+        Architecture("Step3TextForCausalLM", "step", ran=True),
+        # Hybrids of attention and state-space or linear-attention layers.
+        Architecture("GraniteMoeHybridForCausalLM", "every layer", ran=True),
+        Architecture("JambaForCausalLM", "period"),
+        Architecture("Qwen3NextForCausalLM", "sparse step", ran=True),
+        Architecture("Qwen3_5MoeForCausalLM", "every layer", ran=True),
+        # With eyes or ears. Their own language model, or that of another row.
+        Architecture("DeepseekOCR2ForCausalLM", language=BY_CHECKPOINT),
+        Architecture("DeepseekOCRForCausalLM", language=BY_CHECKPOINT),
+        Architecture("DeepseekVLV2ForCausalLM", language=BY_CHECKPOINT),
+        Architecture("Gemma4ForConditionalGeneration", language="Gemma4ForCausalLM", ran=True),
+        Architecture("Gemma4UnifiedForConditionalGeneration", language="Gemma4ForCausalLM"),
+        Architecture("InternS1ForConditionalGeneration", language=BY_CHECKPOINT, ran=True),
+        Architecture("InternS2PreviewForConditionalGeneration", language="Qwen3_5MoeForCausalLM", ran=True),
+        Architecture("InternVLChatModel", language=BY_CHECKPOINT),
+        Architecture("InternVLForConditionalGeneration", language=BY_CHECKPOINT, ran=True),
+        Architecture("Ovis2_6_MoeForCausalLM", language=BY_CHECKPOINT),
+        Architecture("Qwen3OmniMoeForConditionalGeneration", language="Qwen3MoeForCausalLM"),
+        Architecture("Qwen3VLMoeForConditionalGeneration", language="Qwen3MoeForCausalLM", ran=True),
+        Architecture("Qwen3_5MoeForConditionalGeneration", language="Qwen3_5MoeForCausalLM", ran=True),
+        Architecture("Step3VLForConditionalGeneration", language=BY_CHECKPOINT),
+        Architecture("UnlimitedOCRForCausalLM", language=BY_CHECKPOINT),
     )
 }
 
+_ABSENT = object()
 
-def shape_of(config: object) -> MoEShape:
-    """Read the MoE shape from a model config (vLLM's `hf_config`, or any object with its attributes).
+_TEXT_CONFIGS = ("text_config", "thinker_config.text_config", "llm_config", "language_config")
+"""Where a config.json keeps the config of the language model."""
+
+
+def shape_of(config: object, architecture: str | None = None) -> MoEShape:
+    """Read the MoE shape from a model's config.
+
+    Args:
+        config: vLLM's `hf_config`, or any object with the attributes of a config.json. For a model with eyes or
+            ears the outer config, not the language model's.
+        architecture: as what vLLM runs it; by default the first architecture of the config that can be steered.
 
     Raises:
-        EngineError: the architecture is not in the table, or the config lacks what it should have.
+        NotSteerable: this model cannot be steered; the message says why.
+        EngineError: the config lacks what it should have.
     """
-    names: Sequence[str] = getattr(config, "architectures", None) or ()
+    named = read(config, "architectures", None)
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, Sequence) else []
+    row = _row(names if architecture is None else [architecture], names)
+    text = _text_config(config)
+    language = _language(row, text)
+    family = FAMILIES[language.family]
+    counts = [read(text, key, _ABSENT) for key in family.experts]
+    # A key that says "none" is a dense model; one that is missing is not a config of this architecture.
+    if all(count in (None, 0, _ABSENT) for count in counts) and any(count is not _ABSENT for count in counts):
+        raise NotSteerable(f"this {row.name} cannot be steered: its config has no routed experts")
+    try:
+        obstacle = family.obstacle(text)
+        if obstacle is not None:
+            raise NotSteerable(f"this {row.name} cannot be steered: {obstacle}")
+        layers = tuple(family.layers(text))
+        experts, top_k = integer(text, family.experts), integer(text, family.top_k)
+    except NotSteerable:
+        raise
+    except EngineError as error:
+        raise EngineError(f"{row.name}: {error}") from None
+    if not layers:
+        raise NotSteerable(f"this {row.name} cannot be steered: none of its layers has routed experts")
+    return MoEShape(row.name, layers, experts, top_k)
+
+
+def condition_of(architecture: str) -> str:
+    """What a config of this architecture must say so that it can be steered; empty if all of them can."""
+    row = ARCHITECTURES[architecture]
+    if row.language == BY_CHECKPOINT:
+        return "its language model can be"
+    return FAMILIES[ARCHITECTURES[row.language or architecture].family].condition
+
+
+def selection_of(config: object, architecture: str) -> str:
+    """Qualified name of the model's own selection function; empty if vLLM's default is used."""
+    row = ARCHITECTURES[architecture]
+    return _language(row, _text_config(config)).selection
+
+
+def _row(names: Sequence[str], in_config: Sequence[str]) -> Architecture:
     row = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
-    if row is None:
-        raise EngineError(f"this model cannot be steered: {one_of(' '.join(names), ARCHITECTURES, 'architecture')}")
-    num_layers = _integer(config, ("num_hidden_layers",), row)
-    dense = set(getattr(config, "mlp_only_layers", None) or ())
-    step = getattr(config, "decoder_sparse_step", None) or 1
-    # The rule by which vLLM's Qwen3-MoE decides; the other architectures have neither key.
-    layers = tuple(i for i in range(num_layers) if i not in dense and (i + 1) % step == 0)
-    return MoEShape(
-        row.name, layers, _integer(config, _EXPERTS_KEYS, row), _integer(config, ("num_experts_per_tok",), row)
+    if row is not None:
+        return row
+    refused = next((name for name in names if name in REFUSED), None)
+    hint = "".join(f". {OTHER_NAMES[name]}" for name in in_config if name in OTHER_NAMES)
+    if refused is not None:
+        raise NotSteerable(f"{refused} cannot be steered: {REFUSED[refused]}{hint}")
+    alike = [match for name in names for match in get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.95)]
+    meant = f" (did you mean {alike[0]}?)" if alike else ""
+    raise NotSteerable(
+        f"this model cannot be steered: {' or '.join(names) or 'a model without a named architecture'}{meant} is not "
+        f"known to have softmax-routed experts; `steermoe doctor` lists what has{hint}"
     )
 
 
-def _integer(config: object, keys: Sequence[str], row: Architecture) -> int:
-    found = next((value for key in keys if type(value := getattr(config, key, None)) is int), None)
-    if found is None:
-        raise EngineError(f"the config of this {row.name} has no integer {' or '.join(keys)}")
-    return found
+def _language(row: Architecture, text: object) -> Architecture:
+    if not row.language:
+        return row
+    name: object = row.language
+    if name == BY_CHECKPOINT:
+        named = read(text, "architectures", None)
+        name = named[0] if isinstance(named, Sequence) and named else _by_model_type(read(text, "model_type", None))
+    if isinstance(name, str) and name in ARCHITECTURES and not ARCHITECTURES[name].language:
+        return ARCHITECTURES[name]
+    why = REFUSED.get(str(name), "it is none that is known to have softmax-routed experts")
+    raise NotSteerable(f"this {row.name} cannot be steered: its language model is {name}; {why}")
+
+
+def _by_model_type(model_type: object) -> object:
+    """The causal language model of a model type, as vLLM and transformers pair them."""
+    wanted = f"{model_type}ForCausalLM".replace("_", "").lower()
+    return next((name for name in ARCHITECTURES if name.replace("_", "").lower() == wanted), model_type)
+
+
+def _text_config(config: object) -> object:
+    choose = getattr(config, "get_text_config", None)
+    if choose is not None:
+        return choose()
+    found = (read(config, path, None) for path in _TEXT_CONFIGS)
+    return next((text for text in found if isinstance(text, Mapping)), config)

@@ -7,42 +7,52 @@ from typing import Any
 
 import torch
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.architectures import shape_of
+from vllm_steermoe_plugin.architectures import selection_of, shape_of
 from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
 from vllm_steermoe_plugin.lora_gate import install_lora_hook
 from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.router_check import router_obstacle
 from vllm_steermoe_plugin.runner_v1 import install_v1_hooks
 from vllm_steermoe_plugin.settings import Settings, read_settings
 from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
 
-_LAYER_INDEX = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _PROBE = "steermoe-self-check"
+_OFF = '--additional-config \'{"steermoe": {"enabled": false}}\''
 
 
 def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     """Give every gate of `model` its row in a new steering state.
 
     Returns:
-        The state; None if the operator has switched steering off or the model only drafts, and it is then vLLM's own.
+        The state; None if the operator has switched steering off, or if its config does not say that the model can
+        be steered. It is then vLLM's own, and requests for steering are refused in the front end.
 
     Raises:
         EngineError: a part of the model or of the engine's configuration would run unsteered.
     """
     settings = read_settings(vllm_config.additional_config)
     install_worker_check()
-    if not settings.enabled or _is_draft(vllm_config):
+    if not settings.enabled:
         leave_unbound(model)
         return None
-    shape = shape_of(vllm_config.model_config.hf_text_config)
+    config = vllm_config.model_config.hf_config
+    try:
+        shape = shape_of(config, vllm_config.model_config.architecture)
+    except SteerMoEError:
+        # The front end has read the same config and refuses steering with the reason.
+        leave_unbound(model)
+        return None
     _refuse_unsupported(shape, vllm_config, settings)
     _refuse_fused_gates(model)
     gates = _gates(model, shape)
     _check_layers(gates, shape, vllm_config)
+    _check_routers(model, set(gates), shape, selection_of(config, shape.architecture))
     scheduler = vllm_config.scheduler_config
     capture = vllm_config.compilation_config.max_cudagraph_capture_size or 0
     layers = sorted(gates)
@@ -70,17 +80,6 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         install_v1_hooks()
     guard_model(model)
     return state
-
-
-def _is_draft(vllm_config: Any) -> bool:
-    """Whether the model drafts for speculative decoding: what it proposes, the steered model accepts or not."""
-    speculation, model = vllm_config.speculative_config, vllm_config.model_config
-    # Where no model drafts (n-grams), vLLM puts the target's configuration in the place of the draft's.
-    return (
-        speculation is not None
-        and model is speculation.draft_model_config
-        and model is not speculation.target_model_config
-    )
 
 
 class Counter:
@@ -157,7 +156,33 @@ def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_con
     if set(gates) != expected:
         raise EngineError(
             f"found gates in layers {sorted(gates)} but expected {sorted(expected)} for {shape}; "
-            "the others would run unsteered"
+            f"the others would run unsteered. To serve this model without steering: {_OFF}"
+        )
+
+
+def _check_routers(model: Any, layers: set[int], shape: MoEShape, selection: str) -> None:
+    """What selects behind each gate: one MoE layer of vLLM, over the same E and K, by softmax top-k."""
+    runner = vllm.MOE_RUNNER.load()
+    found: set[int] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, runner) or module.layer_id not in layers:
+            continue
+        sizes = module.moe_config.num_logical_experts, module.moe_config.experts_per_token
+        obstacle = router_obstacle(module.router, selection)
+        if sizes != (shape.num_experts, shape.top_k):
+            obstacle = f"it selects {sizes[1]} of {sizes[0]} experts"
+        elif module.layer_id in found:
+            obstacle = "its layer has another one"
+        if obstacle is not None:
+            raise EngineError(
+                f"{name} cannot be steered, although {shape} was expected: {obstacle}. To serve this model without "
+                f"steering: {_OFF}"
+            )
+        found.add(module.layer_id)
+    if found != layers:
+        raise EngineError(
+            f"layers {sorted(layers - found)} of {shape} have a gate but none of vLLM's MoE layers. To serve this "
+            f"model without steering: {_OFF}"
         )
 
 
@@ -184,8 +209,7 @@ def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -
     for reason, applies in reasons.items():
         if applies:
             raise EngineError(
-                f"steering is not possible here: {reason}. Change that, or switch steering off with "
-                '--additional-config \'{"steermoe": {"enabled": false}}\''
+                f"steering is not possible here: {reason}. Change that, or switch steering off with {_OFF}"
             )
 
 

@@ -96,7 +96,7 @@ def detect(
     """
     options = options or DetectionOptions()
     config = engine.llm_engine.vllm_config.model_config
-    shape = shape_of(config.hf_text_config)
+    shape = shape_of(config.hf_config)
     groups = count_groups(engine)
     if groups < SIDES:
         raise EngineError(

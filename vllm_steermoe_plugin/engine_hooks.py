@@ -13,7 +13,7 @@ from expert_registry import Registry
 from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.architectures import ARCHITECTURES, shape_of
+from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.checkpoints import names_of
 from vllm_steermoe_plugin.engine import ENTRY_POINT
 from vllm_steermoe_plugin.front_end import FrontEnd, compose_salt
@@ -76,13 +76,8 @@ def _check_manageable(settings: Settings, parallel: Any) -> None:
 
 
 def _shape(model_config: Any) -> MoEShape | EngineError:
-    if model_config.architecture not in ARCHITECTURES:
-        return EngineError(
-            f"vLLM runs this model as {model_config.architecture}, which cannot be steered; "
-            f"steerable: {', '.join(sorted(ARCHITECTURES))}"
-        )
     try:
-        return shape_of(model_config.hf_text_config)
+        return shape_of(model_config.hf_config, model_config.architecture)
     except SteerMoEError as error:
         return EngineError(str(error))
 

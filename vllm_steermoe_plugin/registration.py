@@ -18,7 +18,8 @@ def register_all() -> None:
             "and no request checked. Unset it, or leave the plugin out with VLLM_PLUGINS"
         )
     registry = vllm.MODEL_REGISTRY.load()
-    for name in ARCHITECTURES:
+    # Rows of other releases than the installed one have nothing to derive from.
+    for name in ARCHITECTURES.keys() & vllm.BUILT_IN_MODELS.load().keys():
         # A string, so that no model file is imported and CUDA stays uninitialised until a worker needs the class.
         registry.register_model(name, f"vllm_steermoe_plugin.variants:{variant_name(name)}")
     install_front_end_hooks()

@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.binding import bind_model
 from vllm_steermoe_plugin.gate import use_steered_gates
 from vllm_steermoe_plugin.runner_v2 import steered_model_state
+from vllm_steermoe_plugin.state import SteeringState
 from vllm_steermoe_plugin.variant_names import architecture_of
 
 use_steered_gates()
@@ -21,9 +24,15 @@ use_steered_gates()
 class SteerableMixin:
     """Put before a vLLM model class: binds the model's gates to a steering state once it is built."""
 
+    steering_state: SteeringState | None = None
+
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self.steering_state = bind_model(self, vllm_config)
+        # The language model inside another model, or the draft of one, is not bound by itself: the outermost, which
+        # vLLM's runner holds, is bound once, as a whole.
+        config = vllm_config.model_config
+        if not config.is_submodel_config and config.runner_type != "draft":
+            self.steering_state = bind_model(self, vllm_config)
         self._vllm_config = vllm_config
 
     def get_model_state_cls(self) -> type:
@@ -36,8 +45,24 @@ def __getattr__(name: str) -> type:
     architecture = architecture_of(name)
     if architecture is None or architecture not in ARCHITECTURES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    row = ARCHITECTURES[architecture]
-    upstream = getattr(importlib.import_module(row.module), row.name)
-    variant = type(f"Steerable{row.name}", (SteerableMixin, upstream), {"__module__": __name__})
+    upstream = upstream_class(architecture)
+    # Under vLLM's own name: vLLM asks for the names of some models' classes.
+    variant = type(upstream.__name__, (SteerableMixin, upstream), {"__module__": __name__})
     globals()[name] = variant
     return variant
+
+
+def upstream_class(architecture: str) -> type:
+    """vLLM's own class for an architecture of its registry.
+
+    Raises:
+        EngineError: this vLLM does not know the architecture.
+    """
+    known = vllm.BUILT_IN_MODELS.load()
+    if architecture not in known:
+        raise EngineError(f"vLLM {vllm.vllm_version()} has no model class for {architecture}")
+    module, name = known[architecture]
+    # vLLM's newer models are packages of their own, named in full.
+    place = module if module.startswith(vllm.PACKAGE) else f"{vllm.MODELS_PACKAGE}.{module}"
+    found: type = getattr(importlib.import_module(place), name)
+    return found

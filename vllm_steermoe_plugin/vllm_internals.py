@@ -25,6 +25,9 @@ SUPPORTED = ((0, 32), (0, 34))
 
 SENTINEL = "__steermoe__"
 
+PACKAGE = "vllm."
+MODELS_PACKAGE = "vllm.model_executor.models"
+
 
 @dataclass(frozen=True, slots=True)
 class Internal:
@@ -71,6 +74,10 @@ class Internal:
 
 
 MODEL_REGISTRY = Internal("vllm.model_executor.models.registry:ModelRegistry", "register the variants by lazy strings")
+BUILT_IN_MODELS = Internal(
+    "vllm.model_executor.models.registry:_VLLM_MODELS",
+    "find the classes to derive variants from (architecture -> module below MODELS_PACKAGE or full, class)",
+)
 GATE_LINEAR = Internal(
     "vllm.model_executor.layers.fused_moe:GateLinear",
     "rewrite the router logits where every MoE model computes them (replaced through register_oot)",
@@ -178,6 +185,32 @@ LORA_APPLY = Internal(
     ("self", "x", "bias"),
 )
 LORA_ADD = Internal(LORA_LAYER.path + "._apply_lora_to_output", "add the adapter's part", ("self", "x", "output"))
+FUSED_TOP_K = Internal(
+    "vllm.model_executor.layers.fused_moe.router.fused_topk_router:FusedTopKRouter",
+    "see that a layer's router is softmax top-k (attribute scoring_func)",
+)
+GROUPED_TOP_K = Internal(
+    "vllm.model_executor.layers.fused_moe.router.grouped_topk_router:GroupedTopKRouter",
+    "see whether a layer's router keeps all groups of experts (attributes num_expert_group, topk_group and more)",
+)
+CUSTOM_ROUTING = Internal(
+    "vllm.model_executor.layers.fused_moe.router.custom_routing_router:CustomRoutingRouter",
+    "see which selection function a model brings (attribute custom_routing_function)",
+)
+CPU_ROUTER = Internal(
+    "vllm.model_executor.layers.fused_moe.router.cpu_router:CPURouter",
+    "see which of its schemes a layer's router uses on CPU (the attributes of the three above)",
+)
+MODEL_CONFIG = Internal(
+    "vllm.config:ModelConfig",
+    "have `steermoe doctor` read a model's config as vLLM does; know the parts and drafts of models from models "
+    "(architecture, hf_config, is_submodel_config, runner_type)",
+)
+VLLM_CONFIG = Internal("vllm.config:VllmConfig", "ask which model runner would be live (use_v2_model_runner)")
+V2_MISSING = Internal(
+    "vllm.config:VllmConfig._get_v2_model_runner_unsupported_features", "say why Model Runner V1 would be live"
+)
+HAS_TRITON = Internal("vllm.triton_utils:HAS_TRITON", "say why Model Runner V1 would be live")
 CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
 
 PLUGIN_GROUPS = (

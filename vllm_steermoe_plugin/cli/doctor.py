@@ -1,10 +1,10 @@
-"""`steermoe doctor`: what is supported here, and whether vLLM still is as this package knows it."""
+"""`steermoe doctor`: what is supported here and why not, whether vLLM is as this package knows it, and a model."""
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+import textwrap
 from typing import Annotated, Any
 
 import typer
@@ -14,16 +14,19 @@ from expert_registry.errors import EngineError
 
 
 def doctor(
-    model: Annotated[str | None, typer.Argument(help="A checkpoint folder, or steermoe-lab.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A checkpoint folder, a hub id, or steermoe-lab.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Check versions, vLLM's internals and, given a model, whether it can be steered. No weights are loaded."""
+    """Check versions, vLLM's internals and, given a model, whether it can be steered. No weights are loaded.
+
+    Without a model, list the architectures that can be steered and those that cannot, with the reason. Exit code 1
+    if something keeps steering from working.
+    """
     report = examine(model)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
-        for key, value in report.items():
-            typer.echo(f"{key:<16} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+        print_report(report)
     if report["problems"]:
         raise typer.Exit(1)
 
@@ -31,16 +34,15 @@ def doctor(
 def examine(model: str | None) -> dict[str, Any]:
     """What `steermoe doctor` reports; `problems` is empty if steering will work."""
     from vllm_steermoe_plugin import vllm_internals
-    from vllm_steermoe_plugin.architectures import ARCHITECTURES
-    from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint, shape_in
+    from vllm_steermoe_plugin.architectures import ARCHITECTURES, condition_of
     from vllm_steermoe_plugin.engine import check_plugin_allowed
+    from vllm_steermoe_plugin.refused_architectures import REFUSED
     from vllm_steermoe_plugin.versions import tool_versions
 
     problems: list[str] = []
     report: dict[str, Any] = {
         "versions": tool_versions(),
         "VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "(unset: all plugins are loaded)"),
-        "architectures": sorted(ARCHITECTURES),
         "internals": len(vllm_internals.LEDGER),
     }
     for check in (check_plugin_allowed, vllm_internals.check_ledger):
@@ -48,14 +50,96 @@ def examine(model: str | None) -> dict[str, Any]:
             check()
         except EngineError as error:
             problems.append(str(error))
-    if model is not None:
-        folder = Path(resolve_checkpoint(model))
-        if folder.is_dir():
-            shape = shape_in(folder)
-            report["model"] = str(shape)
-            report["layers_bound"] = len(shape.layers)
-            report["behaviours"] = Registry.default().behaviours(names_of(str(folder), [model]))
+    try:
+        if model is None:
+            report["runner"] = runner(None)
         else:
-            problems.append(f"{model} is no folder here; fetch its config.json first")
+            examine_model(model, report)
+    except EngineError as error:
+        problems.append(str(error))
+    report["architectures"] = {
+        name: {"language_model": row.language, "condition": condition_of(name), "run_in_tests": row.ran}
+        for name, row in ARCHITECTURES.items()
+    }
+    report["refused"] = REFUSED
     report["problems"] = problems
     return report
+
+
+def examine_model(model: str, report: dict[str, Any]) -> None:
+    """Add to the report what is known of a model from its config alone.
+
+    Raises:
+        EngineError: vLLM cannot read its config, or it cannot be steered. What was known by then is in the report.
+    """
+    from vllm_steermoe_plugin import vllm_internals
+    from vllm_steermoe_plugin.architectures import shape_of
+    from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint
+
+    place = resolve_checkpoint(model)
+    try:
+        config = vllm_internals.MODEL_CONFIG.load()(model=place)
+    except (ValueError, OSError) as error:
+        raise EngineError(f"vLLM cannot read the config of {model}: {' '.join(str(error).split())[:500]}") from None
+    report["model"] = model
+    report["runs_as"] = config.architecture
+    report["runner"] = runner(config)
+    shape = shape_of(config.hf_config, config.architecture)
+    report["shape"] = str(shape)
+    report["layers_bound"] = len(shape.layers)
+    report["layers"] = list(shape.layers)
+    report["behaviours"] = Registry.default().behaviours(names_of(place, [model]))
+
+
+def runner(model_config: Any) -> str:
+    """Which model runner vLLM would use here, and why.
+
+    Args:
+        model_config: vLLM's; None for what holds without a model.
+
+    Raises:
+        EngineError: this vLLM cannot be asked.
+    """
+    from vllm_steermoe_plugin import vllm_internals
+
+    make = vllm_internals.VLLM_CONFIG.load()
+    try:
+        config = make() if model_config is None else make(model_config=model_config)
+        is_v2 = config.use_v2_model_runner
+    except ValueError as error:
+        raise EngineError(f"vLLM does not say which model runner it would use: {error}") from None
+    name = "V2, by the model's ModelState" if is_v2 else "V1, by wrapping two of its methods"
+    asked = os.environ.get("VLLM_USE_V2_MODEL_RUNNER")
+    if asked is not None:
+        return f"{name} (VLLM_USE_V2_MODEL_RUNNER={asked})"
+    if is_v2:
+        return f"{name} (vLLM's default here)"
+    if not vllm_internals.HAS_TRITON.load():
+        return f"{name} (V2 needs Triton, which is not installed)"
+    missing = vllm_internals.V2_MISSING.load()(config)
+    return f"{name} (V2 does not support {', '.join(missing) or 'this'})"
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report for people; the long lists only where no model was asked about."""
+    for key, value in report.items():
+        if key in ("architectures", "refused"):
+            continue
+        text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+        if isinstance(value, dict):
+            text = ", ".join(f"{name} {version}" for name, version in value.items())
+        typer.echo(f"{key:<16} {text}")
+    if "model" in report or report["problems"]:
+        return
+    typer.echo("\nCan be steered (* is run in the tests, on CPU):")
+    for name, row in report["architectures"].items():
+        notes = [f"if {row['condition']}"] if row["condition"] else []
+        notes += [f"language model: {row['language_model']}"] if row["language_model"] else []
+        typer.echo(f"  {name}{'*' if row['run_in_tests'] else ''}{': ' if notes else ''}{'; '.join(notes)}")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in report["refused"].items():
+        reasons.setdefault(reason, []).append(name)
+    typer.echo("\nCannot be steered, because")
+    for reason, names in reasons.items():
+        typer.echo(f"  {reason}:")
+        typer.echo(textwrap.fill(", ".join(names), 110, initial_indent="    ", subsequent_indent="    "))
