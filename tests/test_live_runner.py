@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,19 +158,3 @@ def test_engines_with_the_wrong_runner_do_not_start_or_do_not_answer(checkpoint:
     assert switched_off == ["answered", "", ""], "without steering the runner is nobody's business"
     assert bypassing[:2] == ["request", "EngineError"] and "never showed" in bypassing[2]
     assert unbound[:2] == ["start", "EngineError"] and "not bound" in unbound[2]
-
-
-def test_what_drafts_is_told_from_what_is_speculated_for() -> None:
-    from vllm_steermoe_plugin.binding import _is_draft
-
-    target, draft = object(), object()
-
-    def config(model: object, *speculation: object) -> SimpleNamespace:
-        names = ("target_model_config", "draft_model_config")
-        found = SimpleNamespace(**dict(zip(names, speculation, strict=True))) if speculation else None
-        return SimpleNamespace(model_config=model, speculative_config=found)
-
-    assert not _is_draft(config(target))
-    assert not _is_draft(config(target, target, target)), "n-grams: no model drafts"
-    assert not _is_draft(config(target, target, draft))
-    assert _is_draft(config(draft, target, draft))
