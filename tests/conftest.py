@@ -48,6 +48,14 @@ def _own_registry(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
         monkeypatch.setenv("STEERMOE_REGISTRY", str(tmp_path_factory.getbasetemp() / "no-rankings"))
 
 
+@pytest.fixture
+def live_environment() -> None:
+    """vLLM reads its environment variables anew; it stops doing so once an engine has started."""
+    from vllm import envs
+
+    envs.disable_envs_cache()
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`checkpoint("OlmoeForCausalLM")` is a tiny random checkpoint of that architecture."""

@@ -45,6 +45,7 @@ def test_people_read_names_and_reasons() -> None:
     assert "layers_bound     4" in about_one and "Llama4" not in about_one
 
 
+@pytest.mark.usefixtures("live_environment")
 def test_it_says_which_model_runner_is_live_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
     # vLLM's CPU build runs without Triton.

@@ -52,6 +52,7 @@ def test_registering_twice_wraps_once() -> None:
     assert hasattr(first, vllm_internals.SENTINEL)
 
 
+@pytest.mark.usefixtures("live_environment")
 def test_a_front_end_that_passes_by_the_plugin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     with pytest.raises(EngineError, match="VLLM_PLUGINS"):
