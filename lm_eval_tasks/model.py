@@ -97,7 +97,8 @@ class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
     @property
     def shape(self) -> MoEShape:
         """Layers and experts of the model, by which random experts are drawn."""
-        return shape_of(self.model.llm_engine.model_config.hf_config)
+        config = self.model.llm_engine.model_config
+        return shape_of(config.hf_config, config.architecture)
 
     def get_model_info(self) -> dict[str, Any]:
         """For `config` in lm-eval's results; the counts are since the steering was set."""

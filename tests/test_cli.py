@@ -7,16 +7,19 @@ import json
 import os
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from loopback import Loopback
 from planted import VERSION, planted_ranking, planted_registry
 from typer.testing import CliRunner
 
 from expert_registry import read_ranking, write_ranking
-from expert_registry.errors import PolicyError, RequestError
+from expert_registry.errors import EngineError, PolicyError, RequestError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
+from vllm_steermoe_plugin.cli.profiles import KEY_VARIABLE, call
 from vllm_steermoe_plugin.cli.serve import profiles_of, serve_arguments
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 
@@ -118,6 +121,22 @@ def test_a_model_that_is_no_mixture_is_refused_before_its_weights_are_loaded(tmp
     pairs = ("--pairs", str(tmp_path / "pairs.jsonl"), "--behaviour", "b")
     done = steermoe("detect", "--model", str(tmp_path), *pairs, "--out", str(tmp_path / "x"))
     assert done.returncode == 1 and "LlamaForCausalLM" in done.stderr and "vllm" not in done.stderr
+
+
+def test_the_operators_key_does_not_follow_a_redirection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "k" * 20)
+    with Loopback({"/steermoe/profiles": b"{}"}) as elsewhere:
+
+        def redirect(request: BaseHTTPRequestHandler, data: bytes | None) -> bool:
+            request.send_response(302)
+            request.send_header("Location", elsewhere.url + "steermoe/profiles")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return True
+
+        with Loopback({}, redirect) as server, pytest.raises(EngineError, match="status 302"):
+            call(server.url, "GET", "profiles")
+        assert not elsewhere.requests
 
 
 def test_serve_resolves_the_lab_model_and_writes_the_settings() -> None:

@@ -198,7 +198,8 @@ def test_an_engine_that_does_not_count_is_told_how(engines: Callable[..., Any]) 
 
 
 def test_a_model_that_is_no_mixture_is_named() -> None:
-    config = SimpleNamespace(hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"], num_hidden_layers=2))
+    dense_config = SimpleNamespace(architectures=["LlamaForCausalLM"], num_hidden_layers=2)
+    config = SimpleNamespace(hf_config=dense_config, architecture="LlamaForCausalLM")
     dense: Any = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=SimpleNamespace(model_config=config)))
     with pytest.raises(EngineError, match="cannot be steered: LlamaForCausalLM is not known"):
         detect(dense, "some/model", few("digits", 1), BEHAVIOUR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import register, vllm_internals
 from vllm_steermoe_plugin.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.engine_hooks import _shape
 from vllm_steermoe_plugin.variant_names import architecture_of, variant_name
 from vllm_steermoe_plugin.vllm_internals import LEDGER, Internal
 
@@ -65,6 +67,18 @@ def test_variants_are_registered_under_the_built_in_names_by_lazy_strings() -> N
     for name in ARCHITECTURES:
         assert registry.models[name].module_name == "vllm_steermoe_plugin.variants"
         assert architecture_of(registry.models[name].class_name) == name
+
+
+def test_a_class_of_another_plugin_stays_and_cannot_be_steered(monkeypatch: pytest.MonkeyPatch) -> None:
+    register()
+    name = "OlmoeForCausalLM"
+    registry = vllm_internals.MODEL_REGISTRY.load()
+    monkeypatch.setitem(registry.models, name, registry.models[name])
+    registry.register_model(name, "other_plugin.models:TheirOlmoe")
+    register()
+    assert registry.models[name].module_name == "other_plugin.models"
+    config = SimpleNamespace(architecture=name, hf_config=SimpleNamespace(architectures=[name]))
+    assert "another plugin has registered its own OlmoeForCausalLM" in str(_shape(config))
 
 
 def test_variant_names_carry_the_vllm_version() -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_front_end import DIGITS, EXPERTS, MODEL, SHAPE, front_end, profile_in
@@ -243,6 +244,35 @@ def test_the_default_cannot_be_dropped_and_is_replaced_only_by_what_fits(registr
     with pytest.raises(UnknownProfileError, match="'house'"):
         there.prepare(None)
     assert there.prepare({STEER_KEY: "none"}).salt is None  # type: ignore[union-attr]
+
+
+def test_two_loads_that_fit_the_default_only_alone_do_not_both_get_in(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = tmp_path / "profiles.json"
+    for name in ("one", "two"):
+        managed(registry, store)[1].load(name, '{"activate": {"3": [5]}}')
+    there, manager = managed(registry, store, default="@one+@two")
+    check = manager.resolver.check_default_with
+    refused: list[Exception] = []
+
+    def meanwhile() -> None:
+        with pytest.raises(ProfileError, match="at once") as caught:
+            manager.load("two", '{"deactivate": {"0": [2]}}')
+        refused.append(caught.value)
+
+    other = threading.Thread(target=meanwhile)
+
+    def slow(name: str, profile: Any) -> None:
+        check(name, profile)
+        if name == "one":
+            other.start()
+            other.join(0.3)
+
+    monkeypatch.setattr(manager.resolver, "check_default_with", slow)
+    manager.load("one", '{"activate": {"0": [2]}}')
+    other.join()
+    assert len(refused) == 1 and asked(there, None) is not None
 
 
 # --- the file -----------------------------------------------------------------------------------------------------

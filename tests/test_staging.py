@@ -208,6 +208,18 @@ def test_what_a_failed_copy_was_to_bring_is_brought_again(number: int) -> None:
             assert state.rules[state.token_slots[:3].long()].tolist() == [wanted] * 3
 
 
+def test_a_failed_copy_leaves_no_token_marked_that_cannot_be_cleared() -> None:
+    device = BrokenOnce(2)
+    state = make_state(max_requests=2, groups=0, carrier=device)
+    state.admit("r", arguments(some_profile(1, "both")), 1)
+    state.begin_step([BatchRow("r", 0, 8)])
+    state.admit("s", arguments(some_profile(2, "both")), 1)
+    with pytest.raises(RuntimeError, match="gone"):
+        state.begin_step([BatchRow("s", 0, 2)])
+    state.clear_step()
+    assert not state.token_slots.any()
+
+
 def test_a_step_that_is_too_long_is_refused() -> None:
     state = make_state()
     state.admit("r", arguments(some_profile(1, "both")), 99)

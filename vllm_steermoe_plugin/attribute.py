@@ -58,7 +58,7 @@ def attribute(
         EngineError: the engine does not count.
     """
     config = engine.llm_engine.vllm_config.model_config
-    shape = shape_of(config.hf_config)
+    shape = shape_of(config.hf_config, config.architecture)
     if ranking.shape != shape:
         raise ProfileError(f"the ranking is of {ranking.shape}, but the engine runs {shape}")
     groups = count_groups(engine)

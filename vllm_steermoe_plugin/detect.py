@@ -96,7 +96,7 @@ def detect(
     """
     options = options or DetectionOptions()
     config = engine.llm_engine.vllm_config.model_config
-    shape = shape_of(config.hf_config)
+    shape = shape_of(config.hf_config, config.architecture)
     groups = count_groups(engine)
     if groups < SIDES:
         raise EngineError(

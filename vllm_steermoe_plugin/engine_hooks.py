@@ -20,6 +20,7 @@ from vllm_steermoe_plugin.front_end import FrontEnd, compose_salt
 from vllm_steermoe_plugin.operator_key import read_key
 from vllm_steermoe_plugin.settings import Settings, read_settings
 from vllm_steermoe_plugin.state import STEER_KEY
+from vllm_steermoe_plugin.variant_names import registered_elsewhere
 
 _FRONT_END = "steermoe_front_end"
 
@@ -76,6 +77,12 @@ def _check_manageable(settings: Settings, parallel: Any) -> None:
 
 
 def _shape(model_config: Any) -> MoEShape | EngineError:
+    other = registered_elsewhere(model_config.architecture)
+    if other is not None:
+        return EngineError(
+            f"another plugin has registered its own {model_config.architecture} with vLLM (in {other}), which this one "
+            "does not steer; leave that plugin out with VLLM_PLUGINS"
+        )
     try:
         return shape_of(model_config.hf_config, model_config.architecture)
     except SteerMoEError as error:
@@ -107,7 +114,7 @@ def install_beam_search_hooks() -> None:
     It drops a request's extra arguments. And it asks for one token at a time, with what it has so far as the prompt,
     so that a default by phase would take generated tokens for the prompt's.
     """
-    for protocol in (vllm.CHAT_REQUEST, vllm.COMPLETION_REQUEST):
+    for protocol in vllm.BEAM_SEARCH_REQUESTS:
         if protocol.module in sys.modules:
             vllm.wrap_once(protocol, "to_beam_search_params", _to_beam_search_params)
     vllm.wrap_once(vllm.BEAM_SEARCH_OFFLINE, "beam_search", _beam_search(lambda llm: llm.llm_engine))

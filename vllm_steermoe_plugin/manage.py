@@ -45,8 +45,7 @@ class ProfileManager:
         """
         _check_name(name)
         profile = self.resolver.make_profile(text)
-        self.resolver.check_default_with(name, profile)
-        replaced = self._store.put(name, profile)
+        replaced = self._store.put(name, profile, lambda: self.resolver.check_default_with(name, profile))
         return self._summary(name, profile), replaced
 
     def drop(self, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,8 +136,13 @@ class ProfileStore:
                 loaded = self._current_of(self._path)
         return replace(loaded, profiles={**loaded.profiles, **self.fixed}) if self.fixed else loaded
 
-    def put(self, name: str, profile: LoadedProfile) -> bool:
+    def put(self, name: str, profile: LoadedProfile, check: Callable[[], None] = lambda: None) -> bool:
         """Load a profile; whether it replaced another of that name.
+
+        Args:
+            name: of the profile.
+            profile: what it is.
+            check: called while nobody else can change the store; what it raises keeps the profile out.
 
         Raises:
             PolicyError: it stands in the settings, or there are too many.
@@ -147,6 +152,7 @@ class ProfileStore:
             replaced = name in profiles
             if not replaced and len(profiles) >= MAX_PROFILES:
                 raise PolicyError(f"{len(profiles)} profiles are loaded, and no more can be; drop one")
+            check()
             profiles[name] = profile
         return replaced
 

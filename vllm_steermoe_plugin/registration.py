@@ -6,7 +6,7 @@ from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.engine_hooks import install_front_end_hooks
-from vllm_steermoe_plugin.variant_names import variant_name
+from vllm_steermoe_plugin.variant_names import VARIANTS, registered_elsewhere, variant_name
 
 
 def register_all() -> None:
@@ -20,6 +20,8 @@ def register_all() -> None:
     registry = vllm.MODEL_REGISTRY.load()
     # Rows of other releases than the installed one have nothing to derive from.
     for name in ARCHITECTURES.keys() & vllm.BUILT_IN_MODELS.load().keys():
-        # A string, so that no model file is imported and CUDA stays uninitialised until a worker needs the class.
-        registry.register_model(name, f"vllm_steermoe_plugin.variants:{variant_name(name)}")
+        # Another plugin's class stays, since requests without steering must find it; steering it is then refused.
+        if registered_elsewhere(name) is None:
+            # A string, so that no model file is imported and CUDA stays uninitialised until a worker needs the class.
+            registry.register_model(name, f"{VARIANTS}:{variant_name(name)}")
     install_front_end_hooks()

@@ -86,7 +86,8 @@ class StepBuffers:
         marks[: len(slots), 0] = slots
         if self._width == 2:
             marks[: len(slots), 1] = groups
-        self._used = len(slots)
+        # Until all of it has been sent, for `clear` to reach what the step before has marked.
+        self._used = count
         for first in range(0, len(tables) - self._records, self._records):
             self._send(tables[first : first + self._records], marks[:0])
         rest = tables[(len(tables) - 1) // self._records * self._records :] if tables else ()
@@ -95,6 +96,7 @@ class StepBuffers:
             self._sent[:count] = -1
             self._send(rest, marks)
             self._sent[:count] = marks
+        self._used = len(slots)
 
     def clear(self) -> None:
         """Mark no token; nothing is done if none is marked."""

@@ -108,6 +108,16 @@ COMPLETION_REQUEST = Internal(
     "vllm.entrypoints.openai.completion.protocol:CompletionRequest",
     "refuse steering in beam search (its to_beam_search_params is wrapped)",
 )
+TRANSCRIPTION_REQUEST = Internal(
+    "vllm.entrypoints.speech_to_text.transcription.protocol:TranscriptionRequest",
+    "refuse steering in beam search (its to_beam_search_params is wrapped)",
+)
+TRANSLATION_REQUEST = Internal(
+    "vllm.entrypoints.speech_to_text.translation.protocol:TranslationRequest",
+    "refuse steering in beam search (its to_beam_search_params is wrapped)",
+)
+BEAM_SEARCH_REQUESTS = (CHAT_REQUEST, COMPLETION_REQUEST, TRANSCRIPTION_REQUEST, TRANSLATION_REQUEST)
+"""Each brings `vllm_xargs`, and a beam search that drops them."""
 BEAM_SEARCH_OFFLINE = Internal(
     "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin",
     "refuse beam search under a default by phase (its beam_search is wrapped; reads llm_engine)",
@@ -166,6 +176,9 @@ V2_ADD_REQUEST = Internal(
     V2_MODEL_STATE.path + ".add_request", "see a request arrive", ("self", "req_index", "new_req_data")
 )
 V2_REMOVE_REQUEST = Internal(V2_MODEL_STATE.path + ".remove_request", "see a request leave", ("self", "req_id"))
+V2_PREPARE_DUMMY = Internal(
+    V2_MODEL_STATE.path + ".prepare_dummy_inputs", "steer nothing in a dummy step", ("self", "num_reqs", "num_tokens")
+)
 V2_PREPARE_INPUTS = Internal(
     V2_MODEL_STATE.path + ".prepare_inputs", "see a step", ("self", "input_batch", "req_states")
 )

@@ -41,7 +41,7 @@ def start(description: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     else:
         engine = start_engine(model, settings, **options)
     config = engine.llm_engine.vllm_config
-    shape = shape_of(config.model_config.hf_config)
+    shape = shape_of(config.model_config.hf_config, config.model_config.architecture)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return engine, {
         "gpu": gpu,

@@ -68,6 +68,14 @@ def refresh(server: Server = LOCAL) -> None:
     typer.echo("rankings are looked up anew")
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Answers a redirection as an error: the key must not follow it to another host."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """No request is made."""
+        return None
+
+
 def quoted(name: str) -> str:
     """A name as one segment of a URL."""
     return urllib.parse.quote(name, safe="")
@@ -85,7 +93,7 @@ def call(server: str, method: str, path: str, body: bytes | None = None) -> Any:
     url = f"{server.rstrip('/')}/steermoe/{path}"
     try:
         request = urllib.request.Request(url, body, {"Authorization": f"Bearer {key}"}, method=method)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS) as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
         text = error.read(1 << 16).decode(errors="replace")
