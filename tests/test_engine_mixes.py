@@ -104,9 +104,9 @@ def test_structured_output_beside_steering(engines: Engines) -> None:
 def test_aborted_requests_leave_nothing_behind(engines: Engines, checkpoint: Checkpoint) -> None:
     folder = checkpoint("OlmoeForCausalLM")
     engine = engines(str(folder), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
-    state = (
-        engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model.steering_state
-    )
+    model = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
+    state = model.steering_state
+    assert any(name.startswith("steermoe_") for name, _ in model.named_buffers()), "vLLM's sleep mode saves those only"
     text = as_text(random_rules(shape_in(folder), 5))
     params = steered(text, max_tokens=40, ignore_eos=True, detokenize=False)
     expected = engine.generate({"prompt_token_ids": prompt(1)}, params, use_tqdm=False)[0].outputs[0].token_ids

@@ -18,12 +18,11 @@ from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.router_check import router_obstacle
 from vllm_steermoe_plugin.runner_v1 import install_v1_hooks
-from vllm_steermoe_plugin.settings import Settings, read_settings
+from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings, read_settings
 from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _PROBE = "steermoe-self-check"
-_OFF = '--additional-config \'{"steermoe": {"enabled": false}}\''
 
 
 def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
@@ -156,7 +155,7 @@ def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_con
     if set(gates) != expected:
         raise EngineError(
             f"found gates in layers {sorted(gates)} but expected {sorted(expected)} for {shape}; "
-            f"the others would run unsteered. To serve this model without steering: {_OFF}"
+            f"the others would run unsteered. To serve this model without steering: {SWITCH_OFF}"
         )
 
 
@@ -176,13 +175,13 @@ def _check_routers(model: Any, layers: set[int], shape: MoEShape, selection: str
         if obstacle is not None:
             raise EngineError(
                 f"{name} cannot be steered, although {shape} was expected: {obstacle}. To serve this model without "
-                f"steering: {_OFF}"
+                f"steering: {SWITCH_OFF}"
             )
         found.add(module.layer_id)
     if found != layers:
         raise EngineError(
             f"layers {sorted(layers - found)} of {shape} have a gate but none of vLLM's MoE layers. To serve this "
-            f"model without steering: {_OFF}"
+            f"model without steering: {SWITCH_OFF}"
         )
 
 
@@ -209,7 +208,7 @@ def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -
     for reason, applies in reasons.items():
         if applies:
             raise EngineError(
-                f"steering is not possible here: {reason}. Change that, or switch steering off with {_OFF}"
+                f"steering is not possible here: {reason}. Change that, or switch steering off with {SWITCH_OFF}"
             )
 
 

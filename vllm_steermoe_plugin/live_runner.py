@@ -15,6 +15,7 @@ from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.runner_v1 import V1_METHODS, state_of
 from vllm_steermoe_plugin.runner_v2 import reports_to
+from vllm_steermoe_plugin.settings import SWITCH_OFF
 from vllm_steermoe_plugin.state import SteeringState
 
 _GUARD = "_steermoe_guard"
@@ -74,7 +75,7 @@ def check_live_runner(runner: Any, state: SteeringState, *, configured_v2: bool)
 def _wrong(runner: str, why: str) -> EngineError:
     return EngineError(
         f"steering would not reach the model runner {runner}: {why}. Use vLLM's own runner, or switch steering off "
-        'with --additional-config \'{"steermoe": {"enabled": false}}\''
+        f"with {SWITCH_OFF}"
     )
 
 

@@ -12,6 +12,8 @@ from expert_registry.errors import PolicyError
 from vllm_steermoe_plugin.request import SteeringRequest
 
 KEY = "steermoe"
+SWITCH_OFF = '--additional-config \'{"steermoe": {"enabled": false}}\''
+"""How an operator leaves a model to vLLM; errors at start say it."""
 
 
 class Settings(BaseModel):

@@ -106,21 +106,23 @@ def _scenarios(
         work: {name: [] for name in SCENARIOS} for work in ("prefill", "decode")
     }
     for turn in track(range(-1, rounds), "stock vLLM and the plugin in turn"):
-        works = {
-            # New prompts in each round, the same for all in it: nothing is found in a prefix cache.
-            "prefill": lambda: prefill(rng, VOCABULARY, requests=8, length=32 if quick else 256),
-            "decode": lambda: decode(rng, VOCABULARY, requests=REQUESTS, generated=4 if quick else 32),
-        }
-        for work, make in works.items():
+        for work, times in seconds.items():
             # Each scenario computes other prompts of the same size, so that none finds another's blocks.
             order = [*SCENARIOS[turn % 5 :], *SCENARIOS[: turn % 5]]
             for name in order:
                 engine = engines["stock" if name.startswith("stock") else "plugin"]
-                taken = engine.run(make(), steerings.get(name, []))
+                taken = engine.run(_work(work, rng, quick=quick), steerings.get(name, []))
                 # The first turn warms up.
                 if turn >= 0:
-                    seconds[work][name].append(taken)
+                    times[name].append(taken)
     return seconds
+
+
+def _work(kind: str, rng: random.Random, *, quick: bool) -> Work:
+    """New prompts each time, so that nothing is found in a prefix cache."""
+    if kind == "prefill":
+        return prefill(rng, VOCABULARY, requests=8, length=32 if quick else 256)
+    return decode(rng, VOCABULARY, requests=REQUESTS, generated=4 if quick else 32)
 
 
 def _against_released(

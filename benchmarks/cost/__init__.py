@@ -1,0 +1,1 @@
+"""What steering costs: stock vLLM and the plugin in turn."""
