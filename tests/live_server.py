@@ -1,13 +1,9 @@
-"""A real `steermoe serve` of the lab model on loopback, in processes of its own, and requests to it."""
+"""Requests to a real server of the lab model, which may die meanwhile."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from planted import planted_registry
+from served import running
 
 from vllm_steermoe_plugin import lab
 
@@ -62,30 +58,6 @@ class Served:
 @contextmanager
 def serving(folder: Path, settings: dict[str, Any], *arguments: str) -> Iterator[Served]:
     """A server with these settings of the plugin; it is ended at the end, if it has not ended before."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "STEERMOE_REGISTRY": str(planted_registry(folder / "registry"))}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    command = [sys.executable, "-m", "vllm_steermoe_plugin", "serve", lab.NAME, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--additional-config", json.dumps({"steermoe": settings}), *arguments]
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.5)
-        yield Served(f"http://127.0.0.1:{port}", process)
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=60)
+    additional = json.dumps({"steermoe": settings})
+    with running(folder, "--additional-config", additional, *arguments) as (url, process):
+        yield Served(url, process)

@@ -24,7 +24,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Base URL of a server with a registry of all planted rankings in `folder`; its log is `folder/log`."""
+    """Base URL of a server; see `running`."""
+    with running(folder, *arguments, environment=environment) as (url, _):
+        yield url
+
+
+@contextmanager
+def running(
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server with a registry of all planted rankings in `folder`, ended at the end if it has not ended before.
+
+    Its base URL and its process; its log is `folder/log`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -32,7 +44,7 @@ def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None
     variables.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     command = [sys.executable, "-m", "vllm_steermoe_plugin", "serve", lab.NAME, "--host", "127.0.0.1"]
     log = folder / "log"
-    with log.open("w") as output:
+    with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--port", str(port), *arguments],
             env=variables,
@@ -49,10 +61,14 @@ def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None
                     break
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=60)
 
 
 def call(
