@@ -34,7 +34,7 @@ import numpy as np
 from vllm import LLM, SamplingParams
 
 from benchmarks.random_olmoe import write_olmoe
-from benchmarks.released_procedure import count_one_at_a_time
+from benchmarks.released_procedure import count_one_at_a_time, prefill_one
 from expert_registry import Ranking, Recommended
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.detect import Behaviour, detect
@@ -86,12 +86,6 @@ def plain(engine: LLM, texts: list[str]) -> None:
     """Prefill texts as anybody would; one token must be generated."""
     params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
     engine.generate(texts, params, use_tqdm=False)
-
-
-def prefill_one(engine: LLM, token_ids: list[int]) -> None:
-    """One text alone, as the released procedure hands it over."""
-    prompt: Any = {"prompt_token_ids": token_ids}
-    engine.generate([prompt], SamplingParams(max_tokens=1, temperature=0.0), use_tqdm=False)
 
 
 def seconds(work: Callable[[], Any]) -> float:

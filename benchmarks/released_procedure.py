@@ -42,6 +42,12 @@ class LogitsDump:
             handle.remove()
 
 
+def prefill_one(engine: LLM, token_ids: list[int]) -> None:
+    """One text alone; one token must be generated."""
+    prompt: Any = {"prompt_token_ids": token_ids}
+    engine.generate([prompt], SamplingParams(max_tokens=1, temperature=0.0), use_tqdm=False)
+
+
 def count_one_at_a_time(
     engine: LLM, texts: Sequence[tuple[int, TokenSpan]], layers: int, experts: int, top_k: int, folder: Path
 ) -> tuple[np.ndarray, list[int]]:
@@ -51,8 +57,7 @@ def count_one_at_a_time(
     dump = LogitsDump(engine, folder)
     try:
         for side, span in texts:
-            prompt: Any = {"prompt_token_ids": list(span.token_ids)}
-            engine.generate([prompt], SamplingParams(max_tokens=1, temperature=0.0), use_tqdm=False)
+            prefill_one(engine, list(span.token_ids))
             counted = [position for start, stop in span.ranges for position in range(start, stop)]
             tokens[side - 1] += len(counted)
             for layer in range(layers):

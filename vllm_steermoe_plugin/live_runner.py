@@ -13,7 +13,8 @@ import torch
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.runner_v1 import V1_METHODS, state_of
+from vllm_steermoe_plugin.runner_state import state_of
+from vllm_steermoe_plugin.runner_v1 import V1_METHODS
 from vllm_steermoe_plugin.runner_v2 import reports_to
 from vllm_steermoe_plugin.settings import SWITCH_OFF
 from vllm_steermoe_plugin.state import SteeringState

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from expert_registry import Registry
 from expert_registry.errors import RequestError
 from expert_registry.ranking import RankedExpert
-from expert_registry.registry import Found
 from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.pinned_rankings import PinnedRankings
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import Named, SteeringRequest
 from vllm_steermoe_plugin.rules import compile_rules
 from vllm_steermoe_plugin.selection import select_experts
-
-
-class Rankings(Protocol):
-    """Where rankings are found: a `Registry`, or the rankings that a server has used so far."""
-
-    def find(
-        self,
-        models: Sequence[str],
-        behaviour: str,
-        *,
-        version: int | None = None,
-        shape: MoEShape | None = None,
-        base_model: str | None = None,
-    ) -> Found:
-        """See `Registry.find`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +48,7 @@ def resolve(
     request: SteeringRequest,
     models: Sequence[str],
     shape: MoEShape,
-    registry: Rankings,
+    registry: Registry | PinnedRankings,
     base_model: str | None = None,
     loaded: Sequence[Resolved] = (),
 ) -> Resolved | None:
@@ -74,7 +58,7 @@ def resolve(
         request: as parsed.
         models: names of the served model, for the registry.
         shape: of the served model; the profile is compiled for it once, so that errors come here.
-        registry: where rankings are.
+        registry: where rankings are, or those that a server has used so far.
         base_model: of which the served model is a fine-tune, and whose rankings may be used as well.
         loaded: the profiles that `request.profiles` names, in that order.
 
@@ -96,7 +80,7 @@ def resolve(
 
 
 def _resolve_named(
-    part: Named, models: Sequence[str], shape: MoEShape, registry: Rankings, base_model: str | None
+    part: Named, models: Sequence[str], shape: MoEShape, registry: Registry | PinnedRankings, base_model: str | None
 ) -> Resolved:
     found = registry.find(models, part.behaviour, version=part.version, shape=shape, base_model=base_model)
     card = found.ranking.card

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.runner_state import state_of
 from vllm_steermoe_plugin.state import BatchRow, SteeringState
 
-_STATE = "steermoe_state"
 V1_METHODS = ("_prepare_inputs", "_dummy_run")
 """The methods of the runner that are wrapped."""
 
@@ -65,12 +65,3 @@ def begin_v1_step(state: SteeringState, runner: Any, scheduler_output: Any, num_
             for index, request_id in enumerate(batch.req_ids)
         ]
     )
-
-
-def state_of(runner: Any) -> SteeringState | None:
-    """The steering state of a runner's model; None if it is not one of ours or steering is off."""
-    if not hasattr(runner, _STATE):
-        states = [module.steering_state for module in runner.get_model().modules() if hasattr(module, "steering_state")]
-        setattr(runner, _STATE, states[0] if states else None)
-    state: SteeringState | None = getattr(runner, _STATE)
-    return state

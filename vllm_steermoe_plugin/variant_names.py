@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.vllm_internals import vllm_version
+from vllm_steermoe_plugin.vllm_internals import MODEL_REGISTRY, PACKAGE, vllm_version
 
 VARIANTS = "vllm_steermoe_plugin.variants"
 """The module of the variant classes."""
@@ -31,9 +30,9 @@ def architecture_of(name: str) -> str | None:
 
 def registered_elsewhere(architecture: str) -> str | None:
     """The module of the class that vLLM would build, if it is neither vLLM's own nor a variant; else None."""
-    registered = vllm.MODEL_REGISTRY.load().models.get(architecture)
+    registered = MODEL_REGISTRY.load().models.get(architecture)
     if registered is None:
         return None
     # Registered by a string or as a class.
     module: str = getattr(registered, "module_name", None) or registered.model_cls.__module__
-    return None if module == VARIANTS or module.startswith(vllm.PACKAGE) else module
+    return None if module == VARIANTS or module.startswith(PACKAGE) else module
