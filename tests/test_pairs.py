@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from vllm_steermoe_plugin.pairs import MAX_LINE, ChatMessage, PairsError, PairSet, Side, read_pairs
-from vllm_steermoe_plugin.spans import TokenSpan, balanced, encode_side
+from vllm_steermoe_plugin.spans import TokenSpan, balanced, encode_side, encode_sides
 
 ALPHABET = sorted("abcdefghijklmnopqrstuvwxyz .,:?!<|>_\n0123456789")
 MERGES = [(" ", "b"), ("a", "b")]
@@ -203,6 +204,25 @@ def test_a_span_that_is_not_there_is_refused_by_the_pair(tokenizer: Any, side: S
     with pytest.raises(PairsError, match=names) as caught:
         encode_side(side, tokenizer, "pairs.jsonl, line 7, side 2")
     assert str(caught.value).startswith("pairs.jsonl, line 7, side 2: ")
+
+
+def test_many_sides_at_once_are_as_one_at_a_time(tokenizer: Any) -> None:
+    sides = [
+        chat(("user", "one"), ("assistant", "two")),
+        Side(None, "yes no yes", "no"),
+        Side(None, "one", "two"),
+        Side(None, "", None),
+        chat(("user", "yes"), ("assistant", "no no")),
+    ]
+    together = encode_sides([(side, f"line {n}") for n, side in enumerate(sides)], tokenizer)
+    for n, side in enumerate(sides):
+        if isinstance(together[n], TokenSpan):
+            assert encode_side(side, tokenizer, f"line {n}") == together[n]
+        else:
+            with pytest.raises(PairsError, match=re.escape(str(together[n]))):
+                encode_side(side, tokenizer, f"line {n}")
+    assert [isinstance(each, TokenSpan) for each in together] == [True, True, False, False, True]
+    assert encode_sides([], tokenizer) == []
 
 
 def test_an_answer_that_the_template_changes_is_refused_rather_than_guessed(tokenizer: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expert_registry import DataRef, ExampleSums, ModelRef, Ranking, RankingCard, Recommended, rank_experts
 from expert_registry.errors import EngineError
@@ -19,7 +19,7 @@ from vllm_steermoe_plugin.engine import count_groups
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, Encoded, count_pairs, encode_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
-from vllm_steermoe_plugin.resume import Progress, digest_of
+from vllm_steermoe_plugin.resume import Checkpoint, Progress, digest_of
 from vllm_steermoe_plugin.spans import SPAN_RULE
 from vllm_steermoe_plugin.versions import tool_versions
 
@@ -104,23 +104,14 @@ def detect(
         )
     sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
     progress = Progress(sums, list(pairs.skipped))
-    digest = digest_of(
-        model_id,
-        revision or revision_of(model_id),
-        config.model,
-        config.dtype,
-        shape,
-        # Not only the file's hash: how its lines are read depends on more than the file.
-        [hashlib.sha256(repr(pair).encode()).digest() for pair in pairs.pairs],
-        options.balance,
-        options.permutations,
-        options.seed,
-        options.skip_bad,
-    )
-    if options.checkpoint is not None and progress.resume(options.checkpoint, digest):
-        options.report(f"going on from {options.checkpoint}: {progress.done} of {len(pairs.pairs)} pairs are counted")
+    checkpoint = None
+    if options.checkpoint is not None:
+        digest = _digest(model_id, revision or revision_of(model_id), config, shape, pairs, options)
+        checkpoint = Checkpoint(options.checkpoint, digest, options.checkpoint_every)
+        if progress.resume(checkpoint):
+            options.report(f"going on from {checkpoint.path}: {progress.done} of {len(pairs.pairs)} pairs are counted")
     engine.collective_rpc("steermoe_reset_counts")
-    stopped = _count_all(engine, shape, pairs, progress, digest, groups // SIDES, options, behaviour.name)
+    stopped = _count_all(engine, shape, pairs, progress, checkpoint, groups // SIDES, options, behaviour.name)
     if not sums.examples:
         raise PairsError(f"{pairs.name}: no pair is left to count; the first bad one: {progress.skipped[0]}")
     counts = sums.counts(shape.layers)
@@ -153,9 +144,18 @@ def detect(
         license=behaviour.license,
         note=" ".join(notes),
     )
-    if options.checkpoint is not None:
-        options.checkpoint.unlink(missing_ok=True)
+    if checkpoint is not None:
+        checkpoint.path.unlink(missing_ok=True)
     return Ranking(counts, card, sums.summary())
+
+
+def _digest(
+    model_id: str, revision: str, config: Any, shape: MoEShape, pairs: PairSet, options: DetectionOptions
+) -> str:
+    # Not only the file's hash: how its lines are read depends on more than the file.
+    read = [hashlib.sha256(repr(pair).encode()).digest() for pair in pairs.pairs]
+    asked = (options.balance, options.permutations, options.seed, options.skip_bad)
+    return digest_of(model_id, revision, config.model, config.dtype, shape, read, *asked)
 
 
 def _count_all(
@@ -163,7 +163,7 @@ def _count_all(
     shape: MoEShape,
     pairs: PairSet,
     progress: Progress,
-    digest: str,
+    checkpoint: Checkpoint | None,
     chunk: int,
     options: DetectionOptions,
     name: str,
@@ -190,8 +190,8 @@ def _count_all(
             selections, tokens = count_pairs(engine, shape, encoded) if encoded else (None, None)
             if adding is not None:
                 adding.result()
-                if options.checkpoint is not None:
-                    progress.save(options.checkpoint, digest, options.checkpoint_every)
+                if checkpoint is not None:
+                    progress.save(checkpoint)
             numbers = [number for number, _, _ in encoded]
             adding = beside.submit(progress.add, done, numbers, selections, tokens, skipped, merged)
             if options.stop_when_stable is not None:

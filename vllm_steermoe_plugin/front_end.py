@@ -32,11 +32,13 @@ class Prepared:
         salt: what must go into the prefix cache's key, or None for a request that vLLM
             computes as without the plugin.
         by_phase: whether prompt and generated tokens are steered differently.
+        counted: the prompt's positions that are counted, if any.
     """
 
     extra_args: dict[str, object]
     salt: str | None
     by_phase: bool = False
+    counted: CountedSpans | None = None
 
     def salt_for(self, prompt_tokens: int) -> str | None:
         """The salt, given the prompt's length.
@@ -105,15 +107,17 @@ class FrontEnd:
         if not named and resolved is None:
             return None
         salts = []
+        counted = None
         if resolved is not None:
             args[STEER_KEY] = resolved.text
             salts.append(resolved.digest)
         if count is not None:
-            args[COUNT_KEY] = self._counted(count).to_json()
+            counted = self._counted(count)
+            args[COUNT_KEY] = count
             # A token found in the prefix cache is not routed again, so it would not be counted.
             salts.append(f"count-{uuid.uuid4().hex}")
         by_phase = resolved is not None and resolved.profile.phase != "both"
-        return Prepared(args, SALT_PREFIX + "+".join(salts) if salts else None, by_phase)
+        return Prepared(args, SALT_PREFIX + "+".join(salts) if salts else None, by_phase, counted)
 
     def _steering(self, asked: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""
@@ -136,13 +140,11 @@ class FrontEnd:
     @staticmethod
     def check_length(prepared: Prepared, prompt_token_ids: Sequence[int] | None) -> None:
         """Raise RequestError if tokens are to be counted that are not in the prompt."""
-        counted = prepared.extra_args.get(COUNT_KEY)
-        if counted is not None:
-            stop = CountedSpans.from_json(counted).ranges[-1][1]
-            if stop > len(prompt_token_ids or ()):
-                raise RequestError(
-                    f"counted positions end at {stop}, after the prompt's {len(prompt_token_ids or ())} tokens"
-                )
+        stop = prepared.counted.ranges[-1][1] if prepared.counted is not None else 0
+        if stop > len(prompt_token_ids or ()):
+            raise RequestError(
+                f"counted positions end at {stop}, after the prompt's {len(prompt_token_ids or ())} tokens"
+            )
 
 
 def compose_salt(salt: str | None, user_salt: str | None) -> str | None:

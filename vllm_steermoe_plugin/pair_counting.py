@@ -13,7 +13,7 @@ from vllm_steermoe_plugin.counting import CountedSpans
 from vllm_steermoe_plugin.engine import take_counts
 from vllm_steermoe_plugin.pairs import ContrastivePair, PairsError
 from vllm_steermoe_plugin.request import NONE
-from vllm_steermoe_plugin.spans import TokenSpan, balanced, encode_side
+from vllm_steermoe_plugin.spans import TokenSpan, balanced, encode_sides
 from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
 
 if TYPE_CHECKING:
@@ -45,13 +45,19 @@ def encode_pairs(
     """
     tokenizer = engine.get_tokenizer()
     limit = engine.llm_engine.vllm_config.model_config.max_model_len
+    sides = [
+        (side, f"{pair.origin}, side {which}")
+        for pair in part
+        for which, side in enumerate((pair.side_1, pair.side_2), start=1)
+    ]
+    spans = zip(encode_sides(sides, tokenizer), sides, strict=True)
     encoded: list[Encoded] = []
     skipped = []
     merged = 0
-    for number, pair in enumerate(part, start=first):
+    for number in range(first, first + len(part)):
+        both = next(spans), next(spans)
         try:
-            one = _side(pair, 1, tokenizer, limit)
-            two = _side(pair, 2, tokenizer, limit)
+            one, two = (_fitting(span, limit, origin) for span, (_, origin) in both)
         except PairsError as error:
             if not skip_bad:
                 raise
@@ -62,9 +68,9 @@ def encode_pairs(
     return encoded, skipped, merged
 
 
-def _side(pair: ContrastivePair, number: int, tokenizer: Any, limit: int) -> TokenSpan:
-    origin = f"{pair.origin}, side {number}"
-    span = encode_side(pair.side_1 if number == 1 else pair.side_2, tokenizer, origin)
+def _fitting(span: TokenSpan | PairsError, limit: int, origin: str) -> TokenSpan:
+    if isinstance(span, PairsError):
+        raise span
     if len(span.token_ids) >= limit:
         raise PairsError(
             f"{origin}: {len(span.token_ids)} tokens, but the context holds {limit} with the one that is generated"

@@ -30,6 +30,21 @@ def digest_of(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a detection's progress is kept.
+
+    Attributes:
+        path: of the file.
+        digest: of the detection, see `digest_of`.
+        every: seconds between two writings.
+    """
+
+    path: Path
+    digest: str
+    every: float
+
+
 @dataclass(slots=True)
 class Progress:
     """What was counted so far.
@@ -63,28 +78,29 @@ class Progress:
         self.merged += merged
         self.done = done
 
-    def save(self, path: Path, digest: str, every: float) -> None:
-        """Write all of it at once, unless that was done less than `every` seconds ago.
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write all of it at once, unless that was done too short a time ago.
 
         Sums and number of pairs are in one file that replaces the one before, so a kill at any moment
         leaves both of the same moment and nothing is counted twice.
         """
-        if time.monotonic() - self._saved < every:
+        if time.monotonic() - self._saved < checkpoint.every:
             return
-        state = {"digest": digest, "done": self.done, "merged": self.merged, "skipped": self.skipped}
+        state = {"digest": checkpoint.digest, "done": self.done, "merged": self.merged, "skipped": self.skipped}
         data = save(self.sums.tensors(), metadata={_KEY: json.dumps(state)})
         try:
-            write_atomic(path, data, overwrite=True)
+            write_atomic(checkpoint.path, data, overwrite=True)
         except RankingFormatError as error:
             raise ResumeError(str(error)) from None
         self._saved = time.monotonic()
 
-    def resume(self, path: Path, digest: str) -> bool:
-        """Take up what a file holds; False if there is none.
+    def resume(self, checkpoint: Checkpoint) -> bool:
+        """Take up what the file holds; False if there is none.
 
         Raises:
             ResumeError: it is damaged, or of another detection.
         """
+        path = checkpoint.path
         if not path.exists():
             return False
         advice = "remove it to start anew"
@@ -99,7 +115,7 @@ class Progress:
             if isinstance(error, ResumeError):
                 raise
             raise ResumeError(f"{path} is not a file of progress ({error}); {advice}") from None
-        if found != digest:
+        if found != checkpoint.digest:
             raise ResumeError(
                 f"{path} belongs to a detection with another model, other pairs or other options; {advice}"
             )

@@ -56,28 +56,53 @@ class TokenSpan:
 
 
 def encode_side(side: Side, tokenizer: Any, origin: str) -> TokenSpan:
-    """Render, tokenise and find the counted span of one side.
+    """Render, tokenise and find the counted span of one side; see `encode_sides`.
+
+    Raises:
+        PairsError: the span is not found or holds no token.
+    """
+    (encoded,) = encode_sides([(side, origin)], tokenizer)
+    if isinstance(encoded, PairsError):
+        raise encoded
+    return encoded
+
+
+def encode_sides(sides: Sequence[tuple[Side, str]], tokenizer: Any) -> list[TokenSpan | PairsError]:
+    """Render, tokenise and find the counted spans of many sides at once.
 
     A token counts if any of its characters lies in the span, so a token that merges
     across the boundary counts.
 
     Args:
-        side: what to encode.
+        sides: each with the origin that names it in errors.
         tokenizer: a fast Hugging Face tokenizer (it must give character offsets).
-        origin: names the pair in errors.
 
-    Raises:
-        PairsError: the span is not found or holds no token.
+    Returns:
+        For each side its tokens, or why it has none that count: a span is not found, or holds no token.
     """
-    text, spans = _characters(side, tokenizer, origin)
-    # A chat template writes the special tokens itself; without one they are added as to any text.
-    special = side.messages is None or not tokenizer.chat_template
-    encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-    ranges, merged = _positions(encoding["offset_mapping"], spans)
-    if not ranges:
-        shown = "".join(text[start:stop] for start, stop in spans)
-        raise PairsError(f"{origin}: the counted span {shown!r:.60} holds no token")
-    return TokenSpan(tuple(encoding["input_ids"]), ranges, merged)
+    found: dict[int, TokenSpan | PairsError] = {}
+    texts: dict[bool, list[tuple[int, str, Ranges]]] = {True: [], False: []}
+    for place, (side, origin) in enumerate(sides):
+        try:
+            text, spans = _characters(side, tokenizer, origin)
+        except PairsError as error:
+            found[place] = error
+            continue
+        # A chat template writes the special tokens itself; without one they are added as to any text.
+        texts[side.messages is None or not tokenizer.chat_template].append((place, text, spans))
+    for special, some in texts.items():
+        if not some:
+            continue
+        # All in one call: the tokenizer then leaves Python alone for as long, and so the engine beside it.
+        encoding = tokenizer([text for _, text, _ in some], add_special_tokens=special, return_offsets_mapping=True)
+        for row, (place, text, spans) in enumerate(some):
+            ranges, merged = _positions(encoding["offset_mapping"][row], spans)
+            if ranges:
+                found[place] = TokenSpan(tuple(encoding["input_ids"][row]), ranges, merged)
+            else:
+                shown = "".join(text[start:stop] for start, stop in spans)
+                found[place] = PairsError(f"{sides[place][1]}: the counted span {shown!r:.60} holds no token")
+    return [found[place] for place in range(len(sides))]
 
 
 def balanced(one: TokenSpan, other: TokenSpan) -> tuple[TokenSpan, TokenSpan]:
