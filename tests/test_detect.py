@@ -20,7 +20,7 @@ from vllm_steermoe_plugin.engine import read_counts
 from vllm_steermoe_plugin.lab.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
-from vllm_steermoe_plugin.pairs import PairsError, PairSet, read_pairs
+from vllm_steermoe_plugin.pairs import ContrastivePair, PairsError, PairSet, Side, read_pairs
 from vllm_steermoe_plugin.recipes import lab_recipe
 from vllm_steermoe_plugin.spans import encode_side
 from vllm_steermoe_plugin.state import COUNT_KEY
@@ -68,11 +68,47 @@ def test_chunked_prefill_and_a_warm_prefix_cache_count_the_same(engine: Any, eng
         dtype="float32",
         max_num_batched_tokens=32,
         max_num_seqs=4,
+        block_size=32,
     )
     for _ in range(2):
         again = detect(chunked, lab.NAME, pairs, BEHAVIOUR)
         np.testing.assert_array_equal(again.counts.activations_1, whole.counts.activations_1)
         np.testing.assert_array_equal(again.counts.activations_2, whole.counts.activations_2)
+
+
+def test_what_comes_before_the_counted_tokens_is_found_in_the_prefix_cache(
+    engine: Any, engines: Callable[..., Any]
+) -> None:
+    """Documents with several questions each: the document is computed once, and each question is counted."""
+    documents = [f"{i} " * 40 + "." for i in range(3)]
+    pairs = PairSet(
+        "made",
+        "0" * 64,
+        tuple(
+            ContrastivePair(Side(None, f"{text} {question}", question), Side(None, question, None), "here")
+            for text in documents
+            for question in (8 * "Count to 4. ", 9 * "Which numbers run from 1 to 3? ", 8 * "Count to 4. ")
+        ),
+    )
+    expected = detect(engine, lab.NAME, pairs, BEHAVIOUR)
+    cached = engines(
+        lab.NAME,
+        {"count_groups": 8},
+        enable_prefix_caching=True,
+        dtype="float32",
+        block_size=32,
+        disable_log_stats=False,
+    )
+
+    def hits() -> float:
+        return sum(m.value for m in cached.get_metrics() if m.name == "vllm:prefix_cache_hits")
+
+    for least in (3 * 2 * 32, 3 * 3 * 32):
+        before = hits()
+        found = detect(cached, lab.NAME, pairs, BEHAVIOUR)
+        assert hits() - before >= least
+        np.testing.assert_array_equal(found.counts.activations_1, expected.counts.activations_1)
+        np.testing.assert_array_equal(found.counts.activations_2, expected.counts.activations_2)
 
 
 def test_preempted_requests_count_once(engine: Any, tight: Any) -> None:

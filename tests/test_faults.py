@@ -37,7 +37,7 @@ from vllm_steermoe_plugin.engine import read_counts
 from vllm_steermoe_plugin.front_end import FrontEnd, Prepared
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY, SteeringState
+from vllm_steermoe_plugin.state import COUNT_KEY, SHARED_KEY, STEER_KEY, SteeringState
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]
@@ -266,7 +266,8 @@ def test_hostile_arguments_are_refused_or_fit_a_worker(
     asked = extra_args.get(STEER_KEY)
     # Nothing but null and `none` may go on unsteered.
     assert steered or asked is None or (isinstance(asked, str) and asked.strip() == "none")
-    assert (prepared.salt is not None) == (not state.idle)
+    assert (prepared.salt is not None) == steered
+    assert (SHARED_KEY in prepared.extra_args) == (COUNT_KEY in prepared.extra_args)
 
 
 @pytest.mark.parametrize("length", [1 << 10, 1 << 20, (1 << 20) + 1, 1 << 23])

@@ -20,7 +20,7 @@ from vllm_steermoe_plugin.front_end import SALT_PREFIX, FrontEnd, Prepared, comp
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.selection import select_experts
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY, SteeringState
+from vllm_steermoe_plugin.state import COUNT_KEY, SHARED_KEY, STEER_KEY, SteeringState
 
 MODEL = "org/Tiny-MoE"
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)
@@ -170,16 +170,29 @@ def test_equal_steering_has_an_equal_salt_and_other_steering_another(registry: R
     assert len(set(salts)) == len(others) and all(salt and salt.startswith(SALT_PREFIX) for salt in salts)
 
 
-def test_each_counted_request_has_a_salt_of_its_own(registry: Registry) -> None:
+def test_each_counted_request_has_a_text_of_its_own_from_its_first_counted_token_on(registry: Registry) -> None:
     there = front_end(registry, Settings(count_groups=2))
     args: dict[str, object] = {COUNT_KEY: SPANS.to_json()}
     prepared = [
         there.prepare(extra) for extra in [args, args, args | {STEER_KEY: "digits"}, args | {STEER_KEY: "none"}]
     ]
-    assert len({one.salt for one in prepared if one}) == 4
-    assert prepared[0] is not None and prepared[0].extra_args == args
+    shared: list[Any] = [one.extra_args[SHARED_KEY] for one in prepared if one]
+    assert [first for first, _ in shared] == 4 * [SPANS.ranges[0][0]] and len({own for _, own in shared}) == 4
+    # What comes before is another's too, if that is steered alike.
+    steered = there.prepare({STEER_KEY: "digits"})
+    assert [one.salt for one in prepared if one] == [None, None, steered and steered.salt, None]
+    assert prepared[0] is not None and prepared[0].extra_args == args | {SHARED_KEY: shared[0]}
     assert admitted(prepared[0].extra_args).steered_requests == 0
-    assert profile_in(prepared[2]) == profile_in(there.prepare({STEER_KEY: "digits"}))
+    assert profile_in(prepared[2]) == profile_in(steered)
+
+
+@pytest.mark.parametrize("value", [None, [0, "mine"], "x"])
+@pytest.mark.parametrize("more", [{}, {COUNT_KEY: SPANS.to_json()}, {STEER_KEY: "none"}])
+def test_what_the_plugin_writes_is_not_taken_from_a_caller(
+    registry: Registry, value: object, more: dict[str, object]
+) -> None:
+    with pytest.raises(RequestError, match="written by the plugin"):
+        front_end(registry, Settings(count_groups=2)).prepare({SHARED_KEY: value} | more)
 
 
 def test_the_users_salt_is_joined_to_ours() -> None:
@@ -205,7 +218,7 @@ def test_every_salt_is_one_that_vllm_takes_from_a_user(
     args = ({STEER_KEY: text} if text else {}) | ({COUNT_KEY: SPANS.to_json()} if counted else {})
     prepared = front_end(registry, Settings(count_groups=2)).prepare(args)
     salt = prepared.salt_for(131_072) if prepared is not None else None
-    assert (salt is None) == (not args)
+    assert (salt is None) == (text is None)
     validate_cache_salt(compose_salt(salt, user_salt))
 
 

@@ -163,7 +163,7 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
             # Pooling parameters have no extra_args; a default that steers generation does not concern them.
             extra_args = getattr(params, "extra_args", None)
             prepared = front_end.prepare(extra_args) if hasattr(params, "extra_args") else None
-            if kwargs.get("resumable") and prepared is not None and prepared.salt is not None:
+            if kwargs.get("resumable") and prepared is not None and (prepared.salt or prepared.counted):
                 # vLLM keeps the salt of the first piece and takes the steering of each: cached blocks would be wrong
                 # for whoever finds them if the two differ, as after a profile was replaced.
                 raise EngineError("a request whose input comes in pieces cannot be steered or counted; send it whole")

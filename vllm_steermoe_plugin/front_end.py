@@ -18,7 +18,7 @@ from vllm_steermoe_plugin.request import parse_request
 from vllm_steermoe_plugin.resolve import Resolved
 from vllm_steermoe_plugin.resolver import Resolver
 from vllm_steermoe_plugin.settings import Settings, check_policy
-from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+from vllm_steermoe_plugin.state import COUNT_KEY, SHARED_KEY, STEER_KEY
 
 SALT_PREFIX = "steermoe:"
 
@@ -28,7 +28,7 @@ class Prepared:
     """How a request goes on.
 
     Attributes:
-        extra_args: for the worker; steering stands in it as canonical JSON.
+        extra_args: for the engine's core and the worker; steering stands in it as canonical JSON.
         salt: what must go into the prefix cache's key, or None for a request that vLLM
             computes as without the plugin.
         by_phase: whether prompt and generated tokens are steered differently.
@@ -101,23 +101,21 @@ class FrontEnd:
             SteerMoEError: it cannot be applied exactly, or is not allowed.
         """
         args = dict(extra_args or {})
+        if SHARED_KEY in args:
+            raise RequestError(f"{SHARED_KEY!r} is written by the plugin itself; leave it out")
         named = STEER_KEY in args or COUNT_KEY in args
         steer, count = args.pop(STEER_KEY, None), args.pop(COUNT_KEY, None)
         resolved = self._steering(steer)
         if not named and resolved is None:
             return None
-        salts = []
         counted = None
         if resolved is not None:
             args[STEER_KEY] = resolved.text
-            salts.append(resolved.digest)
         if count is not None:
             counted = self._counted(count)
-            args[COUNT_KEY] = count
-            # A token found in the prefix cache is not routed again, so it would not be counted.
-            salts.append(f"count-{uuid.uuid4().hex}")
+            args |= {COUNT_KEY: count, SHARED_KEY: [counted.ranges[0][0], uuid.uuid4().hex]}
         by_phase = resolved is not None and resolved.profile.phase != "both"
-        return Prepared(args, SALT_PREFIX + "+".join(salts) if salts else None, by_phase, counted)
+        return Prepared(args, SALT_PREFIX + resolved.digest if resolved is not None else None, by_phase, counted)
 
     def _steering(self, asked: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""

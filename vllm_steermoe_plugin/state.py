@@ -35,6 +35,8 @@ STEER_KEY = "steermoe"
 """Key of a request's profile in `SamplingParams.extra_args`, as JSON when it reaches a worker."""
 COUNT_KEY = "steermoe_count"
 """Key of a request's counted spans, likewise."""
+SHARED_KEY = "steermoe_shared"
+"""Key that the front end writes for a counted request: `[first counted position, a text no other request has]`."""
 
 
 class BatchRow(NamedTuple):

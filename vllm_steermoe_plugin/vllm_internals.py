@@ -34,7 +34,7 @@ class Internal:
     """One touched symbol.
 
     Attributes:
-        path: `module:attribute[.attribute]`.
+        path: `module:attribute[.attribute]`, or a whole module.
         why: what we use it for.
         parameters: names that its signature must begin with; None if it is not called by position.
     """
@@ -57,7 +57,7 @@ class Internal:
         module, _, attributes = self.path.partition(":")
         try:
             value: Any = importlib.import_module(module)
-            for attribute in attributes.split("."):
+            for attribute in attributes.split(".") if attributes else ():
                 value = getattr(value, attribute)
         except (ImportError, AttributeError) as error:
             raise EngineError(
@@ -142,6 +142,13 @@ INIT_STATE = Internal(
 )
 API_PROCESSES = Internal(
     "vllm.config:ParallelConfig._api_process_count", "know whether several front-end processes must agree"
+)
+KV_CACHE_UTILS = Internal("vllm.v1.core.kv_cache_utils", "own the function below")
+BLOCK_KEYS = Internal(
+    KV_CACHE_UTILS.path + ":generate_block_hash_extra_keys",
+    "let a counted request find in the prefix cache what comes before its first counted token, and no more (wrapped; "
+    "the function that hashes a request's blocks calls it by its name in the module; reads sampling_params)",
+    ("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
 )
 V1_RUNNER = Internal("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "own the two methods below")
 V1_PREPARE_INPUTS = Internal(
@@ -269,15 +276,15 @@ def check_ledger() -> None:
 
 
 def wrap_once(owner: Internal, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace method `name` of class `owner` by `make(original)`; a second call does nothing.
+    """Replace method or function `name` of class or module `owner` by `make(original)`; a second call does nothing.
 
     Plugins may be loaded more than once in a process; wrapping twice would steer twice.
     """
-    cls = owner.load()
-    original = getattr(cls, name)
+    place = owner.load()
+    original = getattr(place, name)
     if getattr(original, SENTINEL, False):
         return
     # `wraps` keeps the signature, which callers and this file inspect.
     replacement = functools.wraps(original)(make(original))
     setattr(replacement, SENTINEL, True)
-    setattr(cls, name, replacement)
+    setattr(place, name, replacement)

@@ -1,0 +1,35 @@
+"""A counted request shares its prompt's cached blocks with others, up to the first token that counts.
+
+A token found in vLLM's prefix cache is not routed again, so it would not be counted. From the block of the first
+counted token on, a block's key therefore has a part that no other request has; the blocks before it (a document that
+many questions share, a chat's beginning that both sides of a pair share) are found and left as they would be without
+counting. vLLM chains the keys, so one such block is enough.
+
+The front end says where; here, in the engine's core, the key gets its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.state import SHARED_KEY
+
+
+def install_block_keys() -> None:
+    """Wrap vLLM's function, once per process."""
+    vllm.BLOCK_KEYS.load()
+    vllm.wrap_once(vllm.KV_CACHE_UTILS, "generate_block_hash_extra_keys", _block_keys)
+
+
+def _block_keys(original: Callable[..., Any]) -> Callable[..., Any]:
+    def block_keys(request: Any, start: int, end: int, *args: Any) -> tuple[tuple[Any, ...] | None, int]:
+        keys, following = original(request, start, end, *args)
+        params = request.sampling_params
+        shared = params.extra_args.get(SHARED_KEY) if params is not None and params.extra_args else None
+        if shared is not None and start <= shared[0] < end:
+            keys = (*(keys or ()), (SHARED_KEY, shared[1]))
+        return keys, following
+
+    return block_keys
