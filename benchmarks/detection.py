@@ -1,6 +1,7 @@
 """How fast detection is: against plain prefill of the same texts, and against the released procedure.
 
-    python -m benchmarks.detection [--model lab|olmoe|deep] [--pairs N] [--rounds N] [--released N]
+    python -m benchmarks.detection [--model lab|olmoe|deep] [--texts chats|documents] [--pairs N] [--rounds N]
+        [--released N]
 
 Rounds are interleaved, so that a busy machine slows all of them alike; ratios are taken round by round.
 """
@@ -33,16 +34,16 @@ from typing import Any
 import numpy as np
 from vllm import LLM, SamplingParams
 
+from benchmarks import detection_texts
 from benchmarks.random_olmoe import write_olmoe
 from benchmarks.released_procedure import count_one_at_a_time, prefill_one
 from expert_registry import Ranking, Recommended
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.detect import Behaviour, detect
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.lab import world
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.pairs import PairSet
-from vllm_steermoe_plugin.spans import encode_side
+from vllm_steermoe_plugin.spans import TokenSpan, encode_side
 
 BEHAVIOUR = Behaviour("speed", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 OPTIONS: dict[str, Any] = {
@@ -63,32 +64,16 @@ SIZES = {
 }
 
 
-def long_pairs(number: int, joined: int) -> PairSet:
-    """Pairs of chats whose messages are `joined` of the lab's, one after the other; the answers count."""
-    drawn = [pair for name in world.BEHAVIOURS for pair in world.pairs(name, "detection", seed=0, n=24)]
-    chats = []
-    for i in range(number):
-        some = [drawn[(i * joined + j * 7) % len(drawn)] for j in range(joined)]
-        one, two = ([m for pair in some for m in side(pair) if m["role"] != "system"] for side in (_one, _two))
-        chats.append((one, two))
-    return PairSet.from_messages("made for speed", chats)
-
-
-def _one(pair: world.Pair) -> list[world.Message]:
-    return pair.messages_1
-
-
-def _two(pair: world.Pair) -> list[world.Message]:
-    return pair.messages_2
-
-
 def plain(engine: LLM, texts: list[str]) -> None:
     """Prefill texts as anybody would; one token must be generated."""
     params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
     engine.generate(texts, params, use_tqdm=False)
 
 
-def seconds(work: Callable[[], Any]) -> float:
+def seconds(work: Callable[[], Any], *engines: LLM) -> float:
+    """How long it takes; the prefix caches of the engines are emptied before."""
+    for engine in engines:
+        engine.reset_prefix_cache()
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -102,16 +87,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("lab", *SIZES), default="olmoe")
     parser.add_argument("--pairs", type=int, default=256)
-    parser.add_argument("--joined", type=int, default=3, help="lab chats joined to one text")
+    parser.add_argument("--texts", choices=("chats", "documents"), default="chats")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--released", type=int, default=16, help="pairs for the released procedure, which is slow")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = lab.NAME if asked.model == "lab" else str(write_olmoe(folder / "model", **SIZES[asked.model]))
-        pairs = long_pairs(asked.pairs, asked.joined)
-        counting = start_engine(model, {"count_groups": COUNT_GROUPS}, **OPTIONS)
-        without = start_engine(model, {"enabled": False}, **OPTIONS)
+        if asked.texts == "chats":
+            pairs = detection_texts.chats(asked.pairs, joined=3)
+            options = OPTIONS
+        else:
+            pairs = detection_texts.documents(asked.pairs, questions=5, words=130)
+            options = {**OPTIONS, "enable_prefix_caching": True, "block_size": 32}
+        counting = start_engine(model, {"count_groups": COUNT_GROUPS}, **options)
+        without = start_engine(model, {"enabled": False}, **options)
         against_prefill(counting, without, pairs, asked.rounds)
         one_by_one = start_engine(model, {"enabled": False}, **{**OPTIONS, "max_num_seqs": 1})
         against_released(counting, one_by_one, pairs, asked.released, folder)
@@ -131,12 +121,12 @@ def against_prefill(counting: LLM, without: LLM, pairs: PairSet, rounds: int) ->
         "detect": lambda: detect(counting, "speed", pairs, BEHAVIOUR),
     }
     for one in work.values():
-        one()
+        seconds(one, counting, without)
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(rounds):
         names = list(work)
         for name in names[turn % 3 :] + names[: turn % 3]:
-            times[name].append(seconds(work[name]))
+            times[name].append(seconds(work[name], counting, without))
     print(f"{len(texts)} texts, {total} tokens, {rounds} rounds; median [least, most]")  # noqa: T201
     rows = [
         shown(f"{label}, tokens per second", [total / t for t in times[name]])
@@ -159,24 +149,20 @@ def against_released(counting: LLM, one_by_one: LLM, pairs: PairSet, number: int
     found: list[Ranking] = []
     fast = []
     for _ in range(3):
-        fast.append(seconds(lambda: found.append(detect(counting, "speed", some, BEHAVIOUR))))
-    shape = found[0].shape
+        fast.append(seconds(lambda: found.append(detect(counting, "speed", some, BEHAVIOUR)), counting))
     counted: list[Any] = []
 
-    def slowly() -> None:
-        texts = [
-            (number, encode_side(side, tokenizer, pair.origin))
-            for pair in some.pairs
-            for number, side in ((1, pair.side_1), (2, pair.side_2))
-        ]
-        counted.append(
-            count_one_at_a_time(one_by_one, texts, len(shape.layers), shape.num_experts, shape.top_k, folder)
+    def encoded() -> tuple[list[TokenSpan], list[TokenSpan]]:
+        one, two = (
+            [encode_side(getattr(pair, side), tokenizer, pair.origin) for pair in some.pairs]
+            for side in ("side_1", "side_2")
         )
+        return one, two
 
-    slow = seconds(slowly)
-    one_side = [encode_side(side, tokenizer, pair.origin) for pair in some.pairs for side in (pair.side_1, pair.side_2)]
-    bare = seconds(lambda: [prefill_one(one_by_one, list(span.token_ids)) for span in one_side])
-    whole = min(seconds(lambda: detect(counting, "speed", pairs, BEHAVIOUR)) for _ in range(2))
+    top_k = found[0].shape.top_k
+    slow = seconds(lambda: counted.append(count_one_at_a_time(one_by_one, encoded(), top_k, folder)))
+    bare = seconds(lambda: [prefill_one(one_by_one, list(text.token_ids)) for texts in encoded() for text in texts])
+    whole = min(seconds(lambda: detect(counting, "speed", pairs, BEHAVIOUR), counting) for _ in range(2))
     selections, tokens = counted[0]
     assert tokens == found[0].counts.tokens.tolist(), "both ways must count the same tokens"
     mine = np.stack([found[0].counts.activations_1, found[0].counts.activations_2])

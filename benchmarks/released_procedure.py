@@ -1,7 +1,9 @@
-"""The procedure of the released code, written anew from its description, to measure against.
+"""The procedure of the released code, written anew from what it does, to measure against.
 
-One text at a time through the engine; each layer's router logits go to a .npy file; the files are read back, and a
-Python loop counts the top-k of each counted token.
+Per side of the pairs: one text at a time through the engine; each layer's router logits go to a .npy file, of which up
+to 500 are removed before a text and looked for after it; the logits of all tokens of all texts are kept in half
+precision and written to one file. Then both sides are read back, every token's probabilities and their order are
+computed, and a Python loop over the counted tokens and the layers counts what is and what is not in the top-k.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from vllm import LLM, SamplingParams
 
 from vllm_steermoe_plugin.spans import TokenSpan
 
 GATE = "GateLinear"
+MOST_LAYERS = 500
 
 
 class LogitsDump:
@@ -49,22 +53,54 @@ def prefill_one(engine: LLM, token_ids: list[int]) -> None:
 
 
 def count_one_at_a_time(
-    engine: LLM, texts: Sequence[tuple[int, TokenSpan]], layers: int, experts: int, top_k: int, folder: Path
+    engine: LLM, sides: Sequence[Sequence[TokenSpan]], top_k: int, folder: Path
 ) -> tuple[np.ndarray, list[int]]:
-    """Selections `[2, L, E]` and tokens of both sides; `texts` are (side, tokens)."""
-    counts = np.zeros((2, layers, experts), dtype=np.int64)
-    tokens = [0, 0]
+    """Selections int64 `[2, L, E]` and counted tokens of both sides."""
     dump = LogitsDump(engine, folder)
     try:
-        for side, span in texts:
-            prefill_one(engine, list(span.token_ids))
-            counted = [position for start, stop in span.ranges for position in range(start, stop)]
-            tokens[side - 1] += len(counted)
-            for layer in range(layers):
-                logits = np.load(folder / f"{layer}.npy")
-                for position in counted:
-                    for expert in np.argsort(-logits[position], kind="stable")[:top_k]:
-                        counts[side - 1, layer, expert] += 1
+        files = [_write_logits(engine, texts, folder, folder / f"side{n}.npz") for n, texts in enumerate(sides)]
     finally:
         dump.remove()
-    return counts, tokens
+    counts, tokens = [], []
+    for texts, file in zip(sides, files, strict=True):
+        probabilities = _of_counted_tokens(texts, file)
+        tokens.append(len(probabilities))
+        counts.append(_selections(probabilities, top_k))
+    return np.stack(counts), tokens
+
+
+def _write_logits(engine: LLM, texts: Sequence[TokenSpan], folder: Path, file: Path) -> Path:
+    """Run the texts; write the logits `[L, T, E]` of each, float16."""
+    kept = []
+    for text in texts:
+        paths = [folder / f"{layer}.npy" for layer in range(MOST_LAYERS)]
+        for path in paths:
+            if path.exists():
+                path.unlink()
+        prefill_one(engine, list(text.token_ids))
+        kept.append(np.stack([np.load(path).astype(np.float16) for path in paths if path.exists()]))
+    np.savez(file, *kept)
+    return file
+
+
+def _of_counted_tokens(texts: Sequence[TokenSpan], file: Path) -> np.ndarray:
+    """Probabilities `[N, L, E]` of the N counted tokens."""
+    found = []
+    with np.load(file) as kept:
+        for number, text in enumerate(texts):
+            probabilities = torch.softmax(torch.tensor(kept[f"arr_{number}"]), dim=-1).numpy()
+            for start, stop in text.ranges:
+                found += [probabilities[:, position] for position in range(start, stop)]
+    return np.stack(found)
+
+
+def _selections(probabilities: np.ndarray, top_k: int) -> np.ndarray:
+    """How often each expert is in the top-k, int64 `[L, E]`; the rest is counted too, and must add up."""
+    selected, left = (np.zeros(probabilities.shape[1:], dtype=np.int64) for _ in range(2))
+    order = np.argsort(probabilities, axis=-1)
+    for token in range(len(order)):
+        for layer in range(order.shape[1]):
+            selected[layer, order[token, layer, -top_k:]] += 1
+            left[layer, order[token, layer, :-top_k]] += 1
+    assert (selected + left == len(order)).all()
+    return selected
