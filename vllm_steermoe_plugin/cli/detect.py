@@ -122,7 +122,7 @@ def _summary(ranking: Ranking) -> None:
     if clusters is None:
         return
     low, high = intervals(counts, clusters)
-    rates = stats.false_discovery_rates(stats.normal_p_values(counts, clusters))
+    rates = stats.false_discovery_rates(stats.p_values(counts, clusters))
     permuted = stats.permutation_p_values(clusters)
     rows = {layer: row for row, layer in enumerate(ranking.shape.layers)}
     for expert in ranking.experts()[:_SHOWN]:
