@@ -170,7 +170,9 @@ def cautions(counts: RoutingCounts, clusters: ClusterSummary | None) -> list[str
         return [*found, "there is no clustering summary, so no standard errors by example"]
     n, effective = int(clusters.examples[0]), effective_examples(counts, clusters)
     if n < FEW_EXAMPLES:
-        found.append(f"only {n} examples: below about {FEW_EXAMPLES}, intervals and tests rest on too little")
+        found.append(
+            f"only {n} example{'s' * (n > 1)}: below about {FEW_EXAMPLES}, intervals and tests rest on too little"
+        )
     elif effective < FEW_EXAMPLES:
         found.append(
             f"a few long examples hold most of the counted tokens: {n} examples say as much as {effective:.0f} of "

@@ -85,6 +85,40 @@ def test_line_ends_of_another_system_do_not_matter(tmp_path: Path) -> None:
     assert [pair.origin[-1] for pair in read_pairs(path).pairs] == ["1", "2"]
 
 
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(TEXT).encode() + b"\r\n\r\n{")
+    with pytest.raises(PairsError, match="line 3"):
+        read_pairs(path)
+    pairs = read_pairs(path, skip_bad=True)
+    assert pairs.pairs[0].side_1.text == "one" and pairs.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_rows_keep_the_places_they_come_from() -> None:
+    rows: list[tuple[str, dict[str, object]]] = [
+        ("rows, line 7", dict(TEXT)),
+        ("rows, line 3", {"text_1": "x"}),
+        ("rows, line 5", {"text_1": "a", "text_2": "\ud83d"}),
+        ("rows, line 9", {"text_1": "a", "text_2": object()}),
+        ("rows, line 2", {"text_1": "a", "text_2": float("nan")}),
+    ]
+    for row in rows[1:]:
+        with pytest.raises(PairsError, match=row[0]):
+            PairSet.from_rows("rows", [rows[0], row])
+    pairs = PairSet.from_rows("rows", rows, skip_bad=True)
+    assert [pair.origin for pair in pairs.pairs] == ["rows, line 7"]
+    assert [text.split(":")[0] for text in pairs.skipped] == [place for place, _ in rows[1:]]
+
+
+def test_the_first_few_are_named_as_such_and_the_rule_is_said(tmp_path: Path) -> None:
+    pairs = read_pairs(write(tmp_path, TEXT, TEXT, TEXT), count="all")
+    assert pairs.first(None) == pairs.first(3) == pairs.first(4) == pairs
+    assert pairs.first(2).name == "pairs.jsonl, first 2 of 3" and len(pairs.first(2).pairs) == 2
+    assert pairs.rule.endswith("else the whole text") and "last assistant" not in pairs.rule
+    assert "last assistant message" in read_pairs(write(tmp_path, TEXT)).rule
+    assert read_pairs(write(tmp_path, CHAT), count="user").rule.endswith("else all messages of role 'user'")
+
+
 def test_pairs_made_in_python_hash_as_the_file_that_they_would_be(tmp_path: Path) -> None:
     made = PairSet.from_messages("pairs.jsonl", [(CHAT["messages_1"], CHAT["messages_2"])] * 2)
     line = json.dumps(CHAT, ensure_ascii=False).encode()
@@ -112,10 +146,13 @@ def test_pairs_made_in_python_hash_as_the_file_that_they_would_be(tmp_path: Path
         (b"not JSON", "line 2"),
         (b"null", "line 2"),
         (b'{"text_1": "\xff", "text_2": "x"}', "line 2"),
+        (b'{"text_1": "\\ud83d", "text_2": "x"}', "line 2"),
+        (b'{"text_1": "a", "text_2": "b", "text_1": "c"}', "text_1 stands twice"),
+        (b'{"text_1": NaN, "text_2": "b"}', "text_1"),
         (b"[" * 100_000, "line 2"),
         (b'{"text_1": "' + b"x" * MAX_LINE + b'", "text_2": "x"}', str(MAX_LINE)),
     ],
-    ids=range(20),
+    ids=range(23),
 )
 def test_a_bad_line_is_refused_by_file_line_and_field(tmp_path: Path, line: object, names: str) -> None:
     path = write(tmp_path, TEXT, line, TEXT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,18 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_registry import DataRef, ExampleSums, ModelRef, Ranking, RankingCard, Recommended, rank_experts
+from expert_registry import DataRef, ExampleSums, ModelRef, Ranking, Recommended, rank_experts
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.checkpoints import revision_of
+from vllm_steermoe_plugin.detection_card import check_described, detection_card
 from vllm_steermoe_plugin.engine import count_groups
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, Encoded, count_pairs, encode_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
 from vllm_steermoe_plugin.resume import Checkpoint, Progress, digest_of
-from vllm_steermoe_plugin.spans import SPAN_RULE
-from vllm_steermoe_plugin.versions import tool_versions
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -91,10 +89,12 @@ def detect(
         options: see there.
 
     Raises:
+        RequestError: the model's name or the behaviour cannot stand in a card.
         PairsError: a pair cannot be encoded or is longer than the context.
         EngineError: the model has no routed experts that can be counted, or the engine does not count.
     """
     options = options or DetectionOptions()
+    check_described(model_id, behaviour)
     config = engine.llm_engine.vllm_config.model_config
     shape = shape_of(config.hf_config, config.architecture)
     groups = count_groups(engine)
@@ -116,7 +116,28 @@ def detect(
         raise PairsError(f"{pairs.name}: no pair is left to count; the first bad one: {progress.skipped[0]}")
     counts = sums.counts(shape.layers)
     counts.check(shape)
-    notes = [behaviour.note] if behaviour.note else []
+    card = detection_card(
+        # transformers keeps the commit of what it loads from the hub.
+        ModelRef(
+            id=model_id,
+            revision=revision or str(getattr(config.hf_config, "_commit_hash", None) or ""),
+            architecture=shape.architecture,
+        ),
+        shape,
+        behaviour,
+        DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.examples),
+        pairs.rule + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
+        _notes(engine, progress, pairs, options, stopped=stopped),
+    )
+    if checkpoint is not None:
+        checkpoint.path.unlink(missing_ok=True)
+    return Ranking(counts, card, sums.summary())
+
+
+def _notes(engine: LLM, progress: Progress, pairs: PairSet, options: DetectionOptions, *, stopped: bool) -> list[str]:
+    """What else the counts, and what is drawn at random, depend on."""
+    config = engine.llm_engine.vllm_config.model_config
+    notes = [f"Counted in {str(config.dtype).rpartition('.')[2]}; halves and permutations by seed {options.seed}."]
     if stopped:
         notes.append(
             f"Stopped after {progress.done} of {len(pairs.pairs)} pairs: the first {options.stop_when_stable} "
@@ -128,25 +149,7 @@ def detect(
         notes.append(f"{progress.merged} tokens reach over the edge of what is counted; they count.")
     if not engine.get_tokenizer().chat_template:
         notes.append("The model has no chat template; chats were written as lines 'Role: content'.")
-    card = RankingCard(
-        model=ModelRef(id=model_id, revision=revision, architecture=shape.architecture),
-        num_experts=shape.num_experts,
-        top_k=shape.top_k,
-        behaviour=behaviour.name,
-        version=behaviour.version,
-        sides=behaviour.sides,
-        data=DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.examples),
-        span=SPAN_RULE + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
-        safety=behaviour.safety,
-        recommended=behaviour.recommended,
-        tools=tool_versions(),
-        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        license=behaviour.license,
-        note=" ".join(notes),
-    )
-    if checkpoint is not None:
-        checkpoint.path.unlink(missing_ok=True)
-    return Ranking(counts, card, sums.summary())
+    return notes
 
 
 def _digest(

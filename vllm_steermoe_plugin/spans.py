@@ -8,8 +8,6 @@ from typing import Any
 
 from vllm_steermoe_plugin.pairs import ALL, ChatMessage, PairsError, Side
 
-SPAN_RULE = "the target string or other part that a pair names, else the last assistant message, else the whole text"
-
 _MARKER = "[[steermoe-answer]]"
 
 Ranges = tuple[tuple[int, int], ...]
