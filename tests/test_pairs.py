@@ -266,12 +266,58 @@ def test_an_answer_that_the_template_changes_is_refused_rather_than_guessed(toke
     side = chat(("user", "one"), ("assistant", " two "))
     try:
         tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | upper")
-        with pytest.raises(PairsError, match="does not write the answer ' two ' as it stands"):
+        with pytest.raises(PairsError, match="does not write the message ' two ' as it stands"):
             encode_side(side, tokenizer, "here")
         tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
         trimmed = encode_side(side, tokenizer, "here")
         plain = encode_side(chat(("user", "one"), ("assistant", "two")), tokenizer, "here")
         assert trimmed == plain
+    finally:
+        tokenizer.chat_template = TEMPLATE
+
+
+def test_an_answer_is_found_whatever_the_template_trims_or_leaves_out(tokenizer: Any) -> None:
+    side = chat(("user", "one"), ("assistant", "\n yes zq yes "))
+    try:
+        for change, covers in (
+            (".lstrip('\\n')", " yes zq yes "),
+            (".rstrip()", "\n yes zq yes"),
+            (".strip()", "yes zq yes"),
+            (".split('zq')[-1]", " yes "),
+        ):
+            tokenizer.chat_template = TEMPLATE.replace("m['content']", f"m['content']{change}")
+            assert counted(side, tokenizer) == covers
+            # The second `yes`; of it, and of what comes after, all templates write the same.
+            placed = Side(side.messages, None, None, (1, 9, 12))
+            assert counted(placed, tokenizer) == "yes"
+            span = encode_side(placed, tokenizer, "here")
+            assert span == encode_side(Side(side.messages, None, "yes"), tokenizer, "here")
+    finally:
+        tokenizer.chat_template = TEMPLATE
+
+
+@pytest.mark.parametrize("target", ["end", "|", "d", "\n", "|>"])
+def test_a_target_that_the_template_repeats_is_found_in_the_message(tokenizer: Any, target: str) -> None:
+    answer = f"no {target} no"
+    side = chat(("user", "one"), ("assistant", answer), target=target)
+    span = encode_side(side, tokenizer, "here")
+    tokens = tokenizer.convert_ids_to_tokens(span.token_ids)
+    assert "".join(tokens[span.start - 3 : span.stop + 3]) == answer
+
+
+def test_a_target_that_only_the_template_writes_is_found_there(tokenizer: Any) -> None:
+    side = chat(("user", "one"), ("assistant", "two"), target="two<|end|>")
+    tokens = tokenizer.convert_ids_to_tokens(encode_side(side, tokenizer, "here").token_ids)
+    assert counted(side, tokenizer) == "two<|end|>" and tokens[-2] == "<|end|>"
+
+
+def test_a_target_whose_place_is_unsure_is_refused(tokenizer: Any) -> None:
+    try:
+        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
+        # The answer's own `yes ` loses its space; the question's must not be taken for it.
+        side = chat(("user", "yes no"), ("assistant", "yes "), target="yes ")
+        with pytest.raises(PairsError, match=r"here: it is unsure where the span 'yes ' stands.*name a longer target"):
+            encode_side(side, tokenizer, "here")
     finally:
         tokenizer.chat_template = TEMPLATE
 

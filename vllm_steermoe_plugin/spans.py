@@ -131,11 +131,7 @@ def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, Ranges]:
     """The rendered text and the character ranges in it that count."""
     text = (side.text or "") if side.messages is None else render_chat(side.messages, tokenizer, origin)
     if side.target is not None:
-        # The last occurrence, so that an answer that repeats words of its question is found in the answer.
-        start = text.rfind(side.target)
-        if start < 0:
-            raise PairsError(f"{origin}: the span {side.target!r:.60} is not in the rendered text {text!r:.120}")
-        return text, ((start, start + len(side.target)),)
+        return text, (_target(side.target, side.messages or (), tokenizer, text, origin),)
     if side.count == ALL or (side.count is None and side.messages is None):
         return text, ((0, len(text)),)
     if side.messages is None:
@@ -148,7 +144,7 @@ def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, Ranges]:
         content = side.messages[index].content
         low, high = _within(side.count[1:], content, 0, content, origin)
         # A template that trims has moved what follows.
-        lost = content.find(text[start:stop])
+        lost = len(content.rstrip()) - len(text[start:stop].rstrip())
         low, high = max(low - lost, 0) + start, min(high - lost + start, stop)
         if low >= high:
             raise PairsError(f"{origin}: the chat template leaves out the counted characters {side.count[1:]}")
@@ -163,6 +159,28 @@ def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, Ranges]:
         )
     wanted = mine[-1:] if side.count is None else mine
     return text, tuple(_written(side.messages, index, tokenizer, text, origin) for index in wanted)
+
+
+def _target(target: str, messages: tuple[ChatMessage, ...], tokenizer: Any, text: str, origin: str) -> tuple[int, int]:
+    """The last occurrence, so that an answer that repeats words of its question is found in the answer."""
+    start = text.rfind(target)
+    if start < 0:
+        raise PairsError(f"{origin}: the span {target!r:.60} is not in the rendered text {text!r:.120}")
+    holders = [i for i, message in enumerate(messages) if target in message.content]
+    if not holders or text.count(target) == sum(messages[i].content.count(target) for i in holders):
+        return start, start + len(target)
+    # The template's own markup, such as an end of turn, holds it too, or leaves one out: the message is to be found.
+    try:
+        low, high = _written(messages, holders[-1], tokenizer, text, origin)
+    except PairsError:
+        low, high = 0, 0
+    start = text.rfind(target, low, high)
+    if start < 0:
+        raise PairsError(
+            f"{origin}: it is unsure where the span {target!r:.60} stands, for the chat template changes the message "
+            "that holds it, or has the same characters itself; name a longer target"
+        )
+    return start, start + len(target)
 
 
 def _within(count: Any, text: str, start: int, shown: str, origin: str) -> tuple[int, int]:
@@ -183,15 +201,17 @@ def _written(messages: tuple[ChatMessage, ...], index: int, tokenizer: Any, text
     answer = messages[index]
     marked_answer = answer.model_copy(update={"content": _MARKER})
     marked = render_chat((*messages[:index], marked_answer, *messages[index + 1 :]), tokenizer, origin)
-    start = marked.find(_MARKER)
-    # Many templates trim what they write.
-    written = next((c for c in (answer.content, answer.content.strip()) if marked.replace(_MARKER, c) == text), None)
-    if start < 0 or not written:
+    before, marker, after = marked.partition(_MARKER)
+    found = text[len(before) : len(text) - len(after)]
+    exact = marker and f"{before}{found}{after}" == text
+    # Many templates trim what they write, and some leave out what was thought before an answer.
+    mine = answer.content == found or answer.content.strip().endswith(found.strip() or found)
+    if not exact or not found or not mine:
         raise PairsError(
-            f"{origin}: the chat template does not write the answer {answer.content!r:.60} as it stands, "
+            f"{origin}: the chat template does not write the message {answer.content!r:.60} as it stands, "
             "so its place is unsure; name what counts by target_1 and target_2"
         )
-    return start, start + len(written)
+    return len(before), len(before) + len(found)
 
 
 def render_chat(messages: tuple[ChatMessage, ...], tokenizer: Any, origin: str) -> str:
