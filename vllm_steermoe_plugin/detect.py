@@ -20,6 +20,7 @@ from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, Encoded, cou
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
 from vllm_steermoe_plugin.resume import Checkpoint, Progress, digest_of
+from vllm_steermoe_plugin.text_offsets import offset_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -91,7 +92,8 @@ def detect(
     Raises:
         RequestError: the model's name or the behaviour cannot stand in a card.
         PairsError: a pair cannot be encoded or is longer than the context.
-        EngineError: the model has no routed experts that can be counted, or the engine does not count.
+        EngineError: the model has no routed experts that can be counted, the engine does not count, or its
+            tokenizer gives no character offsets.
     """
     options = options or DetectionOptions()
     check_described(model_id, behaviour)
@@ -102,6 +104,7 @@ def detect(
         raise EngineError(
             f"this engine counts {groups} groups; start it with the setting 'count_groups' at {COUNT_GROUPS}"
         )
+    tokenizer = offset_tokenizer(engine)
     sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
     progress = Progress(sums, list(pairs.skipped))
     checkpoint = None
@@ -127,17 +130,18 @@ def detect(
         behaviour,
         DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.examples),
         pairs.rule + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
-        _notes(engine, progress, pairs, options, stopped=stopped),
+        _notes(str(config.dtype).rpartition(".")[2], bool(tokenizer.chat_template), progress, pairs, options, stopped),
     )
     if checkpoint is not None:
         checkpoint.path.unlink(missing_ok=True)
     return Ranking(counts, card, sums.summary())
 
 
-def _notes(engine: LLM, progress: Progress, pairs: PairSet, options: DetectionOptions, *, stopped: bool) -> list[str]:
+def _notes(
+    dtype: str, chat_template: bool, progress: Progress, pairs: PairSet, options: DetectionOptions, stopped: bool
+) -> list[str]:
     """What else the counts, and what is drawn at random, depend on."""
-    config = engine.llm_engine.vllm_config.model_config
-    notes = [f"Counted in {str(config.dtype).rpartition('.')[2]}; halves and permutations by seed {options.seed}."]
+    notes = [f"Counted in {dtype}; halves and permutations by seed {options.seed}."]
     if stopped:
         notes.append(
             f"Stopped after {progress.done} of {len(pairs.pairs)} pairs: the first {options.stop_when_stable} "
@@ -147,7 +151,7 @@ def _notes(engine: LLM, progress: Progress, pairs: PairSet, options: DetectionOp
         notes.append(f"{len(progress.skipped)} bad pairs were skipped.")
     if progress.merged:
         notes.append(f"{progress.merged} tokens reach over the edge of what is counted; they count.")
-    if not engine.get_tokenizer().chat_template:
+    if not chat_template:
         notes.append("The model has no chat template; chats were written as lines 'Role: content'.")
     return notes
 
