@@ -110,6 +110,45 @@ def test_a_killed_detection_goes_on_and_counts_nothing_twice(
     assert calls > 8 and not kept.exists()
 
 
+def test_a_bad_pair_found_late_loses_nothing_that_was_counted(engine: Any, tmp_path: Path) -> None:
+    pairs = few("digits", 14)
+    bad = replace(pairs.pairs[9], side_2=replace(pairs.pairs[9].side_2, target="not there"))
+    pairs = replace(pairs, pairs=(*pairs.pairs[:9], bad, *pairs.pairs[10:]))
+    said: list[str] = []
+    options = DetectionOptions(permutations=20, checkpoint=tmp_path / "progress", report=said.append)
+    with pytest.raises(PairsError, match="not there"):
+        detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    assert said == [f"8 pairs before it are counted and kept in {options.checkpoint}"]
+    ranking = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=replace(options, skip_bad=True))
+    assert "8 of 14 pairs are counted" in said[1] and "1 bad pairs were skipped" in ranking.card.note
+    plain = DetectionOptions(permutations=20, skip_bad=True)
+    same(ranking, detect(engine, lab.NAME, pairs, BEHAVIOUR, options=plain))
+
+
+def test_pairs_left_out_before_a_kill_are_not_forgotten(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = few("digits", 14)
+    bad = replace(pairs.pairs[1], side_2=replace(pairs.pairs[1].side_2, target="not there"))
+    pairs = replace(pairs, pairs=(pairs.pairs[0], bad, *pairs.pairs[2:]))
+    options = DetectionOptions(checkpoint=tmp_path / "progress", checkpoint_every=0.0, skip_bad=True)
+    take, calls = module.take_counts, 0
+
+    def killed(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return take(*args)
+
+    monkeypatch.setattr(module, "take_counts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    with pytest.raises(ResumeError, match="left out bad pairs; ask for that again"):
+        detect(engine, lab.NAME, pairs, BEHAVIOUR, options=replace(options, skip_bad=False))
+    assert detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options).card.data.pairs == 13
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_damaged_progress_is_refused(engine: Any, tmp_path: Path, content: bytes) -> None:
     kept = tmp_path / "progress"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from vllm_steermoe_plugin.engine import count_groups
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, Encoded, count_pairs, encode_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
-from vllm_steermoe_plugin.resume import Checkpoint, Progress, digest_of
+from vllm_steermoe_plugin.resume import Checkpoint, Progress, ResumeError, digest_of
 from vllm_steermoe_plugin.text_offsets import offset_tokenizer
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def detect(
 
     Raises:
         RequestError: the model's name or the behaviour cannot stand in a card.
-        PairsError: a pair cannot be encoded or is longer than the context.
+        PairsError: a pair cannot be counted.
+        ResumeError: the checkpoint is damaged, or of another detection.
         EngineError: the model has no routed experts that can be counted, the engine does not count, or its
             tokenizer gives no character offsets.
     """
@@ -112,6 +113,10 @@ def detect(
         digest = _digest(model_id, revision or revision_of(model_id), config, shape, pairs, options)
         checkpoint = Checkpoint(options.checkpoint, digest, options.checkpoint_every)
         if progress.resume(checkpoint):
+            if len(progress.skipped) > len(pairs.skipped) and not options.skip_bad:
+                raise ResumeError(
+                    f"{checkpoint.path} left out bad pairs; ask for that again, or remove it to start anew"
+                )
             options.report(f"going on from {checkpoint.path}: {progress.done} of {len(pairs.pairs)} pairs are counted")
     engine.collective_rpc("steermoe_reset_counts")
     stopped = _count_all(engine, shape, pairs, progress, checkpoint, groups // SIDES, options, behaviour.name)
@@ -161,7 +166,8 @@ def _digest(
 ) -> str:
     # Not only the file's hash: how its lines are read depends on more than the file.
     read = [hashlib.sha256(repr(pair).encode()).digest() for pair in pairs.pairs]
-    asked = (options.balance, options.permutations, options.seed, options.skip_bad)
+    # Not `skip_bad`: what was counted before a bad pair is found is the same either way.
+    asked = (options.balance, options.permutations, options.seed)
     return digest_of(model_id, revision, config.model, config.dtype, shape, read, *asked)
 
 
@@ -188,7 +194,15 @@ def _count_all(
         adding: Future[None] | None = None
         coming = encode(progress.done)
         for start in track(starts, f"count {name}"):
-            encoded, skipped, merged = coming.result()
+            try:
+                encoded, skipped, merged = coming.result()
+            except PairsError:
+                # Hours may have been counted until then; whoever leaves the pair out goes on from here.
+                if adding is not None and checkpoint is not None:
+                    adding.result()
+                    progress.save(replace(checkpoint, every=0.0))
+                    options.report(f"{progress.done} pairs before it are counted and kept in {checkpoint.path}")
+                raise
             done = min(start + chunk, len(pairs.pairs))
             if done < len(pairs.pairs):
                 coming = encode(done)
