@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_statistics import ranking_of, routed, summed
 from typer.testing import CliRunner
@@ -105,3 +106,11 @@ def test_the_summary_leaves_out_what_is_not_known(capsys: pytest.CaptureFixture[
     assert "  p " not in out and "  q " in out
     out, err = printed(capsys, 1, 99)
     assert "only 1 example:" in err and "  q " not in out and "  p " not in out and "halves" not in out
+
+
+def test_no_interval_of_no_width_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    selections = np.zeros((40, 2, 2, 5), dtype=np.int64)
+    selections[:, 0, :, :2] = 3
+    selections[:, 1, :, 2:4] = 3
+    _summary(ranking_of(*summed(selections, np.full((40, 2), 3), permutations=9)))
+    assert capsys.readouterr().out.count("+1.000  [alike in all pairs]  q ") == 4

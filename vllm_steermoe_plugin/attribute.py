@@ -69,7 +69,7 @@ def attribute(
     plain = isinstance(text, str)
     written = text if isinstance(text, str) else render_chat(tuple(text), tokenizer, "the chat")
     special = plain or not tokenizer.chat_template
-    encoding = tokenizer(written, add_special_tokens=special, return_offsets_mapping=True)
+    encoding = tokenizer(written, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
     if not 0 < len(ids) < config.max_model_len:
         raise PairsError(f"the text has {len(ids)} tokens; the context holds 1 to {config.max_model_len - 1}")

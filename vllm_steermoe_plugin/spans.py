@@ -92,7 +92,10 @@ def encode_sides(sides: Sequence[tuple[Side, str]], tokenizer: Any) -> list[Toke
         if not some:
             continue
         # All in one call: the tokenizer then leaves Python alone for as long, and so the engine beside it.
-        encoding = tokenizer([text for _, text, _ in some], add_special_tokens=special, return_offsets_mapping=True)
+        # Not `verbose`: texts that are too long are ours to refuse, by name.
+        encoding = tokenizer(
+            [text for _, text, _ in some], add_special_tokens=special, return_offsets_mapping=True, verbose=False
+        )
         for row, (place, text, spans) in enumerate(some):
             ranges, merged = _positions(encoding["offset_mapping"][row], spans)
             if ranges:

@@ -187,7 +187,7 @@ def _summary(ranking: Ranking) -> None:
         at = rows[expert.layer], expert.expert
         typer.echo(
             f"  layer {expert.layer:3d}  expert {expert.expert:3d}  risk difference {expert.risk_difference:+.3f}"
-            + (f"  [{low[at]:+.3f}, {high[at]:+.3f}]  q {rates[at]:.1e}" if certain else "")
+            + (f"  {_interval(low[at], high[at])}  q {rates[at]:.1e}" if certain else "")
             + (f"  p {permuted[at]:.3f}" if certain and drawn else "")
         )
     if not certain:
@@ -204,6 +204,10 @@ def _summary(ranking: Ranking) -> None:
     shared = stats.split_half_overlap(counts, clusters, top)
     if not math.isnan(shared):
         typer.echo(f"  two halves of the pairs share {shared:.0%} of the top {top}")
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:+.3f}, {high:+.3f}]" if low < high else "[alike in all pairs]"
 
 
 def _tell(text: str) -> None:
