@@ -228,7 +228,8 @@ def render_chat(messages: tuple[ChatMessage, ...], tokenizer: Any, origin: str) 
     chat = [message.model_dump() for message in messages]
     try:
         text: str = tokenizer.apply_chat_template(chat, tokenize=False)
-    except TemplateError as error:
+    # A template that takes other contents than text fails in Python.
+    except (TemplateError, TypeError, ValueError) as error:
         raise PairsError(
             f"{origin}: the model's chat template refuses the roles {[message.role for message in messages]}: {error}"
         ) from None
