@@ -37,7 +37,9 @@ def detect(
     data_file: Annotated[
         Path | None, typer.Option(help="JSON lines with the columns of the recipe's data set, instead of the hub.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many pairs.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many pairs: the first ones, of a recipe in a drawn order.")
+    ] = None,
     behaviour: Annotated[str | None, typer.Option(help="Name of the behaviour, such as terse (with --pairs).")] = None,
     sides: Annotated[
         tuple[str, str] | None, typer.Option(help="What side 1 and side 2 are, in words (with --pairs).")
