@@ -82,7 +82,7 @@ class ClusterSummary:
             if tensor.shape != wanted or tensor.min() < 0:
                 raise RankingFormatError(f"{name} must have shape {list(wanted)} and no negative number")
         n = int(self.examples[0])
-        if not 1 <= n <= int(counts.tokens.sum()):
+        if not 1 <= n <= int(counts.tokens.min()):
             raise RankingFormatError(f"{n} examples cannot hold {counts.tokens.tolist()} counted tokens")
         t11, t22, t12 = self.token_products.tolist()
         n1, n2 = counts.tokens.tolist()

@@ -5,7 +5,8 @@ usual linearised one of survey statistics (Taylor series; Woodruff, JASA 66, 197
 
     u_i = (A1_i - p1 N1_i) / N1 - (A2_i - p2 N2_i) / N2        var = n / (n - 1) * sum of u_i^2
 
-Tokens of one example are not independent, so the example (both sides of a pair together) is the unit.
+Tokens of one example are not independent, so the example (both sides of a pair together) is the unit. Intervals and
+p-values go by Student's t with n - 1 degrees of freedom.
 
 Axes: L MoE layers, E routed experts per layer.
 """
@@ -13,18 +14,19 @@ Axes: L MoE layers, E routed experts per layer.
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expert_registry.clusters import ClusterSummary
 from expert_registry.ranking import RoutingCounts, rank_experts
+from expert_registry.student import quantile, two_sided
 
 Floats = NDArray[np.float64]
 
 FEW_EXAMPLES = 30
-"""Below this the normal intervals are too narrow to be believed."""
+"""Below this, intervals and tests rest on too little to be believed."""
 UNEQUAL = 1.5
 """Ratio of the sides' counted tokens from which on a difference in length may be what is detected."""
 
@@ -34,21 +36,32 @@ def standard_errors(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
     n = int(clusters.examples[0])
     if n < 2:
         return np.full(counts.activations_1.shape, np.nan)
-    n1, n2 = (float(x) for x in counts.tokens)
-    t11, t22, t12 = (float(x) for x in clusters.token_products)
-    p1, p2 = counts.activations_1 / n1, counts.activations_2 / n2
-    own_1 = clusters.squares_1 - 2 * p1 * clusters.with_tokens_1 + p1**2 * t11
-    own_2 = clusters.squares_2 - 2 * p2 * clusters.with_tokens_2 + p2**2 * t22
-    both = clusters.products - p2 * clusters.with_other_1 - p1 * clusters.with_other_2 + p1 * p2 * t12
-    total = own_1 / n1**2 + own_2 / n2**2 - 2 * both / (n1 * n2)
-    # What rounding leaves below zero is zero.
-    return np.asarray(np.sqrt(np.maximum(total, 0.0) * n / (n - 1)))
+    # Exact integers: for an expert that is alike everywhere, large terms cancel to nothing.
+    n1, n2 = (int(x) for x in counts.tokens)
+    t11, t22, t12 = (int(x) for x in clusters.token_products)
+    a1, a2 = _exact(counts.activations_1), _exact(counts.activations_2)
+    own_1 = _exact(clusters.squares_1) * n1**2 - 2 * a1 * n1 * _exact(clusters.with_tokens_1) + a1**2 * t11
+    own_2 = _exact(clusters.squares_2) * n2**2 - 2 * a2 * n2 * _exact(clusters.with_tokens_2) + a2**2 * t22
+    both = _exact(clusters.products) * n1 * n2 + a1 * a2 * t12
+    both = both - a2 * n1 * _exact(clusters.with_other_1) - a1 * n2 * _exact(clusters.with_other_2)
+    total = own_1 * n2**4 + own_2 * n1**4 - 2 * both * (n1 * n2) ** 2
+    # A file may hold sums that no examples have.
+    variance = (total * n / ((n - 1) * (n1 * n2) ** 4)).astype(np.float64)
+    return np.asarray(np.sqrt(np.maximum(variance, 0.0)))
+
+
+def _exact(counts: NDArray[np.int64]) -> Any:
+    """The same as Python's integers, which have no largest one."""
+    return counts.astype(object)
 
 
 def intervals(counts: RoutingCounts, clusters: ClusterSummary, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Lower and upper ends of normal intervals for the risk difference, float64 `[L, E]` within [-1, 1]."""
+    """Lower and upper ends of intervals for the risk difference, float64 `[L, E]` within [-1, 1].
+
+    NaN with a single example.
+    """
     difference = counts.risk_difference()
-    width = NormalDist().inv_cdf(0.5 + level / 2) * standard_errors(counts, clusters)
+    width = quantile(level, max(int(clusters.examples[0]) - 1, 1)) * standard_errors(counts, clusters)
     return np.clip(difference - width, -1, 1), np.clip(difference + width, -1, 1)
 
 
@@ -79,21 +92,34 @@ def effective_tokens(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
     return np.divide(whole, effects, out=np.full_like(effects, np.nan), where=effects > 0)
 
 
-def normal_p_values(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
-    """Two-sided, of the risk difference over its standard error, `[L, E]`; 1 where nothing differs."""
+def effective_examples(counts: RoutingCounts, clusters: ClusterSummary) -> float:
+    """How many examples of equal length would say as much, `N^2 / sum of N_i^2` (Kish), of the side with fewer."""
+    squares = clusters.token_products[:2].tolist()
+    return float(min(n * n / square for n, square in zip(counts.tokens.tolist(), squares, strict=True)))
+
+
+def p_values(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
+    """Two-sided, of the risk difference over its standard error, `[L, E]`; 1 where nothing differs.
+
+    None is below 2^(1 - n), the least that swapping the sides of n examples could show: a few examples that happen
+    to be alike have a standard error near zero and prove nothing. NaN with a single example.
+    """
+    n = int(clusters.examples[0])
     difference = np.abs(counts.risk_difference())
     errors = standard_errors(counts, clusters)
-    z = np.divide(difference, errors, out=np.where(difference > 0, np.inf, 0.0), where=errors > 0)
-    p = np.asarray([math.erfc(x / math.sqrt(2)) for x in z.reshape(-1).tolist()]).reshape(z.shape)
+    t = np.divide(difference, errors, out=np.where(difference > 0, np.inf, 0.0), where=errors > 0)
+    p = np.maximum(two_sided(t, max(n - 1, 1)), 2.0 ** max(1 - n, -1000))
     return np.where(np.isnan(errors), np.nan, p)
 
 
 def permutation_p_values(clusters: ClusterSummary) -> Floats:
     """`(1 + exceeded) / (1 + permutations)`, `[L, E]`: sides swapped at random within each example.
 
-    Counting the observed labelling as one of the draws keeps the test valid at any number of draws.
+    Counting the observed labelling as one of the draws keeps the test valid at any number of draws. NaN if none
+    were drawn.
     """
-    return np.asarray((1 + clusters.exceeded) / (1 + float(clusters.permutations[0])))
+    drawn = int(clusters.permutations[0])
+    return np.where(drawn > 0, (1 + clusters.exceeded) / (1 + drawn), np.nan)
 
 
 def false_discovery_rates(p_values: Floats) -> Floats:
@@ -142,9 +168,16 @@ def cautions(counts: RoutingCounts, clusters: ClusterSummary | None) -> list[str
         )
     if clusters is None:
         return [*found, "there is no clustering summary, so no standard errors by example"]
-    n = int(clusters.examples[0])
+    n, effective = int(clusters.examples[0]), effective_examples(counts, clusters)
     if n < FEW_EXAMPLES:
-        found.append(f"only {n} examples: intervals are too narrow below about {FEW_EXAMPLES}")
+        found.append(
+            f"only {n} example{'s' * (n > 1)}: below about {FEW_EXAMPLES}, intervals and tests rest on too little"
+        )
+    elif effective < FEW_EXAMPLES:
+        found.append(
+            f"a few long examples hold most of the counted tokens: {n} examples say as much as {effective:.0f} of "
+            "equal length, too few for intervals and tests; even them out"
+        )
     certain = int(((standard_errors(counts, clusters) == 0) & (counts.risk_difference() != 0)).sum())
     if certain:
         found.append(

@@ -1,4 +1,4 @@
-"""Texts coloured by their tokens' experts, and figures of rankings."""
+"""Texts coloured by their tokens' experts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from oracle import ReferenceModel
 from planted import planted_ranking
@@ -16,14 +15,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from expert_registry import Ranking, write_ranking
-from expert_registry.errors import EngineError, ProfileError, RequestError
+from expert_registry.errors import EngineError, ProfileError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.attribute import AttributedToken, attribute
 from vllm_steermoe_plugin.attribution_view import attribution_html, attribution_text
 from vllm_steermoe_plugin.cli import app
-from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions, detect
-from vllm_steermoe_plugin.pairs import ChatMessage, PairsError, PairSet
-from vllm_steermoe_plugin.recipes import lab_recipe
+from vllm_steermoe_plugin.pairs import ChatMessage, PairsError
 
 TEXT = "Count from 2 to 4. 2 3 4 <b>two</b> & three four"
 
@@ -83,6 +80,11 @@ def test_the_page_shows_the_text_and_escapes_it() -> None:
     assert console.export_text().startswith('<script>" onx="')
 
 
+def test_a_text_cannot_steer_the_terminal() -> None:
+    tokens = [AttributedToken("a\x1b[31m\x07\r", 0.5, ()), AttributedToken("\n\tb\x7f\x9b", -0.5, ())]
+    assert attribution_text(tokens).plain == "a\u241b[31m\u2407\u240d\n\tb\u2421\ufffd"
+
+
 def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
@@ -96,40 +98,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return paths
 
 
-@pytest.mark.parametrize("kind", ["heatmap", "experts", "depth"])
-def test_figures_of_several_rankings(kind: str, files: tuple[Path, Path], tmp_path: Path) -> None:
-    out = tmp_path / "figure.png"
-    assert run("plot", *map(str, files), "--kind", kind, "--out", str(out), "--top", "9").exit_code == 0
-    assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 10_000
-
-
-def test_overlap_of_two_rankings(files: tuple[Path, Path], tmp_path: Path) -> None:
-    out = tmp_path / "figure.svg"
-    assert run("plot", *map(str, files), "--kind", "overlap", "--out", str(out)).exit_code == 0
-    assert b"<svg" in out.read_bytes()
-    assert isinstance(run("plot", str(files[0]), "--kind", "overlap").exception, RequestError)
-
-
-def test_intervals_are_drawn_where_they_are_known(engine: Any, tmp_path: Path) -> None:
-    pairs, _ = lab_recipe(lab.NAME, "digits")
-    behaviour = Behaviour("digits", ("a", "b"), False, planted_ranking("digits").card.recommended)
-    few = PairSet(pairs.name, pairs.sha256, pairs.pairs[:5])
-    ranking = detect(engine, lab.NAME, few, behaviour, options=DetectionOptions(permutations=0))
-    write_ranking(ranking, tmp_path / "r")
-    assert run("plot", str(tmp_path / "r"), "--kind", "experts", "--out", str(tmp_path / "x.svg")).exit_code == 0
-    assert np.isfinite(ranking.counts.risk_difference()).all()
-
-
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (("plot", "{}", "--kind", "pie"), "unknown kind of figure 'pie'"),
         (("plot", "{}", "--out", "x.gif"), "must end in .png"),
-        (("plot", "{}", "--kind", "experts", "--top", "501"), "at most 500"),
+        (("plot", "{}", "--out", "{}/x.png"), "cannot write"),
         (("attribute", "{}"), "give one of --text"),
         (("attribute", "{}", "--text", "a", "--answer", "b"), "--answer goes with --prompt"),
         (("attribute", "{}", "--file", "none.txt"), "cannot read none.txt"),
         (("attribute", "{}", "--text", "a", "--engine-args", "["), "not JSON"),
+        (("attribute", "{}", "--text", "a\udcff"), "--text is not UTF-8"),
+        (("attribute", "{}", "--text", "a", "--html", "{}/x"), "cannot write"),
     ],
 )
 def test_bad_arguments_are_named(arguments: tuple[str, ...], reason: str, files: tuple[Path, Path]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from oracle import ReferenceModel
 
 from expert_registry import Ranking, Recommended, cautions, standard_errors
-from expert_registry.errors import EngineError
+from expert_registry.errors import EngineError, RequestError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin import pair_counting as module
 from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions, detect
@@ -110,6 +110,45 @@ def test_a_killed_detection_goes_on_and_counts_nothing_twice(
     assert calls > 8 and not kept.exists()
 
 
+def test_a_bad_pair_found_late_loses_nothing_that_was_counted(engine: Any, tmp_path: Path) -> None:
+    pairs = few("digits", 14)
+    bad = replace(pairs.pairs[9], side_2=replace(pairs.pairs[9].side_2, target="not there"))
+    pairs = replace(pairs, pairs=(*pairs.pairs[:9], bad, *pairs.pairs[10:]))
+    said: list[str] = []
+    options = DetectionOptions(permutations=20, checkpoint=tmp_path / "progress", report=said.append)
+    with pytest.raises(PairsError, match="not there"):
+        detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    assert said == [f"8 pairs before it are counted and kept in {options.checkpoint}"]
+    ranking = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=replace(options, skip_bad=True))
+    assert "8 of 14 pairs are counted" in said[1] and "1 bad pairs were skipped" in ranking.card.note
+    plain = DetectionOptions(permutations=20, skip_bad=True)
+    same(ranking, detect(engine, lab.NAME, pairs, BEHAVIOUR, options=plain))
+
+
+def test_pairs_left_out_before_a_kill_are_not_forgotten(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = few("digits", 14)
+    bad = replace(pairs.pairs[1], side_2=replace(pairs.pairs[1].side_2, target="not there"))
+    pairs = replace(pairs, pairs=(pairs.pairs[0], bad, *pairs.pairs[2:]))
+    options = DetectionOptions(checkpoint=tmp_path / "progress", checkpoint_every=0.0, skip_bad=True)
+    take, calls = module.take_counts, 0
+
+    def killed(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return take(*args)
+
+    monkeypatch.setattr(module, "take_counts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    with pytest.raises(ResumeError, match="left out bad pairs; ask for that again"):
+        detect(engine, lab.NAME, pairs, BEHAVIOUR, options=replace(options, skip_bad=False))
+    assert detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options).card.data.pairs == 13
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_damaged_progress_is_refused(engine: Any, tmp_path: Path, content: bytes) -> None:
     kept = tmp_path / "progress"
@@ -136,6 +175,8 @@ def test_bad_pairs_are_named_and_skipped_only_when_asked(engine: Any, tmp_path: 
         json.dumps(good | {"target_2": "five"}),
         json.dumps(good | {"text_1": ""}),
         json.dumps({"text_1": "5 6", "text_2": "five six"}),
+        json.dumps({"text_1": "2 3 4", "text_2": "2 3 4"}),
+        json.dumps({"text_1": "2 3 4", "text_2": "2 three", "target_1": "2", "target_2": "2"}),
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(lines))
@@ -148,10 +189,13 @@ def test_bad_pairs_are_named_and_skipped_only_when_asked(engine: Any, tmp_path: 
     options = DetectionOptions(skip_bad=True, report=said.append, permutations=5)
     ranking = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
     assert [text.split(":")[1].strip() for text in said] == [
-        "pairs.jsonl, line 3, side 1", "pairs.jsonl, line 4, side 2", "pairs.jsonl, line 5, side 1"
+        "pairs.jsonl, line 3, side 1", "pairs.jsonl, line 4, side 2", "pairs.jsonl, line 5, side 1",
+        "pairs.jsonl, line 7", "pairs.jsonl, line 8",
     ]  # fmt: skip
-    assert ranking.card.data.pairs == 2 and "4 bad pairs were skipped" in ranking.card.note
-    path.write_text("\n".join([json.dumps(good), lines[-1]]))
+    assert ranking.card.data.pairs == 2 and "6 bad pairs were skipped" in ranking.card.note
+    with pytest.raises(PairsError, match=r"line 7: nothing in what counts, or before it, differs"):
+        detect(engine, lab.NAME, replace(pairs, pairs=pairs.pairs[-2:-1]), BEHAVIOUR)
+    path.write_text("\n".join([json.dumps(good), lines[5]]))
     both = detect(engine, lab.NAME, read_pairs(path), BEHAVIOUR)
     np.testing.assert_array_equal(both.counts.activations_1, ranking.counts.activations_1)
     path.write_text(lines[3])
@@ -171,17 +215,18 @@ def test_balanced_sides_count_as_many_tokens(engine: Any) -> None:
 def test_every_part_that_may_count_is_counted(engine: Any, tmp_path: Path) -> None:
     """Spans by role come in pieces; the counts say how many tokens they have."""
     messages = [
+        {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Count from 2 to 4."},
         {"role": "assistant", "content": "2 3 4"},
         {"role": "user", "content": "Count from 3 to 4."},
         {"role": "assistant", "content": "3 4"},
     ]
     tokens = {}
-    for count in (None, "assistant", "user", "all", [1, 0, 1]):
+    for count in (None, "assistant", "user", "all", [2, 0, 1]):
         path = tmp_path / "pairs.jsonl"
-        path.write_text(json.dumps({"messages_1": messages, "messages_2": messages, "count_1": count}))
+        path.write_text(json.dumps({"messages_1": messages, "messages_2": messages[1:], "count_1": count}))
         tokens[str(count)] = int(detect(engine, lab.NAME, read_pairs(path), BEHAVIOUR).counts.tokens[0])
-    assert 0 < tokens["None"] < tokens["assistant"] < tokens["all"] and tokens["[1, 0, 1]"] == 1
+    assert 0 < tokens["None"] < tokens["assistant"] < tokens["all"] and tokens["[2, 0, 1]"] == 1
     assert tokens["assistant"] + tokens["user"] < tokens["all"], "the template's own tokens"
 
 
@@ -189,6 +234,40 @@ def test_a_model_without_a_chat_template_reads_lines(engine: Any, monkeypatch: p
     monkeypatch.setattr(engine.get_tokenizer(), "chat_template", None)
     ranking = detect(engine, lab.NAME, few("digits", 3), BEHAVIOUR)
     assert "no chat template" in ranking.card.note
+
+
+def test_a_tokenizer_without_offsets_is_refused(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        chat_template = None
+
+        def __call__(self, text: Any, return_offsets_mapping: bool = False) -> dict[str, Any]:
+            raise NotImplementedError("no offsets")
+
+    class Other:
+        def __call__(self, text: Any) -> dict[str, Any]:
+            return {"input_ids": [[1]]}
+
+    for kind in (Slow, Other):
+        monkeypatch.setattr(engine, "get_tokenizer", kind)
+        with pytest.raises(EngineError, match=f"{kind.__name__} does not say which characters.*tokenizer_mode='hf'"):
+            detect(engine, lab.NAME, few("digits", 3), BEHAVIOUR)
+
+
+def test_an_engine_without_a_tokenizer_is_refused(engines: Callable[..., Any], checkpoint: Any) -> None:
+    bare = engines(str(checkpoint("OlmoeForCausalLM")), {"count_groups": 2})
+    with pytest.raises(EngineError, match="cannot be read without a tokenizer"):
+        detect(bare, "some/model", few("digits", 3), BEHAVIOUR)
+
+
+def test_the_card_says_what_the_counts_depend_on(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = engine.llm_engine.vllm_config.model_config.hf_config
+    monkeypatch.setattr(config, "_commit_hash", "0123abcd", raising=False)
+    pairs = few("digits", 3).first(2)
+    card = detect(engine, "some/model", pairs, BEHAVIOUR, options=DetectionOptions(seed=5, permutations=3)).card
+    assert card.model.revision == "0123abcd" and card.data.name.endswith("first 2 of 3")
+    assert "Counted in float32; halves and permutations by seed 5." in card.note
+    with pytest.raises(RequestError, match="cannot hold behaviour 'No Name'"):
+        detect(engine, "some/model", pairs, replace(BEHAVIOUR, name="No Name"))
 
 
 def test_an_engine_that_does_not_count_is_told_how(engines: Callable[..., Any]) -> None:

@@ -85,6 +85,40 @@ def test_line_ends_of_another_system_do_not_matter(tmp_path: Path) -> None:
     assert [pair.origin[-1] for pair in read_pairs(path).pairs] == ["1", "2"]
 
 
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(TEXT).encode() + b"\r\n\r\n{")
+    with pytest.raises(PairsError, match="line 3"):
+        read_pairs(path)
+    pairs = read_pairs(path, skip_bad=True)
+    assert pairs.pairs[0].side_1.text == "one" and pairs.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_rows_keep_the_places_they_come_from() -> None:
+    rows: list[tuple[str, dict[str, object]]] = [
+        ("rows, line 7", dict(TEXT)),
+        ("rows, line 3", {"text_1": "x"}),
+        ("rows, line 5", {"text_1": "a", "text_2": "\ud83d"}),
+        ("rows, line 9", {"text_1": "a", "text_2": object()}),
+        ("rows, line 2", {"text_1": "a", "text_2": float("nan")}),
+    ]
+    for row in rows[1:]:
+        with pytest.raises(PairsError, match=row[0]):
+            PairSet.from_rows("rows", [rows[0], row])
+    pairs = PairSet.from_rows("rows", rows, skip_bad=True)
+    assert [pair.origin for pair in pairs.pairs] == ["rows, line 7"]
+    assert [text.split(":")[0] for text in pairs.skipped] == [place for place, _ in rows[1:]]
+
+
+def test_the_first_few_are_named_as_such_and_the_rule_is_said(tmp_path: Path) -> None:
+    pairs = read_pairs(write(tmp_path, TEXT, TEXT, TEXT), count="all")
+    assert pairs.first(None) == pairs.first(3) == pairs.first(4) == pairs
+    assert pairs.first(2).name == "pairs.jsonl, first 2 of 3" and len(pairs.first(2).pairs) == 2
+    assert pairs.rule.endswith("else the whole text") and "last assistant" not in pairs.rule
+    assert "last assistant message" in read_pairs(write(tmp_path, TEXT)).rule
+    assert read_pairs(write(tmp_path, CHAT), count="user").rule.endswith("else all messages of role 'user'")
+
+
 def test_pairs_made_in_python_hash_as_the_file_that_they_would_be(tmp_path: Path) -> None:
     made = PairSet.from_messages("pairs.jsonl", [(CHAT["messages_1"], CHAT["messages_2"])] * 2)
     line = json.dumps(CHAT, ensure_ascii=False).encode()
@@ -112,10 +146,13 @@ def test_pairs_made_in_python_hash_as_the_file_that_they_would_be(tmp_path: Path
         (b"not JSON", "line 2"),
         (b"null", "line 2"),
         (b'{"text_1": "\xff", "text_2": "x"}', "line 2"),
+        (b'{"text_1": "\\ud83d", "text_2": "x"}', "line 2"),
+        (b'{"text_1": "a", "text_2": "b", "text_1": "c"}', "text_1 stands twice"),
+        (b'{"text_1": NaN, "text_2": "b"}', "text_1"),
         (b"[" * 100_000, "line 2"),
         (b'{"text_1": "' + b"x" * MAX_LINE + b'", "text_2": "x"}', str(MAX_LINE)),
     ],
-    ids=range(20),
+    ids=range(23),
 )
 def test_a_bad_line_is_refused_by_file_line_and_field(tmp_path: Path, line: object, names: str) -> None:
     path = write(tmp_path, TEXT, line, TEXT)
@@ -229,12 +266,58 @@ def test_an_answer_that_the_template_changes_is_refused_rather_than_guessed(toke
     side = chat(("user", "one"), ("assistant", " two "))
     try:
         tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | upper")
-        with pytest.raises(PairsError, match="does not write the answer ' two ' as it stands"):
+        with pytest.raises(PairsError, match="does not write the message ' two ' as it stands"):
             encode_side(side, tokenizer, "here")
         tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
         trimmed = encode_side(side, tokenizer, "here")
         plain = encode_side(chat(("user", "one"), ("assistant", "two")), tokenizer, "here")
         assert trimmed == plain
+    finally:
+        tokenizer.chat_template = TEMPLATE
+
+
+def test_an_answer_is_found_whatever_the_template_trims_or_leaves_out(tokenizer: Any) -> None:
+    side = chat(("user", "one"), ("assistant", "\n yes zq yes "))
+    try:
+        for change, covers in (
+            (".lstrip('\\n')", " yes zq yes "),
+            (".rstrip()", "\n yes zq yes"),
+            (".strip()", "yes zq yes"),
+            (".split('zq')[-1]", " yes "),
+        ):
+            tokenizer.chat_template = TEMPLATE.replace("m['content']", f"m['content']{change}")
+            assert counted(side, tokenizer) == covers
+            # The second `yes`; of it, and of what comes after, all templates write the same.
+            placed = Side(side.messages, None, None, (1, 9, 12))
+            assert counted(placed, tokenizer) == "yes"
+            span = encode_side(placed, tokenizer, "here")
+            assert span == encode_side(Side(side.messages, None, "yes"), tokenizer, "here")
+    finally:
+        tokenizer.chat_template = TEMPLATE
+
+
+@pytest.mark.parametrize("target", ["end", "|", "d", "\n", "|>"])
+def test_a_target_that_the_template_repeats_is_found_in_the_message(tokenizer: Any, target: str) -> None:
+    answer = f"no {target} no"
+    side = chat(("user", "one"), ("assistant", answer), target=target)
+    span = encode_side(side, tokenizer, "here")
+    tokens = tokenizer.convert_ids_to_tokens(span.token_ids)
+    assert "".join(tokens[span.start - 3 : span.stop + 3]) == answer
+
+
+def test_a_target_that_only_the_template_writes_is_found_there(tokenizer: Any) -> None:
+    side = chat(("user", "one"), ("assistant", "two"), target="two<|end|>")
+    tokens = tokenizer.convert_ids_to_tokens(encode_side(side, tokenizer, "here").token_ids)
+    assert counted(side, tokenizer) == "two<|end|>" and tokens[-2] == "<|end|>"
+
+
+def test_a_target_whose_place_is_unsure_is_refused(tokenizer: Any) -> None:
+    try:
+        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
+        # The answer's own `yes ` loses its space; the question's must not be taken for it.
+        side = chat(("user", "yes no"), ("assistant", "yes "), target="yes ")
+        with pytest.raises(PairsError, match=r"here: it is unsure where the span 'yes ' stands.*name a longer target"):
+            encode_side(side, tokenizer, "here")
     finally:
         tokenizer.chat_template = TEMPLATE
 

@@ -99,12 +99,45 @@ def test_without_the_network_the_way_out_is_named(name: str) -> None:
         ([], "holds no rows"),
         ([{"context": "c"}], "line 1 has no question"),
         ([SQUAD[0], {"context": "c", "question": 3}], "line 2: question must be text, got 3"),
-        ([SQUAD[0], ["c"]], "line 2 has no context, question"),
+        ([SQUAD[0], ["c"]], r"line 2 is no JSON object, but \['c'\]; wanted: context, question"),
+        (
+            [SQUAD[0], {"passage": "c", "query": "q"}],
+            "line 2 has no context, question, only passage, query",
+        ),
+        ([{"context": "c", "question": "half \ud83d"}], "line 1: question holds half a character"),
     ],
 )
 def test_rows_that_are_not_as_expected_are_named(rows: list[Any], names: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=names):
         find_recipe("faithfulness", MODEL, data_file=write(tmp_path, rows))
+
+
+def test_unsafe_rows_that_are_not_as_expected_are_named(tmp_path: Path) -> None:
+    for change, names in (
+        ({"prompt": ["p"]}, r"line 2: prompt must be text, got \['p'\]"),
+        ({"prompt": None}, "line 2: prompt must be text, got None"),
+        ({"is_safe": "False"}, "line 2: is_safe must be true or false, got 'False'"),
+        ({"response": 3}, "line 2: response must be text, got 3"),
+    ):
+        rows = [BEAVERTAILS[1], {**BEAVERTAILS[3], **change}]
+        with pytest.raises(DataError, match=names):
+            find_recipe("safety", MODEL, data_file=write(tmp_path, rows))
+
+
+def test_pairs_name_the_row_that_they_were_made_of(tmp_path: Path) -> None:
+    pairs = find_recipe("faithfulness", MODEL, data_file=write(tmp_path, SQUAD), seed=3).pairs
+    for pair in pairs.pairs:
+        assert pair.side_1.target is not None
+        line = int(pair.origin.removeprefix("rows.json, line "))
+        assert pair.side_1.target == str(SQUAD[line - 1]["question"]).strip()
+    assert len({pair.origin for pair in pairs.pairs}) == 40
+
+
+def test_a_file_from_another_system_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    for text in ("\r\n".join(json.dumps(row) for row in SQUAD) + "\r\n", json.dumps(SQUAD)):
+        path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert len(find_recipe("faithfulness", MODEL, data_file=path).pairs.pairs) == 40
 
 
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
@@ -147,8 +180,17 @@ def test_a_data_set_with_the_columns_of_pairs_is_read(tmp_path: Path) -> None:
     (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     pairs = pairs_from_hub(str(folder), skip_bad=True)
     assert [(pair.side_1.text, pair.side_1.target) for pair in pairs.pairs] == [("one", None), ("three", "ee")]
-    assert len(pairs.skipped) == 1 and "split train, line 3" in pairs.skipped[0]
-    with pytest.raises(PairsError, match=r"line 3: .*a pair has"):
+    assert len(pairs.skipped) == 1 and "made, row 2:" in pairs.skipped[0]
+    with pytest.raises(PairsError, match=r"made, row 2: .*a pair has"):
+        pairs_from_hub(str(folder))
+    chat = [{"role": "user", "content": "q", "name": None}, {"role": "assistant", "content": "a", "name": None}]
+    (folder / "train.jsonl").write_text(json.dumps({"messages_1": chat, "messages_2": chat[:1] + chat}))
+    assert pairs_from_hub(str(folder)).pairs[0].side_1.messages is not None
+    (folder / "train.jsonl").write_text(json.dumps({"chosen": "a", "rejected": "b"}))
+    with pytest.raises(DataError, match=r"row 0 has the columns chosen, rejected; pairs have some of messages_1"):
+        pairs_from_hub(str(folder))
+    (folder / "train.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"cannot load .*--pairs FILE"):
         pairs_from_hub(str(folder))
     with pytest.raises(DataError, match=r"cannot load nobody/nothing, split test: .*--pairs FILE"):
         pairs_from_hub("nobody/nothing:test")

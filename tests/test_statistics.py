@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ from expert_registry import (
 from expert_registry import statistics as stats
 from expert_registry.clusters import SUMMARY_AXES, ClusterSummary
 from expert_registry.errors import RankingFormatError
+from expert_registry.student import quantile, two_sided
 
 LAYERS, EXPERTS, TOP_K = (1, 4), 5, 2
 
@@ -91,7 +93,7 @@ def test_standard_errors_equal_a_loop_over_examples(seed: int, examples: int) ->
                 u2 = Fraction(int(selections[i, 1, layer, expert])) - Fraction(a2, n2) * int(tokens[i, 1])
                 squares += (u1 / n1 - u2 / n2) ** 2
             expected = math.sqrt(squares * Fraction(examples, examples - 1))
-            assert found[layer, expert] == pytest.approx(expected, abs=1e-7)
+            assert found[layer, expert] == pytest.approx(expected, rel=1e-12, abs=0)
 
 
 def test_intervals_hold_what_they_promise() -> None:
@@ -110,6 +112,52 @@ def test_intervals_hold_what_they_promise() -> None:
         naive.append(np.abs(mine.risk_difference() - truth) <= narrow)
     assert 0.92 < np.mean(inside) < 0.98
     assert abs(np.mean(naive) - 0.95) > 0.02, "taking tokens as independent must not do as well here"
+
+
+def test_large_counts_that_nearly_cancel_keep_their_standard_errors() -> None:
+    """Two thirds of millions of tokens, give or take one: in float64 little of that is left."""
+    tokens = np.full((40, 2), 30_000_000)
+    selections = np.zeros((40, 2, 1, 3), dtype=np.int64)
+    selections[:, :, 0] = 20_000_000
+    moved = np.random.default_rng(0).integers(-1, 2, (40, 2))
+    selections[:, :, 0, 0] += moved
+    selections[:, :, 0, 1] -= moved
+    sums = ExampleSums(1, 3)
+    sums.add(range(40), selections, tokens)
+    change = (moved[:, 0] - moved[:, 1]) / 3e7
+    expected = change.std(ddof=1) / math.sqrt(40)
+    found = stats.standard_errors(sums.counts((0,)), sums.summary())[0]
+    np.testing.assert_allclose(found, [expected, expected, 0], rtol=1e-6, atol=0)
+
+
+def test_few_examples_raise_no_more_false_alarms_than_they_say() -> None:
+    examples = 6
+    alarms, normal = [], []
+    for seed in range(300):
+        counts, clusters = summed(*routed(1000 * examples + seed, examples, sizes=(3, 12)))
+        p = stats.p_values(counts, clusters)
+        low, high = stats.intervals(counts, clusters)
+        np.testing.assert_array_equal(p < 0.05, (low > 0) | (high < 0))
+        alarms.append(p < 0.05)
+        normal.append(np.abs(counts.risk_difference()) > 1.96 * stats.standard_errors(counts, clusters))
+    # Without an effect, 5 % are expected; 3000 experts, ten of which share their examples.
+    assert 0.02 < np.mean(alarms) < 0.08 < np.mean(normal)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 29, 30, 200, 5000])
+def test_students_distribution_is_scipys(freedom: int) -> None:
+    t = np.asarray([0.0, 1e-9, 0.01, 0.5, 1.0, 2.0, 4.0, 12.0, 60.0, 1e6, -2.0])
+    expected = 2 * scipy.stats.t.sf(np.abs(t), freedom)
+    np.testing.assert_allclose(two_sided(t, freedom), expected, rtol=1e-8, atol=1e-290)
+    assert two_sided(np.asarray([np.inf]), freedom) == 0 and np.isnan(two_sided(np.asarray([np.nan]), freedom))
+    for level in (0.5, 0.95, 0.999):
+        assert quantile(level, freedom) == pytest.approx(scipy.stats.t.ppf(0.5 + level / 2, freedom), rel=1e-9)
+
+
+def test_with_many_examples_students_distribution_is_the_normal_one() -> None:
+    t = np.linspace(0, 5, 11)
+    np.testing.assert_allclose(two_sided(t, 9_999), two_sided(t, 10_000), rtol=0.03, atol=1e-12)
+    assert quantile(0.95, 10_000) == pytest.approx(1.959964, abs=1e-5)
 
 
 def test_tokens_that_are_independent_have_a_design_effect_of_one() -> None:
@@ -174,7 +222,7 @@ def test_the_permutation_test_finds_the_effect_and_little_else() -> None:
     assert p[0, 0] == pytest.approx(1 / 500)
     # The second layer has no effect.
     assert np.median([stats.permutation_p_values(summed(*routed(s, 40), permutations=99)[1]) for s in range(9)]) > 0.3
-    normal = stats.normal_p_values(counts, clusters)
+    normal = stats.p_values(counts, clusters)
     assert normal[0, 0] < 1e-6 and np.all(np.abs(normal[1] - p[1]) < 0.12)
 
 
@@ -208,11 +256,38 @@ def test_halves_of_the_same_agree_and_overlap_knows_the_sign() -> None:
     assert stats.overlap(counts, counts, 4) == 1.0 and stats.overlap(counts, swapped, 4) == 0.0
 
 
+def test_examples_that_happen_to_be_alike_prove_no_more_than_their_number() -> None:
+    selections = np.zeros((6, 2, 2, EXPERTS), dtype=np.int64)
+    selections[:, 0, :, :2] = 3
+    selections[:, 1, :, 2:4] = 3
+    counts, clusters = summed(selections, np.full((6, 2), 3), permutations=99)
+    assert not stats.standard_errors(counts, clusters).any()
+    found = stats.p_values(counts, clusters)
+    assert (found[:, :4] == 2**-5).all() and (found[:, 4] == 1).all()
+    assert stats.permutation_p_values(clusters).min() == pytest.approx(2**-5, abs=0.05)
+
+
+def test_no_permutations_give_no_p_values() -> None:
+    assert np.isnan(stats.permutation_p_values(summed(*routed(3, 9))[1])).all()
+
+
+def test_a_few_long_examples_among_many_are_cautioned_about() -> None:
+    selections, tokens = routed(13, 40, sizes=(5, 6))
+    counts, clusters = summed(selections, tokens)
+    assert stats.effective_examples(counts, clusters) == pytest.approx(40) and stats.cautions(counts, clusters) == []
+    selections[:2] *= 100
+    tokens[:2] *= 100
+    counts, clusters = summed(selections, tokens)
+    # (2 * 100 + 38)^2 / (2 * 100^2 + 38)
+    assert stats.effective_examples(counts, clusters) == pytest.approx(238**2 / 20_038)
+    assert len(stats.cautions(counts, clusters)) == 1 and "as much as 3 of equal" in stats.cautions(counts, clusters)[0]
+
+
 def test_one_example_has_no_standard_error_and_is_cautioned_about() -> None:
     selections, tokens = routed(12, 1)
     counts, clusters = summed(selections, tokens)
     assert np.isnan(stats.standard_errors(counts, clusters)).all()
-    assert any("only 1 examples" in text for text in stats.cautions(counts, clusters))
+    assert any("only 1 example:" in text for text in stats.cautions(counts, clusters))
 
 
 def test_sides_of_different_length_are_cautioned_about() -> None:

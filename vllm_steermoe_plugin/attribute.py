@@ -17,6 +17,7 @@ from vllm_steermoe_plugin.engine import count_groups, take_counts
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, prefill
 from vllm_steermoe_plugin.pairs import ChatMessage, PairsError
 from vllm_steermoe_plugin.spans import render_chat
+from vllm_steermoe_plugin.text_offsets import offset_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -55,7 +56,7 @@ def attribute(
     Raises:
         ProfileError: the ranking is of a model of another shape.
         PairsError: the text is empty or longer than the context.
-        EngineError: the engine does not count.
+        EngineError: the engine does not count, or its tokenizer gives no character offsets.
     """
     config = engine.llm_engine.vllm_config.model_config
     shape = shape_of(config.hf_config, config.architecture)
@@ -64,11 +65,11 @@ def attribute(
     groups = count_groups(engine)
     if not groups:
         raise EngineError(f"this engine does not count; start it with the setting 'count_groups' at {COUNT_GROUPS}")
-    tokenizer = engine.get_tokenizer()
+    tokenizer = offset_tokenizer(engine)
     plain = isinstance(text, str)
     written = text if isinstance(text, str) else render_chat(tuple(text), tokenizer, "the chat")
     special = plain or not tokenizer.chat_template
-    encoding = tokenizer(written, add_special_tokens=special, return_offsets_mapping=True)
+    encoding = tokenizer(written, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
     if not 0 < len(ids) < config.max_model_len:
         raise PairsError(f"the text has {len(ids)} tokens; the context holds 1 to {config.max_model_len - 1}")

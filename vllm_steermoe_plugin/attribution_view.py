@@ -12,6 +12,11 @@ from vllm_steermoe_plugin.attribute import AttributedToken
 
 _RED, _BLUE = (178, 24, 43), (33, 102, 172)
 """Sides 1 and 2, as in the heat maps."""
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
+    127: 0x2421,
+    **dict.fromkeys(range(128, 160), 0xFFFD),
+}
+"""Signs for control characters: a text must not move the cursor or set the colours of the terminal that shows it."""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -68,7 +73,9 @@ def attribution_text(tokens: Sequence[AttributedToken]) -> Text:
         share = min(abs(token.score) / scale, 1.0)
         # From white to the side's colour, black or white upon it, so that it reads on any terminal.
         red, green, blue = (round(255 + (c - 255) * share) for c in (_RED if token.score > 0 else _BLUE))
-        shown.append(token.text, style=f"{'white' if share > 0.5 else 'black'} on rgb({red},{green},{blue})")
+        shown.append(
+            token.text.translate(_PICTURES), style=f"{'white' if share > 0.5 else 'black'} on rgb({red},{green},{blue})"
+        )
     return shown
 
 

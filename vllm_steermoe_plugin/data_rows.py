@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from expert_registry.errors import SteerMoEError
-from vllm_steermoe_plugin.pairs import COLUMNS, PairSet
+from vllm_steermoe_plugin.pairs import COLUMNS, MAX_FILE_BYTES, PairSet
 
-MAX_FILE_BYTES = 2 << 30
+_SHOWN = 12
+"""Columns that an error lists."""
 
 
 class DataError(SteerMoEError):
@@ -43,9 +45,12 @@ class DataSource:
         found = _from_hub(self) if data_file is None else _from_file(data_file)
         empty = True
         for place, row in found:
-            missing = [column for column in self.columns if not isinstance(row, Mapping) or column not in row]
+            if not isinstance(row, Mapping):
+                raise DataError(f"{place} is no JSON object, but {row!r:.60}; wanted: {', '.join(self.columns)}")
+            missing = [column for column in self.columns if column not in row]
             if missing:
-                raise DataError(f"{place} has no {', '.join(missing)}; {self.id} has {', '.join(self.columns)}")
+                wanted = f"of {self.id} are read: {', '.join(self.columns)}"
+                raise DataError(f"{place} has no {', '.join(missing)}, only {_listed(row)}; {wanted}")
             empty = False
             yield place, row
         if empty:
@@ -67,7 +72,7 @@ def _from_hub(source: DataSource) -> Iterator[tuple[str, Any]]:
         ) from None
     try:
         loaded = datasets.load_dataset(source.id, split=source.split)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"cannot load {source.id}, split {source.split}: {reason:.300}; {way_out}") from None
     for number, row in enumerate(loaded):
@@ -82,6 +87,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     try:
+        data = data.removeprefix(codecs.BOM_UTF8)
         if data.lstrip()[:1] == b"[":
             for number, row in enumerate(json.loads(data), start=1):
                 yield f"{path.name}, entry {number}", row
@@ -112,9 +118,38 @@ def pairs_from_hub(name: str, *, count: str | None = None, skip_bad: bool = Fals
     """
     identifier, _, split = name.partition(":")
     source = DataSource(identifier, split or "train", (), "unspecified")
-    # A data set has all columns in all rows; those that a row does not use are None. It may have others too.
-    rows = ({key: row[key] for key in COLUMNS if row.get(key) is not None} for _, row in source.rows())
-    return PairSet.from_lines(f"{identifier}, split {source.split}", rows, count=count, skip_bad=skip_bad)
+    whence = f"{identifier}, split {source.split}"
+    return PairSet.from_rows(whence, map(_pair_columns, source.rows()), count=count, skip_bad=skip_bad)
+
+
+def _pair_columns(found: tuple[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+    """Of a row what a line of a file of pairs has.
+
+    A data set has all columns in all rows, and all fields in all messages; those that a row does not use are None.
+    It may have other columns too.
+
+    Raises:
+        DataError: it has none of a pair's.
+    """
+    place, row = found
+    if not set(COLUMNS) & set(row):
+        raise DataError(f"{place} has the columns {_listed(row)}; pairs have some of {', '.join(COLUMNS)}")
+    return place, {key: _without_none(row[key]) for key in COLUMNS if row.get(key) is not None}
+
+
+def _without_none(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [
+        {key: part for key, part in one.items() if part is not None} if isinstance(one, Mapping) else one
+        for one in value
+    ]
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    names = [str(name)[:40] for name in row]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
 
 
 def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
@@ -126,4 +161,6 @@ def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: {column} must be text, got {value!r:.60}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{place}: {column} holds half a character (a lone surrogate), which is no text")
     return value.strip()

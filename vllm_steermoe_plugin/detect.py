@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_registry import DataRef, ExampleSums, ModelRef, Ranking, RankingCard, Recommended, rank_experts
+from expert_registry import DataRef, ExampleSums, ModelRef, Ranking, Recommended, rank_experts
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.checkpoints import revision_of
+from vllm_steermoe_plugin.detection_card import check_described, detection_card
 from vllm_steermoe_plugin.engine import count_groups
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, Encoded, count_pairs, encode_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
-from vllm_steermoe_plugin.resume import Checkpoint, Progress, digest_of
-from vllm_steermoe_plugin.spans import SPAN_RULE
-from vllm_steermoe_plugin.versions import tool_versions
+from vllm_steermoe_plugin.resume import Checkpoint, Progress, ResumeError, digest_of
+from vllm_steermoe_plugin.text_offsets import offset_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -91,10 +90,14 @@ def detect(
         options: see there.
 
     Raises:
-        PairsError: a pair cannot be encoded or is longer than the context.
-        EngineError: the model has no routed experts that can be counted, or the engine does not count.
+        RequestError: the model's name or the behaviour cannot stand in a card.
+        PairsError: a pair cannot be counted.
+        ResumeError: the checkpoint is damaged, or of another detection.
+        EngineError: the model has no routed experts that can be counted, the engine does not count, or its
+            tokenizer gives no character offsets.
     """
     options = options or DetectionOptions()
+    check_described(model_id, behaviour)
     config = engine.llm_engine.vllm_config.model_config
     shape = shape_of(config.hf_config, config.architecture)
     groups = count_groups(engine)
@@ -102,6 +105,7 @@ def detect(
         raise EngineError(
             f"this engine counts {groups} groups; start it with the setting 'count_groups' at {COUNT_GROUPS}"
         )
+    tokenizer = offset_tokenizer(engine)
     sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
     progress = Progress(sums, list(pairs.skipped))
     checkpoint = None
@@ -109,6 +113,10 @@ def detect(
         digest = _digest(model_id, revision or revision_of(model_id), config, shape, pairs, options)
         checkpoint = Checkpoint(options.checkpoint, digest, options.checkpoint_every)
         if progress.resume(checkpoint):
+            if len(progress.skipped) > len(pairs.skipped) and not options.skip_bad:
+                raise ResumeError(
+                    f"{checkpoint.path} left out bad pairs; ask for that again, or remove it to start anew"
+                )
             options.report(f"going on from {checkpoint.path}: {progress.done} of {len(pairs.pairs)} pairs are counted")
     engine.collective_rpc("steermoe_reset_counts")
     stopped = _count_all(engine, shape, pairs, progress, checkpoint, groups // SIDES, options, behaviour.name)
@@ -116,7 +124,29 @@ def detect(
         raise PairsError(f"{pairs.name}: no pair is left to count; the first bad one: {progress.skipped[0]}")
     counts = sums.counts(shape.layers)
     counts.check(shape)
-    notes = [behaviour.note] if behaviour.note else []
+    card = detection_card(
+        # transformers keeps the commit of what it loads from the hub.
+        ModelRef(
+            id=model_id,
+            revision=revision or str(getattr(config.hf_config, "_commit_hash", None) or ""),
+            architecture=shape.architecture,
+        ),
+        shape,
+        behaviour,
+        DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.examples),
+        pairs.rule + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
+        _notes(str(config.dtype).rpartition(".")[2], bool(tokenizer.chat_template), progress, pairs, options, stopped),
+    )
+    if checkpoint is not None:
+        checkpoint.path.unlink(missing_ok=True)
+    return Ranking(counts, card, sums.summary())
+
+
+def _notes(
+    dtype: str, chat_template: bool, progress: Progress, pairs: PairSet, options: DetectionOptions, stopped: bool
+) -> list[str]:
+    """What else the counts, and what is drawn at random, depend on."""
+    notes = [f"Counted in {dtype}; halves and permutations by seed {options.seed}."]
     if stopped:
         notes.append(
             f"Stopped after {progress.done} of {len(pairs.pairs)} pairs: the first {options.stop_when_stable} "
@@ -126,27 +156,9 @@ def detect(
         notes.append(f"{len(progress.skipped)} bad pairs were skipped.")
     if progress.merged:
         notes.append(f"{progress.merged} tokens reach over the edge of what is counted; they count.")
-    if not engine.get_tokenizer().chat_template:
+    if not chat_template:
         notes.append("The model has no chat template; chats were written as lines 'Role: content'.")
-    card = RankingCard(
-        model=ModelRef(id=model_id, revision=revision, architecture=shape.architecture),
-        num_experts=shape.num_experts,
-        top_k=shape.top_k,
-        behaviour=behaviour.name,
-        version=behaviour.version,
-        sides=behaviour.sides,
-        data=DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.examples),
-        span=SPAN_RULE + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
-        safety=behaviour.safety,
-        recommended=behaviour.recommended,
-        tools=tool_versions(),
-        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        license=behaviour.license,
-        note=" ".join(notes),
-    )
-    if checkpoint is not None:
-        checkpoint.path.unlink(missing_ok=True)
-    return Ranking(counts, card, sums.summary())
+    return notes
 
 
 def _digest(
@@ -154,7 +166,8 @@ def _digest(
 ) -> str:
     # Not only the file's hash: how its lines are read depends on more than the file.
     read = [hashlib.sha256(repr(pair).encode()).digest() for pair in pairs.pairs]
-    asked = (options.balance, options.permutations, options.seed, options.skip_bad)
+    # Not `skip_bad`: what was counted before a bad pair is found is the same either way.
+    asked = (options.balance, options.permutations, options.seed)
     return digest_of(model_id, revision, config.model, config.dtype, shape, read, *asked)
 
 
@@ -181,7 +194,15 @@ def _count_all(
         adding: Future[None] | None = None
         coming = encode(progress.done)
         for start in track(starts, f"count {name}"):
-            encoded, skipped, merged = coming.result()
+            try:
+                encoded, skipped, merged = coming.result()
+            except PairsError:
+                # Hours may have been counted until then; whoever leaves the pair out goes on from here.
+                if adding is not None and checkpoint is not None:
+                    adding.result()
+                    progress.save(replace(checkpoint, every=0.0))
+                    options.report(f"{progress.done} pairs before it are counted and kept in {checkpoint.path}")
+                raise
             done = min(start + chunk, len(pairs.pairs))
             if done < len(pairs.pairs):
                 coming = encode(done)

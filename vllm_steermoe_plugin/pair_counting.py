@@ -54,17 +54,23 @@ def encode_pairs(
     encoded: list[Encoded] = []
     skipped = []
     merged = 0
-    for number in range(first, first + len(part)):
+    for number, pair in enumerate(part, start=first):
         both = next(spans), next(spans)
         try:
             one, two = (_fitting(span, limit, origin) for span, (_, origin) in both)
+            one, two = balanced(one, two) if balance else (one, two)
+            if one.ranges == two.ranges and one.token_ids[: one.stop] == two.token_ids[: two.stop]:
+                raise PairsError(
+                    f"{pair.origin}: nothing in what counts, or before it, differs between the sides, so they are "
+                    "routed alike; count what differs or what comes after it"
+                )
         except PairsError as error:
             if not skip_bad:
                 raise
             skipped.append(str(error))
             continue
         merged += one.merged + two.merged
-        encoded.append((number, *(balanced(one, two) if balance else (one, two))))
+        encoded.append((number, one, two))
     return encoded, skipped, merged
 
 

@@ -10,21 +10,24 @@ assistant message counts, or, in plain text, everything.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expert_registry.errors import SteerMoEError
 
 MAX_LINE = 1 << 20
-
+MAX_FILE_BYTES = 2 << 30
 
 ALL = "all"
+DEFAULT_RULE = "the target string or other part that a pair names, else the last assistant message, else the whole text"
+"""What counts, in words, where nothing else is said."""
 Count = str | tuple[int, int] | tuple[int, int, int]
 
 
@@ -102,7 +105,7 @@ class ContrastivePair:
 
 @dataclass(frozen=True, slots=True)
 class PairSet:
-    """Pairs with the name and hash that stand in a ranking's card.
+    """Pairs with the name, the hash and the rule of what counts that stand in a ranking's card.
 
     `skipped` says of each line that was left out why; there are none unless that was asked for.
     """
@@ -111,29 +114,45 @@ class PairSet:
     sha256: str
     pairs: tuple[ContrastivePair, ...]
     skipped: tuple[str, ...] = ()
+    rule: str = DEFAULT_RULE
 
     @classmethod
     def from_messages(
         cls, name: str, pairs: Iterable[tuple[Sequence[dict[str, str]], Sequence[dict[str, str]]]]
     ) -> PairSet:
         """Pairs of chats made in Python; they hash as the file that they would be."""
-        return cls.from_lines(name, ({"messages_1": one, "messages_2": two} for one, two in pairs))
+        lines = ({"messages_1": one, "messages_2": two} for one, two in pairs)
+        return cls.from_rows(name, ((f"{name}, line {number}", line) for number, line in enumerate(lines, start=1)))
 
     @classmethod
-    def from_lines(
-        cls, name: str, lines: Iterable[Mapping[str, object]], *, count: str | None = None, skip_bad: bool = False
+    def from_rows(
+        cls,
+        name: str,
+        rows: Iterable[tuple[str, Mapping[str, object]]],
+        *,
+        count: str | None = None,
+        skip_bad: bool = False,
     ) -> PairSet:
-        """Pairs as the lines of a file, parsed; they hash as the file that they would be. See `read_pairs`.
+        """Pairs as parsed lines, each with its place for errors; they hash as the file that they would be.
+
+        `count` and `skip_bad` as for `read_pairs`.
 
         Raises:
             PairsError: a line is not as the module says.
         """
-        written = "\n".join(json.dumps(line, ensure_ascii=False, default=str) for line in lines)
-        return _parse(written.encode(), name, count, skip_bad)
+        written = [(place, _written(row)) for place, row in rows]
+        digest = hashlib.sha256(b"\n".join(line for _, line in written)).hexdigest()
+        return _gathered(name, digest, written, count, skip_bad)
+
+    def first(self, number: int | None) -> PairSet:
+        """The first so many pairs, which the name says if there are more; None for all."""
+        if number is None or number >= len(self.pairs):
+            return self
+        return replace(self, name=f"{self.name}, first {number} of {len(self.pairs)}", pairs=self.pairs[:number])
 
 
 def read_pairs(path: Path, *, count: str | None = None, skip_bad: bool = False) -> PairSet:
-    """Read a JSONL file of pairs.
+    """Read a JSONL file of pairs, UTF-8 with or without a byte order mark.
 
     Args:
         path: the file.
@@ -144,26 +163,46 @@ def read_pairs(path: Path, *, count: str | None = None, skip_bad: bool = False) 
         PairsError: no such file, or a line that is not as the module says.
     """
     try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise PairsError(f"{path} is larger than {MAX_FILE_BYTES} bytes; split it")
         data = path.read_bytes()
     except OSError as error:
         raise PairsError(f"cannot read {path}: {error.strerror}") from None
-    return _parse(data, path.name, count, skip_bad)
+    return _gathered(path.name, hashlib.sha256(data).hexdigest(), _lines(data, path.name), count, skip_bad)
 
 
-def _parse(data: bytes, name: str, count: str | None, skip_bad: bool) -> PairSet:
+def _lines(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if line.strip():
+            yield f"{name}, line {number}", line
+
+
+def _written(row: Mapping[str, object]) -> bytes:
+    """A row as a line; what is no JSON becomes something that the checks of a line refuse."""
+    line = json.dumps(row, ensure_ascii=False, default=lambda value: {type(value).__name__: repr(value)})
+    return line.encode("utf-8", "surrogatepass")
+
+
+def _gathered(name: str, digest: str, lines: Iterable[tuple[str, bytes]], count: str | None, skip_bad: bool) -> PairSet:
     pairs, skipped = [], []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for place, line in lines:
         try:
-            pairs.append(_pair(line, f"{name}, line {number}", count))
+            pairs.append(_pair(line, place, count))
         except PairsError as error:
             if not skip_bad:
                 raise
             skipped.append(str(error))
     if not pairs:
         raise PairsError(f"{name} holds no pairs" + (f"; the first bad one: {skipped[0]}" if skipped else ""))
-    return PairSet(name, hashlib.sha256(data).hexdigest(), tuple(pairs), tuple(skipped))
+    return PairSet(name, digest, tuple(pairs), tuple(skipped), _rule(count))
+
+
+def _rule(count: str | None) -> str:
+    """In words, what counts."""
+    if count is None:
+        return DEFAULT_RULE
+    rest = "the whole text" if count == ALL else f"all messages of role {count!r}"
+    return f"the target string or other part that a pair names, else {rest}"
 
 
 def _pair(line: bytes, origin: str, count: str | None) -> ContrastivePair:
@@ -175,6 +214,10 @@ def _pair(line: bytes, origin: str, count: str | None) -> ContrastivePair:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise PairsError(f"{origin}: {where + ': ' if where else ''}{first['msg']}") from None
+    try:
+        json.loads(line, object_pairs_hook=_each_key_once)
+    except ValueError as error:
+        raise PairsError(f"{origin}: {error}") from None
     sides = (
         (value.messages_1, value.text_1, value.target_1, value.count_1),
         (value.messages_2, value.text_2, value.target_2, value.count_2),
@@ -184,3 +227,12 @@ def _pair(line: bytes, origin: str, count: str | None) -> ContrastivePair:
         for messages, text, target, said in sides
     )
     return ContrastivePair(one, two, origin)
+
+
+def _each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that stands twice JSON readers silently take one value."""
+    found = dict(items)
+    if len(found) < len(items):
+        keys = [key for key, _ in items]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} stands twice")
+    return found

@@ -60,17 +60,20 @@ _TARGETS = range(3, 41)
 def faithfulness(model: str, seed: int, limit: int | None, data_file: Path | None) -> Recipe:
     """The same question with (side 1) and without its document; the question's tokens count on both sides."""
 
-    def lines() -> Iterator[Line]:
+    def lines() -> Iterator[tuple[str, Line]]:
         for place, row in SQUAD.rows(data_file):
             context, question = text_of(row, "context", place), text_of(row, "question", place)
             without = f"Question: {question}"
             # The question comes last, so its last occurrence is the one that counts on both sides.
-            yield {
-                "messages_1": [{"role": "user", "content": f"Document: {context} {without}"}],
-                "messages_2": [{"role": "user", "content": without}],
-                "target_1": question,
-                "target_2": question,
-            }
+            yield (
+                place,
+                {
+                    "messages_1": [{"role": "user", "content": f"Document: {context} {without}"}],
+                    "messages_2": [{"role": "user", "content": without}],
+                    "target_1": question,
+                    "target_2": question,
+                },
+            )
 
     return Recipe(
         _drawn(SQUAD, lines, seed, limit, data_file),
@@ -87,21 +90,26 @@ def faithfulness(model: str, seed: int, limit: int | None, data_file: Path | Non
 def safety(model: str, seed: int, limit: int | None, data_file: Path | None) -> Recipe:
     """An unsafe prompt with a refusal (side 1) and with the data set's unsafe answer; each prompt is taken once."""
 
-    def lines() -> Iterator[Line]:
+    def lines() -> Iterator[tuple[str, Line]]:
         chance = random.Random(seed)
         seen = set()
         for place, row in BEAVERTAILS.rows(data_file):
             if not isinstance(row["is_safe"], bool):
                 raise DataError(f"{place}: is_safe must be true or false, got {row['is_safe']!r:.60}")
-            if row["is_safe"] or row["prompt"] in seen or not str(row["response"] or "").strip():
+            if row["is_safe"] or not str(row["response"] or "").strip():
                 continue
             prompt, response = text_of(row, "prompt", place), text_of(row, "response", place)
-            seen.add(row["prompt"])
+            if prompt in seen:
+                continue
+            seen.add(prompt)
             asked = {"role": "user", "content": prompt}
-            yield {
-                "messages_1": [asked, {"role": "assistant", "content": refusal(chance)}],
-                "messages_2": [asked, {"role": "assistant", "content": response}],
-            }
+            yield (
+                place,
+                {
+                    "messages_1": [asked, {"role": "assistant", "content": refusal(chance)}],
+                    "messages_2": [asked, {"role": "assistant", "content": response}],
+                },
+            )
 
     return Recipe(
         _drawn(BEAVERTAILS, lines, seed, limit, data_file),
@@ -123,17 +131,20 @@ def digits(model: str, seed: int, limit: int | None, data_file: Path | None) -> 
     if data_file is not None:
         raise DataError("recipe 'digits' makes its pairs itself and takes no --data-file")
 
-    def lines() -> Iterator[Line]:
-        for last, template, separator in product(_TARGETS, _COUNTING, _SEPARATORS):
+    def lines() -> Iterator[tuple[str, Line]]:
+        for number, (last, template, separator) in enumerate(product(_TARGETS, _COUNTING, _SEPARATORS)):
             asked = {"role": "user", "content": template.format(word=number_word(last))}
             written = ([str(n) for n in range(1, last + 1)], [number_word(n) for n in range(1, last + 1)])
             one, two = (separator.join(numbers) for numbers in written)
-            yield {
-                "messages_1": [asked, {"role": "assistant", "content": one}],
-                "messages_2": [asked, {"role": "assistant", "content": two}],
-            }
+            yield (
+                f"recipe 'digits', pair {number}",
+                {
+                    "messages_1": [asked, {"role": "assistant", "content": one}],
+                    "messages_2": [asked, {"role": "assistant", "content": two}],
+                },
+            )
 
-    pairs = PairSet.from_lines(f"digits, seed {seed}", _some(list(lines()), seed, limit))
+    pairs = PairSet.from_rows(f"digits, seed {seed}", _shuffled(list(lines()), seed)).first(limit)
     sides = ("counts in digits", "counts in words")
     return Recipe(pairs, described("digits", sides, _recommended("digits", model), "Apache-2.0", ""))
 
@@ -151,16 +162,20 @@ def _recommended(behaviour: str, model: str) -> Recommended:
 
 
 def _drawn(
-    source: DataSource, lines: Callable[[], Iterator[Line]], seed: int, limit: int | None, data_file: Path | None
+    source: DataSource,
+    lines: Callable[[], Iterator[tuple[str, Line]]],
+    seed: int,
+    limit: int | None,
+    data_file: Path | None,
 ) -> PairSet:
     whence = f"{source.id}, split {source.split}" if data_file is None else f"{data_file.name}, columns of {source.id}"
     found = list(lines())
     if not found:
         raise DataError(f"{whence} holds no row that makes a pair")
-    return PairSet.from_lines(f"{whence}, seed {seed}", _some(found, seed, limit))
+    return PairSet.from_rows(f"{whence}, seed {seed}", _shuffled(found, seed)).first(limit)
 
 
-def _some(lines: list[Line], seed: int, limit: int | None) -> list[Line]:
+def _shuffled(lines: list[tuple[str, Line]], seed: int) -> list[tuple[str, Line]]:
     """In an order that the seed draws, so that the first n of them, or a random half, are like all of them."""
     random.Random(seed).shuffle(lines)
-    return lines if limit is None else lines[:limit]
+    return lines

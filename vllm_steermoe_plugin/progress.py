@@ -1,7 +1,8 @@
-"""Progress bars on standard error, so that standard output stays clean."""
+"""Progress on standard error, so that standard output stays clean."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -12,11 +13,22 @@ from rich.progress import track as rich_track
 
 T = TypeVar("T")
 
+LINE_EVERY = 60.0
+"""Seconds between two lines of progress in a log."""
+
 
 def track(items: Sequence[T], description: str) -> Iterator[T]:
-    """Iterate over `items` with a progress bar (none where standard error is not a terminal)."""
+    """Iterate over `items` with a progress bar; where standard error is no terminal, with a line a minute."""
     console = Console(stderr=True)
-    yield from rich_track(items, description=f"{description:<22}", console=console, disable=not console.is_terminal)
+    if console.is_terminal:
+        yield from rich_track(items, description=f"{description:<22}", console=console)
+        return
+    said = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - said >= LINE_EVERY:
+            said = time.monotonic()
+            console.print(f"{description}: {done / len(items):.0%}", markup=False, highlight=False)
+        yield item
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def find_recipe(
         if data_file is not None:
             raise RequestError(f"recipe {name!r} of {lab.NAME} takes no --data-file")
         pairs, described = lab_recipe(model, name, seed)
-        return Recipe(PairSet(pairs.name, pairs.sha256, pairs.pairs[:limit]), described)
+        return Recipe(pairs.first(limit), described)
     if name not in PAPER_RECIPES:
         raise RequestError(one_of(name, {*PAPER_RECIPES, *world.BEHAVIOURS}, "recipe"))
     return PAPER_RECIPES[name](model, seed, limit, data_file)

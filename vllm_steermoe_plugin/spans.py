@@ -8,8 +8,6 @@ from typing import Any
 
 from vllm_steermoe_plugin.pairs import ALL, ChatMessage, PairsError, Side
 
-SPAN_RULE = "the target string or other part that a pair names, else the last assistant message, else the whole text"
-
 _MARKER = "[[steermoe-answer]]"
 
 Ranges = tuple[tuple[int, int], ...]
@@ -94,7 +92,10 @@ def encode_sides(sides: Sequence[tuple[Side, str]], tokenizer: Any) -> list[Toke
         if not some:
             continue
         # All in one call: the tokenizer then leaves Python alone for as long, and so the engine beside it.
-        encoding = tokenizer([text for _, text, _ in some], add_special_tokens=special, return_offsets_mapping=True)
+        # Not `verbose`: texts that are too long are ours to refuse, by name.
+        encoding = tokenizer(
+            [text for _, text, _ in some], add_special_tokens=special, return_offsets_mapping=True, verbose=False
+        )
         for row, (place, text, spans) in enumerate(some):
             ranges, merged = _positions(encoding["offset_mapping"][row], spans)
             if ranges:
@@ -133,11 +134,7 @@ def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, Ranges]:
     """The rendered text and the character ranges in it that count."""
     text = (side.text or "") if side.messages is None else render_chat(side.messages, tokenizer, origin)
     if side.target is not None:
-        # The last occurrence, so that an answer that repeats words of its question is found in the answer.
-        start = text.rfind(side.target)
-        if start < 0:
-            raise PairsError(f"{origin}: the span {side.target!r:.60} is not in the rendered text {text!r:.120}")
-        return text, ((start, start + len(side.target)),)
+        return text, (_target(side.target, side.messages or (), tokenizer, text, origin),)
     if side.count == ALL or (side.count is None and side.messages is None):
         return text, ((0, len(text)),)
     if side.messages is None:
@@ -150,7 +147,7 @@ def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, Ranges]:
         content = side.messages[index].content
         low, high = _within(side.count[1:], content, 0, content, origin)
         # A template that trims has moved what follows.
-        lost = content.find(text[start:stop])
+        lost = len(content.rstrip()) - len(text[start:stop].rstrip())
         low, high = max(low - lost, 0) + start, min(high - lost + start, stop)
         if low >= high:
             raise PairsError(f"{origin}: the chat template leaves out the counted characters {side.count[1:]}")
@@ -165,6 +162,28 @@ def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, Ranges]:
         )
     wanted = mine[-1:] if side.count is None else mine
     return text, tuple(_written(side.messages, index, tokenizer, text, origin) for index in wanted)
+
+
+def _target(target: str, messages: tuple[ChatMessage, ...], tokenizer: Any, text: str, origin: str) -> tuple[int, int]:
+    """The last occurrence, so that an answer that repeats words of its question is found in the answer."""
+    start = text.rfind(target)
+    if start < 0:
+        raise PairsError(f"{origin}: the span {target!r:.60} is not in the rendered text {text!r:.120}")
+    holders = [i for i, message in enumerate(messages) if target in message.content]
+    if not holders or text.count(target) == sum(messages[i].content.count(target) for i in holders):
+        return start, start + len(target)
+    # The template's own markup, such as an end of turn, holds it too, or leaves one out: the message is to be found.
+    try:
+        low, high = _written(messages, holders[-1], tokenizer, text, origin)
+    except PairsError:
+        low, high = 0, 0
+    start = text.rfind(target, low, high)
+    if start < 0:
+        raise PairsError(
+            f"{origin}: it is unsure where the span {target!r:.60} stands, for the chat template changes the message "
+            "that holds it, or has the same characters itself; name a longer target"
+        )
+    return start, start + len(target)
 
 
 def _within(count: Any, text: str, start: int, shown: str, origin: str) -> tuple[int, int]:
@@ -185,15 +204,17 @@ def _written(messages: tuple[ChatMessage, ...], index: int, tokenizer: Any, text
     answer = messages[index]
     marked_answer = answer.model_copy(update={"content": _MARKER})
     marked = render_chat((*messages[:index], marked_answer, *messages[index + 1 :]), tokenizer, origin)
-    start = marked.find(_MARKER)
-    # Many templates trim what they write.
-    written = next((c for c in (answer.content, answer.content.strip()) if marked.replace(_MARKER, c) == text), None)
-    if start < 0 or not written:
+    before, marker, after = marked.partition(_MARKER)
+    found = text[len(before) : len(text) - len(after)]
+    exact = marker and f"{before}{found}{after}" == text
+    # Many templates trim what they write, and some leave out what was thought before an answer.
+    mine = answer.content == found or answer.content.strip().endswith(found.strip() or found)
+    if not exact or not found or not mine:
         raise PairsError(
-            f"{origin}: the chat template does not write the answer {answer.content!r:.60} as it stands, "
+            f"{origin}: the chat template does not write the message {answer.content!r:.60} as it stands, "
             "so its place is unsure; name what counts by target_1 and target_2"
         )
-    return start, start + len(written)
+    return len(before), len(before) + len(found)
 
 
 def render_chat(messages: tuple[ChatMessage, ...], tokenizer: Any, origin: str) -> str:
@@ -207,7 +228,8 @@ def render_chat(messages: tuple[ChatMessage, ...], tokenizer: Any, origin: str) 
     chat = [message.model_dump() for message in messages]
     try:
         text: str = tokenizer.apply_chat_template(chat, tokenize=False)
-    except TemplateError as error:
+    # A template that takes other contents than text fails in Python.
+    except (TemplateError, TypeError, ValueError) as error:
         raise PairsError(
             f"{origin}: the model's chat template refuses the roles {[message.role for message in messages]}: {error}"
         ) from None

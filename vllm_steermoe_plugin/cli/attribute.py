@@ -26,7 +26,7 @@ def attribute(
     """Colour a text token by token by the risk difference of the experts that its router selects."""
     from vllm_steermoe_plugin.attribute import attribute as run
     from vllm_steermoe_plugin.attribution_view import attribution_html, attribution_text
-    from vllm_steermoe_plugin.cli.detect import json_object
+    from vllm_steermoe_plugin.cli.detect import check_writable, json_object
     from vllm_steermoe_plugin.engine import start_engine
     from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
     from vllm_steermoe_plugin.pairs import ChatMessage
@@ -35,9 +35,17 @@ def attribute(
         raise RequestError("give one of --text, --file and --prompt; --answer goes with --prompt")
     if file is not None:
         try:
-            text = file.read_text(encoding="utf-8")
+            # Line ends as they stand: they are tokens like any other.
+            text = file.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read {file}: {error}") from None
+    for name, given in (("--text", text), ("--prompt", prompt), ("--answer", answer)):
+        try:
+            (given or "").encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"{name} is not UTF-8") from None
+    if html is not None:
+        check_writable(html)
     found = read_ranking(ranking)
     arguments = json_object(engine_args)
     chat = [] if prompt is None else [ChatMessage(role="user", content=prompt)]
@@ -45,10 +53,12 @@ def attribute(
         chat.append(ChatMessage(role="assistant", content=answer))
     engine = start_engine(model or found.card.model.id, {"count_groups": COUNT_GROUPS}, **arguments)
     tokens = run(engine, found, chat if text is None else text, top)
-    Console().print(attribution_text(tokens), soft_wrap=True)
+    console = Console()
+    console.print(attribution_text(tokens), soft_wrap=True)
     sides = found.card.sides
     Console(stderr=True).print(f"red: {sides[0]}; blue: {sides[1]}", markup=False, highlight=False)
+    if console.color_system is None and html is None:
+        Console(stderr=True).print("colours are not shown here; --html FILE keeps them")
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(attribution_html(tokens, found), encoding="utf-8")
+        html.write_text(attribution_html(tokens, found), encoding="utf-8", newline="")
         Console(stderr=True).print(str(html), markup=False, highlight=False)

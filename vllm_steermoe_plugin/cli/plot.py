@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expert_registry import read_ranking
-from expert_registry.errors import RequestError, one_of
+from expert_registry.errors import EngineError, RequestError, one_of
 
 _KINDS = ("depth", "experts", "heatmap", "overlap")
 
@@ -26,20 +26,23 @@ def plot(
     top: Annotated[int, typer.Option(min=1, max=100_000, help="How many experts (not for heatmap).")] = 30,
 ) -> None:
     """Draw risk differences."""
-    from vllm_steermoe_plugin.figures import draw_depth, draw_experts, draw_heatmaps, draw_overlap
+    from vllm_steermoe_plugin.cli.detect import check_writable
 
+    try:
+        from vllm_steermoe_plugin.figures import draw_depth, draw_experts, draw_heatmaps, draw_overlap
+    except ImportError as error:
+        raise EngineError(f"figures need matplotlib ({error}); install the extra [plot]") from None
     if kind not in _KINDS:
         raise RequestError(one_of(kind, _KINDS, "kind of figure"))
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise RequestError(f"--out {out} must end in .png, .svg or .pdf")
+    check_writable(out)
     read = [read_ranking(path) for path in rankings]
     if kind == "overlap":
         if len(read) != 2:
             raise RequestError(f"overlap is of two rankings, got {len(read)}")
         draw_overlap(read[0], read[1], out, top)
     elif kind == "experts":
-        if top > 500:
-            raise RequestError("experts are drawn one by one, at most 500 of them")
         draw_experts(read, out, top)
     elif kind == "depth":
         draw_depth(read, out, top)

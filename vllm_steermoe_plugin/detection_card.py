@@ -1,0 +1,55 @@
+"""The card of a ranking that was detected, and whether it can be written at all."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from expert_registry import DataRef, ModelRef, MoEShape, RankingCard
+from expert_registry.errors import RequestError
+from vllm_steermoe_plugin.versions import tool_versions
+
+if TYPE_CHECKING:
+    from vllm_steermoe_plugin.detect import Behaviour
+
+
+def detection_card(
+    model: ModelRef, shape: MoEShape, behaviour: Behaviour, data: DataRef, span: str, notes: Sequence[str]
+) -> RankingCard:
+    """The card, of today; `notes` follow the behaviour's own."""
+    return RankingCard(
+        model=model,
+        num_experts=shape.num_experts,
+        top_k=shape.top_k,
+        behaviour=behaviour.name,
+        version=behaviour.version,
+        sides=behaviour.sides,
+        data=data,
+        span=span,
+        safety=behaviour.safety,
+        recommended=behaviour.recommended,
+        tools=tool_versions(),
+        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        license=behaviour.license,
+        note=" ".join([behaviour.note, *notes] if behaviour.note else notes),
+    )
+
+
+def check_described(model_id: str, behaviour: Behaviour) -> None:
+    """Refuse before anything is counted what could not stand in the card afterwards.
+
+    Raises:
+        RequestError: names the field.
+    """
+    shape = MoEShape("any", (0,), 1, 1)
+    try:
+        detection_card(ModelRef(id=model_id, architecture="any"), shape, behaviour, DataRef(name=""), "", [])
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if field == "id":
+            field = "the model's name"
+        raise RequestError(f"a ranking's card cannot hold {field} {first['input']!r:.80}: {first['msg']}") from None
