@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from expert_registry.clusters import ClusterSummary
 from expert_registry.ranking import RoutingCounts, rank_experts
-from expert_registry.student import quantile, two_sided
 
 Floats = NDArray[np.float64]
 
@@ -60,8 +59,12 @@ def intervals(counts: RoutingCounts, clusters: ClusterSummary, level: float = 0.
 
     NaN with a single example.
     """
+    # A third of a second to import, and the look-up of rankings needs none of it.
+    from scipy.special import stdtrit
+
     difference = counts.risk_difference()
-    width = quantile(level, max(int(clusters.examples[0]) - 1, 1)) * standard_errors(counts, clusters)
+    freedom = max(int(clusters.examples[0]) - 1, 1)
+    width = stdtrit(freedom, 0.5 + level / 2) * standard_errors(counts, clusters)
     return np.clip(difference - width, -1, 1), np.clip(difference + width, -1, 1)
 
 
@@ -104,11 +107,13 @@ def p_values(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
     None is below 2^(1 - n), the least that swapping the sides of n examples could show: a few examples that happen
     to be alike have a standard error near zero and prove nothing. NaN with a single example.
     """
+    from scipy.special import stdtr
+
     n = int(clusters.examples[0])
     difference = np.abs(counts.risk_difference())
     errors = standard_errors(counts, clusters)
     t = np.divide(difference, errors, out=np.where(difference > 0, np.inf, 0.0), where=errors > 0)
-    p = np.maximum(two_sided(t, max(n - 1, 1)), 2.0 ** max(1 - n, -1000))
+    p = np.maximum(2 * stdtr(max(n - 1, 1), -t), 2.0 ** max(1 - n, -1000))
     return np.where(np.isnan(errors), np.nan, p)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +28,6 @@ from expert_registry import (
 from expert_registry import statistics as stats
 from expert_registry.clusters import SUMMARY_AXES, ClusterSummary
 from expert_registry.errors import RankingFormatError
-from expert_registry.student import quantile, two_sided
 
 LAYERS, EXPERTS, TOP_K = (1, 4), 5, 2
 
@@ -142,22 +140,6 @@ def test_few_examples_raise_no_more_false_alarms_than_they_say() -> None:
         normal.append(np.abs(counts.risk_difference()) > 1.96 * stats.standard_errors(counts, clusters))
     # Without an effect, 5 % are expected; 3000 experts, ten of which share their examples.
     assert 0.02 < np.mean(alarms) < 0.08 < np.mean(normal)
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 29, 30, 200, 5000])
-def test_students_distribution_is_scipys(freedom: int) -> None:
-    t = np.asarray([0.0, 1e-9, 0.01, 0.5, 1.0, 2.0, 4.0, 12.0, 60.0, 1e6, -2.0])
-    expected = 2 * scipy.stats.t.sf(np.abs(t), freedom)
-    np.testing.assert_allclose(two_sided(t, freedom), expected, rtol=1e-8, atol=1e-290)
-    assert two_sided(np.asarray([np.inf]), freedom) == 0 and np.isnan(two_sided(np.asarray([np.nan]), freedom))
-    for level in (0.5, 0.95, 0.999):
-        assert quantile(level, freedom) == pytest.approx(scipy.stats.t.ppf(0.5 + level / 2, freedom), rel=1e-9)
-
-
-def test_with_many_examples_students_distribution_is_the_normal_one() -> None:
-    t = np.linspace(0, 5, 11)
-    np.testing.assert_allclose(two_sided(t, 9_999), two_sided(t, 10_000), rtol=0.03, atol=1e-12)
-    assert quantile(0.95, 10_000) == pytest.approx(1.959964, abs=1e-5)
 
 
 def test_tokens_that_are_independent_have_a_design_effect_of_one() -> None:

@@ -11,9 +11,8 @@ from expert_registry.errors import EngineError, RequestError
 
 def need_lm_eval() -> None:
     """Raise EngineError unless lm-eval is installed."""
-    missing = [name for name in ("lm_eval", "scipy") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise EngineError(f"this needs {' and '.join(missing)}; install vllm-steermoe-plugin[eval]")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise EngineError("this needs lm_eval; install vllm-steermoe-plugin[eval]")
 
 
 def json_object(text: str, option: str) -> dict[str, Any]:
