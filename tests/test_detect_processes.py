@@ -80,4 +80,3 @@ def test_a_process_killed_for_real_goes_on_where_it_was(whole: Ranking, tmp_path
     (said,) = run_alone(SCRIPT, arguments, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     assert f"of {PAIRS} pairs are counted" in said and " 0 of" not in said
     same(whole, read_ranking(out))
-    assert not kept.exists()

@@ -53,7 +53,7 @@ class DetectionOptions:
         seed: of the permutations and of the halves.
         stop_when_stable: stop when the first so many experts have been the same, in any order, for
             `STABLE_CHUNKS` chunks; None to count all pairs.
-        checkpoint: file to go on from after a kill, removed at the end; None for none.
+        checkpoint: file to go on from after a kill; it is the caller's to remove once the ranking is safe. None for none.
         checkpoint_every: seconds between two writings of it.
         report: told in words what was skipped, resumed or stopped.
     """
@@ -137,8 +137,6 @@ def detect(
         pairs.rule + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
         _notes(str(config.dtype).rpartition(".")[2], bool(tokenizer.chat_template), progress, pairs, options, stopped),
     )
-    if checkpoint is not None:
-        checkpoint.path.unlink(missing_ok=True)
     return Ranking(counts, card, sums.summary())
 
 

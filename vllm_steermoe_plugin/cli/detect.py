@@ -121,18 +121,20 @@ def detect(
     check_described(name, found.behaviour)
     for text in found.pairs.skipped:
         _tell(f"skipped: {text}")
+    kept = checkpoint or out.with_name(out.name + ".partial")
     options = DetectionOptions(
         balance=found.balance if balance is None else balance,
         skip_bad=skip_bad,
         permutations=permutations,
         seed=seed,
         stop_when_stable=stop_when_stable,
-        checkpoint=checkpoint or out.with_name(out.name + ".partial"),
+        checkpoint=kept,
         report=_tell,
     )
     engine = start_engine(model, {"count_groups": COUNT_GROUPS}, **arguments)
     ranking = run(engine, name, found.pairs, found.behaviour, revision_of(name), options)
     write_ranking(ranking, out, overwrite=overwrite)
+    kept.unlink(missing_ok=True)
     typer.echo(f"{out}: {found.behaviour.name} of {ranking.card.model.id}, {ranking.card.data.pairs} pairs")
     _summary(ranking)
 
