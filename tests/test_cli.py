@@ -111,6 +111,7 @@ def test_detect_writes_a_ranking(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "risk difference" in done.stdout
     assert read_ranking(out).card.data.name.endswith("seed 3")
+    assert list(tmp_path.iterdir()) == [out], "the file of progress is removed once the ranking is written"
     again = steermoe("detect", "--recipe", "digits", "--out", str(out))
     assert again.returncode == 1 and "immutable" in " ".join(again.stderr.split())
 
