@@ -77,7 +77,8 @@ def test_a_class_of_another_plugin_stays_and_cannot_be_steered(monkeypatch: pyte
     registry.register_model(name, "other_plugin.models:TheirOlmoe")
     register()
     assert registry.models[name].module_name == "other_plugin.models"
-    config = SimpleNamespace(architecture=name, hf_config=SimpleNamespace(architectures=[name]))
+    model = SimpleNamespace(architecture=name, hf_config=SimpleNamespace(architectures=[name]))
+    config = SimpleNamespace(model_config=model)
     assert "another plugin has registered its own OlmoeForCausalLM" in str(_shape(config))
 
 
