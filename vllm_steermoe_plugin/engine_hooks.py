@@ -22,6 +22,7 @@ from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.checkpoints import names_of
 from vllm_steermoe_plugin.engine import ENTRY_POINT
 from vllm_steermoe_plugin.front_end import OPERATORS_ERRORS, FrontEnd, compose_salt
+from vllm_steermoe_plugin.http_bodies import install_http_hook
 from vllm_steermoe_plugin.operator_key import read_key
 from vllm_steermoe_plugin.roll_call import CALL, why_not_all
 from vllm_steermoe_plugin.served_model import served_shape
@@ -109,6 +110,8 @@ def _processor_init(original: Callable[..., Any]) -> Callable[..., Any]:
         # At start, so that settings that cannot be applied stop the engine and not its requests.
         setattr(self, _FRONT_END, _make_front_end(self.vllm_config))
         install_beam_search_hooks()
+        # Before vLLM makes the endpoints.
+        install_http_hook()
 
     return init
 

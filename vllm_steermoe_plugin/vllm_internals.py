@@ -144,6 +144,12 @@ TRANSLATION_REQUEST = Internal(
 )
 BEAM_SEARCH_REQUESTS = (CHAT_REQUEST, COMPLETION_REQUEST, TRANSCRIPTION_REQUEST, TRANSLATION_REQUEST)
 """Each brings `vllm_xargs`, and a beam search that drops them."""
+API_UTILS = Internal("vllm.entrypoints.serve.utils.api_utils", "own the function below")
+VALIDATE_JSON = Internal(
+    API_UTILS.path + ":validate_json_request",
+    "refuse bodies whose steering no endpoint would read (wrapped before the endpoints are made, which refer to it)",
+    ("raw_request",),
+)
 BEAM_SEARCH_OFFLINE = Internal(
     "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin",
     "refuse beam search under a default by phase (its beam_search is wrapped; reads llm_engine)",
