@@ -8,6 +8,10 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.architectures import NotSteerable, shape_of
 from vllm_steermoe_plugin.variant_names import registered_elsewhere
 
+SALTED = frozenset({"LMCacheMPConnector", "MooncakeStoreConnector", "OffloadingConnector", "SimpleCPUOffloadConnector"})
+"""vLLM's KV connectors that find what they keep by vLLM's block hashes or with the cache salt, and so by the steering
+under which it was computed. Others go by the tokens alone, or take what another engine has computed, under whatever."""
+
 
 def served_shape(vllm_config: Any) -> MoEShape:
     """The MoE shape of the model that vLLM builds for an engine.
@@ -35,5 +39,12 @@ def served_shape(vllm_config: Any) -> MoEShape:
         raise NotSteerable(
             f"this {model.architecture} cannot be steered: the engine pools (embeds, classifies, scores), and vLLM's "
             "pooling requests carry no steering"
+        )
+    transfer = vllm_config.kv_transfer_config
+    connector = transfer.kv_connector if transfer is not None else None
+    if connector is not None and (connector not in SALTED or transfer.kv_connector_module_path is not None):
+        raise NotSteerable(
+            f"this engine cannot be steered: {connector} may bring in a KV cache that was computed under other "
+            f"steering; with vLLM's {', '.join(sorted(SALTED))}, or without a KV connector, it can"
         )
     return shape_of(model.hf_config, model.architecture)

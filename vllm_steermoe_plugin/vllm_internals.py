@@ -272,6 +272,10 @@ VLLM_CONFIG = Internal("vllm.config:VllmConfig", "ask which model runner would b
 ENCODER_ONLY = Internal(
     VLLM_CONFIG.path + ".is_mm_encoder_only", "leave an engine without a language model to vLLM (property)"
 )
+KV_CONNECTORS = Internal(
+    "vllm.config:KVTransferConfig",
+    "refuse KV connectors that do not keep steerings apart (kv_connector, kv_connector_module_path)",
+)
 V2_MISSING = Internal(
     "vllm.config:VllmConfig._get_v2_model_runner_unsupported_features", "say why Model Runner V1 would be live"
 )
