@@ -19,7 +19,9 @@ def _not_none(name: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-Slug = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_-]*$"), AfterValidator(_not_none)]
+SLUG = r"[a-z][a-z0-9_-]{0,63}"
+"""Names of behaviours and of profiles, as a regular expression."""
+Slug = Annotated[str, Field(pattern=rf"^{SLUG}$"), AfterValidator(_not_none)]
 Text = Annotated[str, Field(max_length=4000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Version = Annotated[int, Field(ge=1, le=999_999)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tiny import DUMMIES, VOCABULARY, write_config
 
 ACTIVATED, DEACTIVATED = 5, 3
@@ -31,6 +32,7 @@ def main(folder: str) -> None:
         except Exception:  # noqa: BLE001  (reported; the other architectures are still run)
             seen[architecture] = {"error": traceback.format_exc()[-1500:]}
     seen["served"] = served_without_steering(Path(folder), kept)
+    seen["encoders"] = encoders_alone(Path(folder), kept)
     # Last but one: vLLM's speculation on CPU replaces kernels for the whole process.
     seen["draft"] = drafted_by_itself(Path(folder), kept)
     seen["refused"] = admitted_by_mistake(Path(folder), kept)
@@ -84,6 +86,8 @@ def compare_classes() -> dict[str, list[str]]:
             and getattr_static(variant, attribute) is not getattr_static(upstream, attribute)
         ]
         wrong += [] if issubclass(variant, upstream) and variant.__name__ == upstream.__name__ else ["class"]
+        # The guard in `live_runner.py` stands at `forward`.
+        wrong += [] if variant.__call__ is torch.nn.Module.__call__ else ["__call__"]
         seen[name] = wrong
     return seen
 
@@ -172,6 +176,19 @@ def served_without_steering(folder: Path, kept: list[Any]) -> dict[str, Any]:
     engine = start(folder / "sigmoid", "DeepseekV2ForCausalLM", kept, scoring_func="sigmoid")
     state = model_of(engine).steering_state
     seen: dict[str, Any] = {"bound": state is not None, "scored": len(scores(engine, [None])[0])}
+    try:
+        scores(engine, ['{"activate": {"1": [0]}}'])
+    except VLLMValidationError as error:
+        seen["refusal"] = str(error)
+    return seen
+
+
+def encoders_alone(folder: Path, kept: list[Any]) -> dict[str, Any]:
+    """An engine without a language model: nothing is bound, and steering is refused."""
+    from vllm.exceptions import VLLMValidationError
+
+    engine = start(folder / "eyes", "Qwen3VLMoeForConditionalGeneration", kept, {"mm_encoder_only": True})
+    seen: dict[str, Any] = {"bound": model_of(engine).steering_state is not None}
     try:
         scores(engine, ['{"activate": {"1": [0]}}'])
     except VLLMValidationError as error:

@@ -183,7 +183,7 @@ def test_a_damaged_ranking_is_refused_without_its_path(managed: TestClient, tmp_
     path = next((tmp_path / "rankings").rglob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:100])
     answer = managed.put(f"{PROFILES}/terse", content="digits", headers=OPERATOR)
-    assert answer.status_code == 400 and "v1" in answer.text and str(tmp_path) not in answer.text
+    assert answer.status_code == 500 and "v1" in answer.text and str(tmp_path) not in answer.text
 
 
 def test_the_key_of_the_models_callers_is_not_the_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

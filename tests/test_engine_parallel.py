@@ -174,6 +174,7 @@ def config(**changes: Any) -> Any:
     parallel = {
         "use_sequence_parallel_moe": False,
         "use_ubatching": False,
+        "enable_elastic_ep": False,
         "data_parallel_size": 1,
         "prefill_context_parallel_size": 1,
     }
@@ -188,6 +189,7 @@ def config(**changes: Any) -> Any:
 REFUSALS: dict[str, tuple[dict[str, Any], int, str]] = {
     "sequence parallel": ({"use_sequence_parallel_moe": True}, 0, "sequence-parallel MoE splits the tokens"),
     "micro-batching": ({"use_ubatching": True}, 0, "micro-batching"),
+    "elastic expert parallelism": ({"enable_elastic_ep": True}, 0, "elastic expert parallelism starts workers later"),
     "counting on several replicas": ({"data_parallel_size": 2}, 1, "counting under data parallelism"),
     "counting beside routed experts": ({"routed_experts": True}, 1, "enable_return_routed_experts"),
 }

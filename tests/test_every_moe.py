@@ -133,6 +133,11 @@ def test_a_config_that_cannot_be_steered_is_served_and_steering_is_refused(seen:
     assert "DeepseekV2ForCausalLM cannot be steered: its router scores with sigmoid" in found["refusal"]
 
 
+def test_encoders_alone_are_left_to_vllm_and_steering_is_refused(seen: dict[str, Any]) -> None:
+    assert not seen["encoders"]["bound"]
+    assert "runs only its encoders" in seen["encoders"]["refusal"]
+
+
 def test_a_draft_of_the_same_architecture_is_not_bound(seen: dict[str, Any]) -> None:
     found = seen["draft"]
     assert found["main"] and not found["draft"] and found["class"] == "vllm_steermoe_plugin.variants"

@@ -392,7 +392,7 @@ def test_input_in_pieces_is_not_steered(registry: Registry) -> None:
 
 
 def test_a_server_does_not_tell_callers_where_its_files_are(registry: Registry) -> None:
-    from vllm.exceptions import VLLMValidationError
+    from vllm.exceptions import GracefulHTTPError
 
     from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _process_inputs
 
@@ -400,6 +400,45 @@ def test_a_server_does_not_tell_callers_where_its_files_are(registry: Registry) 
         path.write_bytes(path.read_bytes()[:100])
     for served in (True, False):
         processor = SimpleNamespace(**{_FRONT_END: front_end(registry, served=served)})
-        with pytest.raises(VLLMValidationError, match="digits") as caught:
+        with pytest.raises(GracefulHTTPError, match="digits") as caught:
             _process_inputs(lambda *_: None)(processor, "id", "p", SimpleNamespace(extra_args={STEER_KEY: "digits"}))
+        assert caught.value.http_status == 500, "the caller is not at fault"
         assert (str(registry.folders[0]) in str(caught.value)) == (not served)
+
+
+def test_a_default_that_cannot_be_applied_any_more_is_not_the_callers_fault(registry: Registry) -> None:
+    from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+
+    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _process_inputs
+
+    there = front_end(registry, Settings(default="digits"), served=True)
+    there.resolver.refuse("the workers are gone")
+    process = _process_inputs(lambda *_: None)
+    processor = SimpleNamespace(**{_FRONT_END: there})
+    with pytest.raises(GracefulHTTPError, match=r"default steering.*the workers are gone") as caught:
+        process(processor, "id", "p", SimpleNamespace(extra_args=None))
+    assert caught.value.http_status == 500
+    with pytest.raises(VLLMValidationError, match="the workers are gone"):
+        process(processor, "id", "p", SimpleNamespace(extra_args={STEER_KEY: "refusal"}))
+
+
+@pytest.mark.parametrize("text", ["digits", EXPERTS, "refusal:reverse"])
+def test_nothing_is_steered_before_all_workers_are_known_to_steer(registry: Registry, text: str) -> None:
+    def waiting(**settings: Any) -> FrontEnd:
+        values = {"settings": Settings(**settings), "shape": SHAPE, "models": [MODEL], "registry": registry}
+        return FrontEnd(**values, served=False, awaits_workers=True)
+
+    there = waiting()
+    with pytest.raises(EngineError, match="not yet been asked"):
+        there.prepare({STEER_KEY: text})
+    assert there.prepare(None) is None and there.prepare({STEER_KEY: "none"}) is not None
+    there.hear_workers(None)
+    assert there.prepare({STEER_KEY: text}) is not None
+    there = waiting()
+    there.hear_workers("worker 1 of engine 0 is absent")
+    with pytest.raises(EngineError, match="worker 1"):
+        there.prepare({STEER_KEY: text})
+    assert there.prepare(None) is None and there.prepare({STEER_KEY: "none"}) is not None
+    with pytest.raises(EngineError, match="worker 1"):
+        waiting(default=text).hear_workers("worker 1 of engine 0 is absent")
+    assert not waiting(enabled=False).awaits_workers

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +47,30 @@ def test_supported_versions(version: str, fits: bool, monkeypatch: pytest.Monkey
             vllm_internals.check_version()
 
 
+def test_requests_come_to_the_engine_only_through_what_is_wrapped() -> None:
+    """Wherever vLLM makes a request for its engine or sends one there, by its source."""
+    package = Path(str(importlib.util.find_spec("vllm").origin)).parent  # type: ignore[union-attr]
+    made: dict[str, int] = {}
+    sent: dict[str, int] = {}
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(package).as_posix()
+        made[name] = len(re.findall(r"(?<!class )\bEngineCoreRequest\(", text))
+        sent[name] = len(re.findall(r"\bengine_core\.add_request(?:_async)?\(", text))
+    # Besides `process_inputs`: one that is aborted before it runs, to free what was sent ahead of it.
+    assert {name: n for name, n in made.items() if n} == {
+        "v1/engine/input_processor.py": 1,
+        "v1/engine/async_llm.py": 1,
+    }
+    assert {name for name, n in sent.items() if n} == {
+        "v1/engine/async_llm.py",
+        "v1/engine/core_client.py",
+        "v1/engine/llm_engine.py",
+    }
+    aborted = (package / "v1/engine/async_llm.py").read_text().split("= EngineCoreRequest(")[1]
+    assert "abort_immediately=True" in aborted.split("add_request_async")[0]
+
+
 def test_registering_twice_wraps_once() -> None:
     register()
     processor = vllm_internals.INPUT_PROCESSOR.load()
@@ -77,7 +103,8 @@ def test_a_class_of_another_plugin_stays_and_cannot_be_steered(monkeypatch: pyte
     registry.register_model(name, "other_plugin.models:TheirOlmoe")
     register()
     assert registry.models[name].module_name == "other_plugin.models"
-    config = SimpleNamespace(architecture=name, hf_config=SimpleNamespace(architectures=[name]))
+    model = SimpleNamespace(architecture=name, hf_config=SimpleNamespace(architectures=[name]))
+    config = SimpleNamespace(model_config=model)
     assert "another plugin has registered its own OlmoeForCausalLM" in str(_shape(config))
 
 

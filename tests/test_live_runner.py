@@ -100,14 +100,27 @@ def test_a_guarded_model_does_not_run() -> None:
     guard_model(model)
     with pytest.raises(EngineError, match="never showed its model runner"):
         model(torch.zeros(1, 2))
+    with pytest.raises(EngineError, match="never showed its model runner"):
+        model.forward(torch.zeros(1, 2))  # As wrappers that are compiled or captured call it.
     lift_guard(model)
-    assert model(torch.zeros(1, 2)).shape == (1, 2)
+    assert model(torch.zeros(1, 2)).shape == model.forward(torch.zeros(1, 2)).shape == (1, 2)
+    assert "forward" not in vars(model)
+
+
+def test_a_model_that_is_called_in_its_own_way_cannot_be_guarded() -> None:
+    class Compiled(torch.nn.Linear):
+        def __call__(self, *args: Any) -> Any:
+            return torch.nn.Linear.forward(self, *args)
+
+    with pytest.raises(EngineError, match=r"Compiled has a __call__ of its own.*\"enabled\": false"):
+        guard_model(Compiled(2, 2))
 
 
 _STARTS = """
 import json, sys
 import vllm.v1.worker.cpu_worker as workers
 from vllm import SamplingParams
+from vllm.model_executor.models.registry import ModelRegistry
 from vllm_steermoe_plugin import binding, variants
 from vllm_steermoe_plugin.engine import start_engine
 V1 = workers.CPUModelRunner
@@ -123,15 +136,17 @@ class Bypassing(workers.CPUWorker):
 workers.Bypassing = Bypassing
 Bypassing.__module__ = "vllm.v1.worker.cpu_worker"
 
-def attempt(runner=V1, worker="auto", settings=None, unbound=False):
+def attempt(runner=V1, worker="auto", settings=None, unbound=False, absent=False):
     workers.CPUModelRunner = runner
+    if absent:  # vLLM remembers the class, but not for another `model_impl`.
+        ModelRegistry.register_model("OlmoeForCausalLM", variants.upstream_class("OlmoeForCausalLM"))
     # As if a model were left out by mistake.
     binding.bind_model = variants.bind_model = (lambda *_: None) if unbound else bind_model
     steered = {"steermoe": '{"activate": {"0": [1]}}'}
     try:
         engine = start_engine(sys.argv[1], settings, dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
                               max_model_len=64, kv_cache_memory_bytes=64 << 20, gpu_memory_utilization=0.2,
-                              worker_cls=worker)
+                              worker_cls=worker, model_impl="vllm" if absent else "auto")
     except Exception as error:
         return ["start", type(error).__name__, str(error)]
     kept.append(engine)
@@ -147,14 +162,16 @@ kept, bind_model = [], binding.bind_model
 print("RESULT" + json.dumps([
     attempt(worker="vllm.v1.worker.cpu_worker.Bypassing"), attempt(), attempt(Skipping),
     attempt(Skipping, settings={"enabled": False}), attempt(unbound=True),
+    attempt(absent=True),
 ]))
 """
 
 
 def test_engines_with_the_wrong_runner_do_not_start_or_do_not_answer(checkpoint: Any) -> None:
-    bypassing, right, skipping, switched_off, unbound = run_alone(_STARTS, str(checkpoint("OlmoeForCausalLM")))
+    bypassing, right, skipping, switched_off, unbound, absent = run_alone(_STARTS, str(checkpoint("OlmoeForCausalLM")))
     assert right == ["answered", "", ""]
     assert skipping[:2] == ["start", "EngineError"] and "_prepare_inputs of its own" in skipping[2]
     assert switched_off == ["answered", "", ""], "without steering the runner is nobody's business"
     assert bypassing[:2] == ["request", "EngineError"] and "never showed" in bypassing[2]
     assert unbound[:2] == ["start", "EngineError"] and "not bound" in unbound[2]
+    assert absent[:2] == ["request", "VLLMValidationError"] and "worker 0 of engine 0 (without" in absent[2]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,12 +26,14 @@ from expert_registry.errors import (
     UnknownRankingError,
 )
 from expert_registry.registry import publish
-from vllm_steermoe_plugin import profile_store
-from vllm_steermoe_plugin.front_end import FrontEnd
+from vllm_steermoe_plugin import profile_file, profile_store
+from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _add_request
+from vllm_steermoe_plugin.front_end import DefaultError, FrontEnd
 from vllm_steermoe_plugin.manage import ProfileManager
 from vllm_steermoe_plugin.operator_key import read_key
 from vllm_steermoe_plugin.plugin_names import names_with_endpoints
 from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.profile_file import StoreError
 from vllm_steermoe_plugin.request import parse_request
 from vllm_steermoe_plugin.settings import Settings, check_policy
 from vllm_steermoe_plugin.state import STEER_KEY
@@ -241,7 +245,7 @@ def test_the_default_cannot_be_dropped_and_is_replaced_only_by_what_fits(registr
     assert asked(there, None) != before
     # Somebody else who shares the file dropped it: an error for all who rely on it, never no steering.
     managed(registry, store)[1].drop("house")
-    with pytest.raises(UnknownProfileError, match="'house'"):
+    with pytest.raises(DefaultError, match="'house'"):
         there.prepare(None)
     assert there.prepare({STEER_KEY: "none"}).salt is None  # type: ignore[union-attr]
 
@@ -341,6 +345,7 @@ SPOILED: dict[str, Callable[[str], str | None]] = {
     "no experts": spoil(lambda value: value["profiles"]["terse"].update(experts="{}")),  # type: ignore[index]
     "another shape": spoil(lambda value: value.update(num_experts=8)),
     "another model": spoil(lambda value: value.update(models=["org/other"])),
+    "a folder": lambda text: ".",
 }
 
 
@@ -349,25 +354,98 @@ def test_a_store_that_cannot_be_read_is_an_error_for_those_who_need_it_only(
     registry: Registry, tmp_path: Path, how: str
 ) -> None:
     store = tmp_path / "profiles.json"
-    there, manager = managed(registry, store)
+    there, manager = managed(registry, store, profiles={"house": EXPERTS})
     manager.load("terse", "digits")
     plain = asked(there, "refusal")
     good = store.read_text()
     bad = SPOILED[how](good)
-    if bad is None:
+    if bad is None or bad == ".":
         store.unlink()
-    else:
+    if bad == ".":
+        store.mkdir()
+    elif bad is not None:
         store.write_text(bad)
     for call in (lambda: there.prepare({STEER_KEY: "@terse"}), manager.list, lambda: manager.load("new", "digits")):
-        with pytest.raises(EngineError, match="the profile store") as caught:
+        with pytest.raises(StoreError, match="the profile store") as caught:
             call()
         assert str(tmp_path) not in str(caught.value)
     assert there.prepare(None) is None and there.prepare({STEER_KEY: "none"}).salt is None  # type: ignore[union-attr]
+    assert asked(there, "refusal") == plain and asked(there, "digits") is not None
+    assert asked(there, "@house") == SteeringProfile.from_json(EXPERTS)
     if bad is not None:
         with pytest.raises(EngineError, match="the profile store"):
             managed(registry, store)
+    if bad == ".":
+        store.rmdir()
     store.write_text(good)
     assert asked(there, "@terse") == asked(there, "digits") and asked(there, "refusal") == plain
+
+
+def test_a_damaged_store_is_read_once(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "profiles.json"
+    there, _ = managed(registry, store)
+    parsed: list[object] = []
+    parse = profile_file.parse_document
+    monkeypatch.setattr(profile_file, "parse_document", lambda *args: parsed.append(args) or parse(*args))
+    store.write_text("{")
+    lengths = set()
+    for _ in range(3):
+        asked(there, "digits")
+        with pytest.raises(StoreError, match="profile store") as caught:
+            there.prepare({STEER_KEY: "@terse"})
+        lengths.add(len(caught.traceback))
+    assert len(parsed) == 1 and len(lengths) <= 2
+
+
+def test_a_change_of_one_profile_works_out_that_one_only(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "profiles.json"
+    (there, manager), (_, other) = managed(registry, store), managed(registry, store)
+    for i in range(5):
+        manager.load(f"p{i}", EXPERTS)
+    asked(there, "@p0")
+    worked_out: list[str] = []
+    from_row = profile_file._from_row
+    monkeypatch.setattr(profile_file, "_from_row", lambda row: worked_out.append(row.experts) or from_row(row))
+    other.load("p3", OTHER)
+    worked_out.clear()  # Those of the other process, which had not read the file.
+    for name in ("p3", "p4", "p3"):
+        asked(there, f"@{name}")
+    assert worked_out == [SteeringProfile.from_json(OTHER).to_json()]
+    assert asked(there, "@p3") == SteeringProfile.from_json(OTHER)
+
+
+def test_a_changed_store_is_read_off_the_event_loop_for_those_who_need_it(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "profiles.json"
+    there, manager = managed(registry, store, profiles={"house": "digits"}, allow_experts=True)
+    processor = SimpleNamespace(**{_FRONT_END: there})
+    readers: list[int] = []
+    parse = profile_file.parse_document
+    monkeypatch.setattr(
+        profile_file, "parse_document", lambda *args: readers.append(threading.get_ident()) or parse(*args)
+    )
+
+    async def original(self: Any, request_id: str, prompt: Any, params: Any) -> Any:
+        return there.prepare(params.extra_args)
+
+    async def add(text: str | None) -> Any:
+        params = SimpleNamespace(extra_args=None if text is None else {STEER_KEY: text})
+        return await _add_request(original)(SimpleNamespace(input_processor=processor), "id", "p", params)
+
+    manager.load("terse", "refusal")
+    for text, reads in (("@terse", 1), ("digits", 1), (None, 0), ("none", 0), ("@house", 0), (EXPERTS, 0)):
+        store.write_bytes(store.read_bytes() + b"\n")
+        readers.clear()
+        prepared = asyncio.run(add(text))
+        assert len(readers) == reads and threading.get_ident() not in readers, text
+        assert (prepared is None) == (text is None)
+    store.write_text("{")
+    with pytest.raises(StoreError):
+        asyncio.run(add("@terse"))
+    assert asyncio.run(add("digits")) is not None
 
 
 def test_a_name_in_the_settings_and_in_the_file_is_refused_at_start(registry: Registry, tmp_path: Path) -> None:
@@ -386,7 +464,7 @@ def test_the_number_and_the_size_of_profiles_are_bounded(
     with pytest.raises(PolicyError, match="drop one"):
         manager.load("three", EXPERTS)
     manager.load("two", OTHER)
-    monkeypatch.setattr(profile_store, "MAX_STORE_BYTES", 9 + len((tmp_path / "profiles.json").read_bytes()))
+    monkeypatch.setattr(profile_file, "MAX_STORE_BYTES", 9 + len((tmp_path / "profiles.json").read_bytes()))
     with pytest.raises(PolicyError, match="larger than"):
         manager.load("two", json.dumps({"activate": {str(layer): [0, 1] for layer in SHAPE.layers}}) + " " * 9)
     assert asked(there, "@two") == SteeringProfile.from_json(OTHER)

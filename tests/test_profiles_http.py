@@ -165,6 +165,23 @@ def test_loads_at_once_under_traffic_end_in_one_profile_that_all_processes_know(
     assert server.log.read_text().count("Application startup complete") == 2
 
 
+def test_a_damaged_store_is_the_servers_fault_and_stops_only_those_who_need_it(server: Server) -> None:
+    server.load("kept", "digits")
+    before = {steer: complete(server, steer, max_tokens=2).text for steer in ("refusal", "@kept", "@house", None)}
+    store = server.log.parent / "profiles.json"
+    good = store.read_bytes()
+    store.write_bytes(good[: len(good) // 2])
+    for path, asked in (("completions", {}), ("chat/completions", {"messages": [{"role": "user", "content": "Hi"}]})):
+        for _ in range(4):  # Of both processes.
+            status, text = call(f"{server.url}/v1/{path}", {**body_of("@kept", "Hi"), **asked})
+            assert status == 500 and "the profile store cannot be read" in text and str(store.parent) not in text
+    for steer in ("refusal", "@house", None):
+        assert complete(server, steer, max_tokens=2).text == before[steer]
+    assert server.profiles("GET", "kept")[0] == 500
+    store.write_bytes(good)
+    assert complete(server, "@kept", max_tokens=2).text == before["@kept"]
+
+
 def test_the_operators_routes_want_the_operators_key_and_bounded_bodies(server: Server) -> None:
     url = f"{server.url}/steermoe/profiles"
     for headers in ({}, {"Authorization": "Bearer wrong"}):

@@ -21,7 +21,7 @@ from vllm_steermoe_plugin.lab.world import examples, shows
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Base URL of a server with the operator's default settings, so with the safe policy."""
-    with serving(tmp_path_factory.mktemp("serve")) as url:
+    with serving(tmp_path_factory.mktemp("serve"), "--enable-scale-out") as url:
         yield f"{url}/v1"
 
 
@@ -83,6 +83,62 @@ def test_beam_search_refuses_steering_that_vllm_would_drop(server: str, path: st
     status, text = ask(server, "digits", path=path, use_beam_search=True, n=2)
     assert status == 400 and "beam search" in text
     assert ask(server, None, path=path, use_beam_search=True, n=2)[0] == 200
+
+
+@pytest.mark.parametrize("place", ["steermoe", "extra_body", "extra_args"])
+def test_steering_in_a_place_that_vllm_does_not_read_is_refused(server: str, place: str) -> None:
+    misplaced: dict[str, Any] = {"steermoe": "digits"}
+    status, text = ask(server, None, **misplaced if place == "steermoe" else {place: misplaced})
+    assert status == 400 and f"does not read {place}" in text and "write vllm_xargs.steermoe" in text
+
+
+def test_steering_at_an_endpoint_that_drops_it_is_refused(server: str) -> None:
+    scored = {"model": lab.NAME, "query": "a", "items": ["b", "c"], "label_token_ids": [5, 6]}
+    root = server.removesuffix("/v1")
+    assert call(f"{root}/generative_scoring", scored)[0] == 200
+    status, text = call(f"{root}/generative_scoring", scored | {"vllm_xargs": {"steermoe": "digits"}})
+    assert status == 400 and "/generative_scoring does not read vllm_xargs" in text
+
+
+def test_a_batch_of_chats_and_messages_are_steered(server: str) -> None:
+    case = next(e for e in examples("digits", "test") if not shows("digits", e, ask(server, None, e.prompt)[1]))
+    chat: dict[str, Any] = {"model": lab.NAME, "temperature": 0.0, "max_tokens": 16}
+    chat |= {"vllm_xargs": {"steermoe": "digits"}}
+    message = {"role": "user", "content": case.prompt}
+    expected = ask(server, "digits", case.prompt)[1]
+    status, batch = call(f"{server}/chat/completions/batch", chat | {"messages": [[message], [message]]})
+    assert status == 200 and [choice["message"]["content"] for choice in batch["choices"]] == [expected] * 2
+    status, answer = call(f"{server}/messages", chat | {"messages": [message]})
+    assert status == 200 and answer["content"][0]["text"] == expected
+    status, answer = call(f"{server}/responses", chat | {"input": case.prompt, "max_output_tokens": 16})
+    assert status == 200 and answer["output"][-1]["content"][0]["text"] == expected
+    for path, asked in (
+        ("chat/completions/batch", {"messages": [[message]]}),
+        ("messages", {"messages": [message]}),
+        ("responses", {"input": case.prompt}),
+    ):
+        refused = chat | asked | {"vllm_xargs": {"steermoe": "digits:reverse"}}
+        status, text = call(f"{server}/{path}", refused)
+        assert status == 400 and "allow_reverse" in text, path
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "reason"),
+    [
+        ({"steermoe": '{"activate": {"1": [2]}}'}, "allow_experts"),
+        ({"steermoe": {"activate": {"1": [2]}}}, "text"),
+        ({"steermoe": "digits:reverse"}, "allow_reverse"),
+        ({"steermoe_count": '{"group":1,"ranges":[[0,1]]}'}, "not over HTTP"),
+        ({"steermoe": "digits"}, None),
+        ({"steermoe": None}, None),
+        (None, None),
+    ],
+)
+def test_tokens_in_tokens_out_pass_the_same_check(server: str, extra_args: Any, reason: str | None) -> None:
+    body = {"token_ids": [5, 6, 7], "sampling_params": {"max_tokens": 2, "extra_args": extra_args}}
+    status, text = call(f"{server.removesuffix('/v1')}/inference/v1/generate", body)
+    assert status == (400 if reason else 200), text
+    assert reason is None or reason in text
 
 
 def test_lm_evals_probe_tells_a_server_that_steers(server: str) -> None:

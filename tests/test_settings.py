@@ -35,7 +35,7 @@ def refused_by(text: str, settings: Settings, *, served: bool) -> set[str]:
     """Settings of which one must be named by the refusal; empty if the request is allowed."""
     if not settings.enabled:
         return {"enabled"}
-    if settings.default is not None and not settings.allow_override:
+    if not settings.allow_override and (settings.default is not None or text != "none"):
         return {"allow_override"}
     return {need for need in NEEDS[text] if served and not getattr(settings, need)}
 

@@ -20,6 +20,7 @@ def config(speculative: Any = None, **parallel: Any) -> Any:
     plain: dict[str, Any] = {
         "use_sequence_parallel_moe": False,
         "use_ubatching": False,
+        "enable_elastic_ep": False,
         "prefill_context_parallel_size": 1,
         "data_parallel_size": 1,
     }

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.moe_configs import FAMILIES, integer, read
+from vllm_steermoe_plugin.moe_configs import FAMILIES, has, integer, read
 from vllm_steermoe_plugin.refused_architectures import OTHER_NAMES, REFUSED
 
 BY_CHECKPOINT = "by the checkpoint"
@@ -91,8 +91,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     )
 }
 
-_ABSENT = object()
-
 _TEXT_CONFIGS = ("text_config", "thinker_config.text_config", "llm_config", "language_config")
 """Where a config.json keeps the config of the language model."""
 
@@ -115,9 +113,9 @@ def shape_of(config: object, architecture: str | None = None) -> MoEShape:
     text = _text_config(config)
     language = _language(row, text)
     family = FAMILIES[language.family]
-    counts = [read(text, key, _ABSENT) for key in family.experts]
+    counts = [read(text, key) for key in family.experts if has(text, key)]
     # A key that says "none" is a dense model; one that is missing is not a config of this architecture.
-    if all(count in (None, 0, _ABSENT) for count in counts) and any(count is not _ABSENT for count in counts):
+    if counts and all(count in (None, 0) for count in counts):
         raise NotSteerable(f"this {row.name} cannot be steered: its config has no routed experts")
     try:
         obstacle = family.obstacle(text)

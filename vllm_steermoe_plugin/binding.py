@@ -10,14 +10,16 @@ import torch
 from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.architectures import selection_of, shape_of
+from vllm_steermoe_plugin.architectures import selection_of
 from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
 from vllm_steermoe_plugin.lora_gate import install_lora_hook
 from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.roll_call import install_roll_call
 from vllm_steermoe_plugin.router_check import router_obstacle
 from vllm_steermoe_plugin.runner_v1 import install_v1_hooks
+from vllm_steermoe_plugin.served_model import served_shape
 from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings, read_settings
 from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
 
@@ -37,21 +39,22 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     """
     settings = read_settings(vllm_config.additional_config)
     install_worker_check()
+    install_roll_call()
     if not settings.enabled:
         leave_unbound(model)
         return None
-    config = vllm_config.model_config.hf_config
     try:
-        shape = shape_of(config, vllm_config.model_config.architecture)
+        shape = served_shape(vllm_config)
     except SteerMoEError:
-        # The front end has read the same config and refuses steering with the reason.
+        # The front end asks the same and refuses steering with the reason. Were it answered otherwise, the roll call
+        # would find this worker absent.
         leave_unbound(model)
         return None
     _refuse_unsupported(shape, vllm_config, settings)
     _refuse_fused_gates(model)
     gates = _gates(model, shape)
     _check_layers(gates, shape, vllm_config)
-    _check_routers(model, set(gates), shape, selection_of(config, shape.architecture))
+    _check_routers(model, set(gates), shape, selection_of(vllm_config.model_config.hf_config, shape.architecture))
     scheduler = vllm_config.scheduler_config
     capture = vllm_config.compilation_config.max_cudagraph_capture_size or 0
     layers = sorted(gates)
@@ -192,6 +195,9 @@ def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -
         "sequence-parallel MoE splits the tokens before the gate": parallel.use_sequence_parallel_moe,
         "micro-batching (dual-batch overlap) splits the tokens of a step": parallel.use_ubatching,
         "prefill context parallelism splits a prompt's tokens over ranks": parallel.prefill_context_parallel_size > 1,
+        "elastic expert parallelism starts workers later, of which nobody asks whether they steer": (
+            parallel.enable_elastic_ep
+        ),
         "adaptive verification decides on the GPU which token of a step belongs to which request": (
             speculation is not None and speculation.enable_adaptive_verification
         ),

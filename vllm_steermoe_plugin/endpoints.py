@@ -22,7 +22,14 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 
-from expert_registry.errors import EngineError, PolicyError, RequestError, SteerMoEError, UnknownProfileError
+from expert_registry.errors import (
+    EngineError,
+    PolicyError,
+    RankingFormatError,
+    RequestError,
+    SteerMoEError,
+    UnknownProfileError,
+)
 from vllm_steermoe_plugin.engine import ENTRY_POINT
 from vllm_steermoe_plugin.engine_hooks import front_end_of
 from vllm_steermoe_plugin.front_end import FrontEnd
@@ -45,6 +52,7 @@ STATUSES: tuple[tuple[type[SteerMoEError], HTTPStatus], ...] = (
     (UnknownProfileError, HTTPStatus.NOT_FOUND),
     (PolicyError, HTTPStatus.CONFLICT),
     (EngineError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (RankingFormatError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 """What is answered to an error; any other is a bad request."""
 

@@ -1,36 +1,56 @@
-"""Put the front end in vLLM's way: every request of every entry point passes `process_inputs`."""
+"""Put the front end in vLLM's way: every request of every entry point passes `process_inputs`.
+
+Before that vLLM asks the engine for its tasks, once at start and again for each request. There the workers are asked
+whether they steer, once.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, SteerMoEError
+from expert_registry.errors import EngineError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.checkpoints import names_of
 from vllm_steermoe_plugin.engine import ENTRY_POINT
-from vllm_steermoe_plugin.front_end import FrontEnd, compose_salt
+from vllm_steermoe_plugin.front_end import OPERATORS_ERRORS, FrontEnd, compose_salt
+from vllm_steermoe_plugin.http_bodies import install_http_hook
 from vllm_steermoe_plugin.operator_key import read_key
+from vllm_steermoe_plugin.roll_call import CALL, why_not_all
+from vllm_steermoe_plugin.served_model import served_shape
 from vllm_steermoe_plugin.settings import Settings, read_settings
 from vllm_steermoe_plugin.state import STEER_KEY
-from vllm_steermoe_plugin.variant_names import registered_elsewhere
 
 _FRONT_END = "steermoe_front_end"
 
 
 def install_front_end_hooks() -> None:
-    """Wrap the three places, once per process."""
-    vllm.PROCESS_INPUTS.load()
+    """Wrap the places below, once per process."""
+    for internal in (
+        vllm.PROCESS_INPUTS,
+        vllm.VALIDATION_ERROR,
+        vllm.SERVER_ERROR,
+        vllm.LLM_ENGINE_TASKS,
+        vllm.ASYNC_LLM_TASKS,
+        vllm.ASYNC_ADD_REQUEST,
+        vllm.ASYNC_CALL_ALL,
+        vllm.ENGINE_CALL,
+    ):
+        internal.load()
     vllm.wrap_once(vllm.INPUT_PROCESSOR, "__init__", _processor_init)
     vllm.wrap_once(vllm.INPUT_PROCESSOR, "process_inputs", _process_inputs)
     vllm.wrap_once(vllm.LLM_ENGINE, "__init__", _engine_init)
+    vllm.wrap_once(vllm.LLM_ENGINE, "get_supported_tasks", _tasks)
+    vllm.wrap_once(vllm.ASYNC_LLM, "get_supported_tasks", _tasks_of_server)
+    vllm.wrap_once(vllm.ASYNC_LLM, "add_request", _add_request)
 
 
 def front_end_of(processor: Any) -> FrontEnd:
@@ -47,10 +67,11 @@ def _make_front_end(vllm_config: Any) -> FrontEnd:
         _check_manageable(settings, vllm_config.parallel_config)
     return FrontEnd(
         settings=settings,
-        shape=_shape(model),
+        shape=_shape(vllm_config),
         models=names_of(model.model, [names] if isinstance(names, str) else list(names or ())),
         registry=Registry.default(Path(settings.lock) if settings.lock else None),
         served=True,
+        awaits_workers=True,
     )
 
 
@@ -76,15 +97,9 @@ def _check_manageable(settings: Settings, parallel: Any) -> None:
         )
 
 
-def _shape(model_config: Any) -> MoEShape | EngineError:
-    other = registered_elsewhere(model_config.architecture)
-    if other is not None:
-        return EngineError(
-            f"another plugin has registered its own {model_config.architecture} with vLLM (in {other}), which this one "
-            "does not steer; leave that plugin out with VLLM_PLUGINS"
-        )
+def _shape(vllm_config: Any) -> MoEShape | EngineError:
     try:
-        return shape_of(model_config.hf_config, model_config.architecture)
+        return served_shape(vllm_config)
     except SteerMoEError as error:
         return EngineError(str(error))
 
@@ -95,6 +110,8 @@ def _processor_init(original: Callable[..., Any]) -> Callable[..., Any]:
         # At start, so that settings that cannot be applied stop the engine and not its requests.
         setattr(self, _FRONT_END, _make_front_end(self.vllm_config))
         install_beam_search_hooks()
+        # Before vLLM makes the endpoints.
+        install_http_hook()
 
     return init
 
@@ -106,6 +123,41 @@ def _engine_init(original: Callable[..., Any]) -> Callable[..., Any]:
         front_end_of(self.input_processor).served = False
 
     return init
+
+
+def _tasks(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_supported_tasks(self: Any) -> Any:
+        tasks = original(self)
+        front_end = front_end_of(self.input_processor)
+        if front_end.awaits_workers:
+            front_end.hear_workers(why_not_all([self.collective_rpc(CALL)]))
+        return tasks
+
+    return get_supported_tasks
+
+
+def _tasks_of_server(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def get_supported_tasks(self: Any) -> Any:
+        tasks = await original(self)
+        front_end = front_end_of(self.input_processor)
+        if front_end.awaits_workers:
+            # To all engines: of several, `AsyncLLM.collective_rpc` gives the first one's answer only.
+            answers = await self.engine_core.call_utility_all_async("collective_rpc", CALL, None, (), None)
+            front_end.hear_workers(why_not_all(answers))
+        return tasks
+
+    return get_supported_tasks
+
+
+def _add_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def add_request(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        front_end = front_end_of(self.input_processor)
+        if front_end.wants_store(getattr(params, "extra_args", None)):
+            # `process_inputs`, on the event loop, then finds it read.
+            await asyncio.to_thread(front_end.read_store)
+        return await original(self, request_id, prompt, params, *args, **kwargs)
+
+    return add_request
 
 
 def install_beam_search_hooks() -> None:
@@ -122,17 +174,18 @@ def install_beam_search_hooks() -> None:
 
 
 def _beam_search(engine_of: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    validation_error = vllm.VALIDATION_ERROR.load()
-
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
-            by_default = front_end_of(engine_of(self).input_processor).prepare(None)
-            if by_default is not None and by_default.by_phase:
-                raise validation_error(
-                    "steermoe: this engine steers every request in one phase only by default, which vLLM's beam search "
-                    "would apply to other tokens; ask without beam search",
-                    parameter=STEER_KEY,
-                )
+            front_end = front_end_of(engine_of(self).input_processor)
+            try:
+                by_default = front_end.prepare(None)
+                if by_default is not None and by_default.by_phase:
+                    raise RequestError(
+                        "this engine steers every request in one phase only by default, which vLLM's beam search would "
+                        "apply to other tokens; ask without beam search"
+                    )
+            except SteerMoEError as error:
+                raise _answer(front_end, error) from error
             return original(self, *args, **kwargs)
 
         return beam_search
@@ -155,8 +208,6 @@ def _to_beam_search_params(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    validation_error = vllm.VALIDATION_ERROR.load()
-
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         front_end = front_end_of(self)
         try:
@@ -174,7 +225,18 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
             salt = prepared.salt_for(len(request.prompt_token_ids or ())) if prepared is not None else None
             request.cache_salt = compose_salt(salt, request.cache_salt)
         except SteerMoEError as error:
-            raise validation_error(f"steermoe: {front_end.describe(error)}", parameter=STEER_KEY) from error
+            raise _answer(front_end, error) from error
         return request
 
     return process_inputs
+
+
+def _answer(front_end: FrontEnd, error: SteerMoEError) -> Exception:
+    """What vLLM answers to a caller."""
+    text = f"steermoe: {front_end.describe(error)}"
+    refusal: Exception
+    if isinstance(error, OPERATORS_ERRORS):
+        refusal = vllm.SERVER_ERROR.load()(text, HTTPStatus.INTERNAL_SERVER_ERROR)
+    else:
+        refusal = vllm.VALIDATION_ERROR.load()(text, parameter=STEER_KEY)
+    return refusal

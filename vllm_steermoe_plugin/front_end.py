@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, PolicyError, RequestError, SteerMoEError
+from expert_registry.errors import EngineError, PolicyError, RankingFormatError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.profile_file import StoreError
 from vllm_steermoe_plugin.request import parse_request
 from vllm_steermoe_plugin.resolve import Resolved
 from vllm_steermoe_plugin.resolver import Resolver
@@ -21,6 +23,14 @@ from vllm_steermoe_plugin.settings import Settings, check_policy
 from vllm_steermoe_plugin.state import COUNT_KEY, SHARED_KEY, STEER_KEY
 
 SALT_PREFIX = "steermoe:"
+
+
+class DefaultError(EngineError):
+    """The operator's default steering cannot be applied any more."""
+
+
+OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError)
+"""Errors for which whoever asks is not at fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,7 @@ class FrontEnd:
     Attributes:
         served: whether requests come to a server rather than from this process.
         resolver: what a text means here.
+        awaits_workers: whether no request may be steered until `hear_workers`.
     """
 
     def __init__(
@@ -65,6 +76,7 @@ class FrontEnd:
         models: Sequence[str],
         registry: Registry,
         served: bool,
+        awaits_workers: bool = False,
     ) -> None:
         """Make a front end.
 
@@ -74,11 +86,13 @@ class FrontEnd:
             models: its names, for the registry.
             registry: where rankings are.
             served: see above.
+            awaits_workers: see above; without effect on a model that is not steered.
 
         Raises:
             SteerMoEError: the default steering or a profile of the settings cannot be applied to this model.
         """
         self.served = served
+        self.awaits_workers = awaits_workers and settings.enabled and isinstance(shape, MoEShape)
         self._settings = settings
         self._folders = registry.folders
         self.resolver = Resolver(settings=settings, shape=shape, models=models, registry=registry)
@@ -86,6 +100,37 @@ class FrontEnd:
     def resolve(self, text: str) -> Resolved | None:
         """The profile that a text asks for, policy aside; None for `none`."""
         return self.resolver.resolve(parse_request(text))
+
+    def hear_workers(self, absent: str | None) -> None:
+        """Take note of whether all workers steer.
+
+        Args:
+            absent: why steering would not reach all of them; all that asks for it is then refused. None if it does.
+
+        Raises:
+            EngineError: it would not, and there is a default.
+        """
+        if absent is not None:
+            self.resolver.refuse(absent)
+            self.resolver.resolve_default()
+        self.awaits_workers = False
+
+    def wants_store(self, extra_args: Mapping[str, object] | None) -> bool:
+        """Whether `prepare` would have to read a profile store that has changed."""
+        store = self.resolver.store
+        return store is not None and store.has_changed() and self._may_read(dict(extra_args or {}).get(STEER_KEY))
+
+    def _may_read(self, asked: object) -> bool:
+        try:
+            return self.resolver.reads_store(None if asked is None else parse_request(asked))
+        except SteerMoEError:
+            return False
+
+    def read_store(self) -> None:
+        """Read it; whoever needs it learns of errors in `prepare`."""
+        if self.resolver.store is not None:
+            with suppress(StoreError):
+                self.resolver.store.current()
 
     def describe(self, error: SteerMoEError) -> str:
         """What a caller may know of an error: a server does not tell where the operator's files are."""
@@ -106,6 +151,8 @@ class FrontEnd:
         named = STEER_KEY in args or COUNT_KEY in args
         steer, count = args.pop(STEER_KEY, None), args.pop(COUNT_KEY, None)
         resolved = self._steering(steer)
+        if resolved is not None and self.awaits_workers:
+            raise EngineError("the workers of this engine have not yet been asked whether they steer")
         if not named and resolved is None:
             return None
         counted = None
@@ -123,7 +170,10 @@ class FrontEnd:
             request = parse_request(asked)
             check_policy(request, self._settings, served=self.served)
             return self.resolver.resolve(request)
-        return self.resolver.resolve_default()
+        try:
+            return self.resolver.resolve_default()
+        except SteerMoEError as error:
+            raise DefaultError(f"the default steering of this server cannot be applied: {error}") from error
 
     def _counted(self, text: object) -> CountedSpans:
         if self.served:

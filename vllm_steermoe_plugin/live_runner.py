@@ -6,6 +6,7 @@ has shown its runner here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,6 @@ from vllm_steermoe_plugin.runner_v2 import reports_to
 from vllm_steermoe_plugin.settings import SWITCH_OFF
 from vllm_steermoe_plugin.state import SteeringState
 
-_GUARD = "_steermoe_guard"
 _UNBOUND = "_steermoe_unbound"
 
 
@@ -31,13 +31,31 @@ def install_worker_check() -> None:
 
 
 def guard_model(model: torch.nn.Module) -> None:
-    """Let `model` raise an EngineError instead of running, until `lift_guard`."""
-    setattr(model, _GUARD, model.register_forward_pre_hook(_refuse))
+    """Let `model` raise an EngineError instead of running, until `lift_guard`.
+
+    Raises:
+        EngineError: its class does not call `forward` as torch does, so that a call could pass by the guard.
+    """
+    if type(model).__call__ is not torch.nn.Module.__call__:
+        raise EngineError(
+            f"{type(model).__name__} has a __call__ of its own (is it compiled as a whole?), so it cannot be kept from "
+            f"running before its runner is known. Switch steering off with {SWITCH_OFF}"
+        )
+
+    @functools.wraps(model.forward)
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise EngineError(
+            f"{type(model).__name__} is to be steered, but its worker never showed its model runner to the plugin "
+            "(it is not one of vLLM's own workers); every request would run unsteered"
+        )
+
+    # On the instance, where wrappers that call `forward` themselves find it as well; a forward hook they would miss.
+    model.forward = refuse
 
 
 def lift_guard(model: torch.nn.Module) -> None:
     """Let `model` run."""
-    getattr(model, _GUARD).remove()
+    del model.forward
 
 
 def leave_unbound(model: torch.nn.Module) -> None:
@@ -77,13 +95,6 @@ def _wrong(runner: str, why: str) -> EngineError:
     return EngineError(
         f"steering would not reach the model runner {runner}: {why}. Use vLLM's own runner, or switch steering off "
         f"with {SWITCH_OFF}"
-    )
-
-
-def _refuse(model: torch.nn.Module, *_: Any) -> None:
-    raise EngineError(
-        f"{type(model).__name__} is to be steered, but its worker never showed its model runner to the plugin "
-        "(it is not one of vLLM's own workers); every request would run unsteered"
     )
 
 

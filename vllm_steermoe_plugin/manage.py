@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from expert_registry.errors import PolicyError, RequestError
-from vllm_steermoe_plugin.profile_store import LoadedProfile, ProfileStore
+from vllm_steermoe_plugin.loaded_profiles import LoadedProfile
+from vllm_steermoe_plugin.profile_store import ProfileStore
 from vllm_steermoe_plugin.request import NONE, PROFILE_NAME
 from vllm_steermoe_plugin.resolver import Resolver
 

@@ -21,13 +21,23 @@ def read(config: object, path: str, default: object = _MISSING) -> object:
     Raises:
         EngineError: it is not there, and there is no default.
     """
+    value = _at(config, path)
+    if value is not _MISSING:
+        return value
+    if default is _MISSING:
+        raise EngineError(f"the config has no {path}")
+    return default
+
+
+def has(config: object, path: str) -> bool:
+    """Whether there is something at a dotted path, be it None."""
+    return _at(config, path) is not _MISSING
+
+
+def _at(config: object, path: str) -> object:
     value: object = config
     for part in path.split("."):
         value = value.get(part, _MISSING) if isinstance(value, Mapping) else getattr(value, part, _MISSING)
-        if value is _MISSING:
-            if default is _MISSING:
-                raise EngineError(f"the config has no {path}")
-            return default
     return value
 
 

@@ -19,13 +19,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from expert_registry.card import SLUG
 from expert_registry.errors import RequestError, one_of
 from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
 
 NONE = "none"
 MAX_PARTS = 16
-_NAME = re.compile(r"([a-z][a-z0-9_-]{0,63})(?:@([1-9][0-9]{0,5}|latest))?")
-PROFILE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_NAME = re.compile(rf"({SLUG})(?:@([1-9][0-9]{{0,5}}|latest))?")
+PROFILE_NAME = re.compile(SLUG)
 """Names under which an operator may load a profile."""
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _DIRECTIONS = ("forward", "reverse")

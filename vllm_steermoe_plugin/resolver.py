@@ -6,7 +6,7 @@ It knows no vLLM. `front_end.py` asks it for each request, `manage.py` when the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +14,9 @@ from pathlib import Path
 from expert_registry import Registry
 from expert_registry.errors import EngineError, PolicyError, RequestError
 from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.loaded_profiles import Loaded, LoadedProfile
 from vllm_steermoe_plugin.pinned_rankings import PinnedRankings
-from vllm_steermoe_plugin.profile_store import Loaded, LoadedProfile, ProfileStore
+from vllm_steermoe_plugin.profile_store import ProfileStore
 from vllm_steermoe_plugin.request import NONE, SteeringRequest, parse_request
 from vllm_steermoe_plugin.resolve import Resolved, resolve
 from vllm_steermoe_plugin.settings import Settings
@@ -76,6 +77,20 @@ class Resolver:
         """
         return self._resolve_with({}, self._default)
 
+    def refuse(self, why: str) -> None:
+        """Steer nothing any more; all that asks for it is refused with this reason."""
+        self._shape = EngineError(why)
+        self._remembered.cache_clear()
+
+    def reads_store(self, request: SteeringRequest | None) -> bool:
+        """Whether a request needs what the profile store says now.
+
+        Args:
+            request: None stands for the default.
+        """
+        asked = self._default if request is None else request
+        return self.store is not None and bool(asked.named or set(asked.profiles) - set(self.store.fixed))
+
     def make_profile(self, text: str, *, fixed: bool = False) -> LoadedProfile:
         """Resolve a text to a profile that can be loaded under a name.
 
@@ -132,16 +147,13 @@ class Resolver:
 
     def _named(self, request: SteeringRequest, instead: Mapping[str, LoadedProfile]) -> tuple[Resolved, ...]:
         """The loaded profiles that a request names, as they are now."""
-        if not request.profiles:
-            return ()
-        loaded = self.store.current() if self.store is not None else Loaded({})
-        loaded = replace(loaded, profiles={**loaded.profiles, **instead})
-        return tuple(loaded.get(name).resolved for name in request.profiles)
+        store = self.store if self.store is not None else Loaded({})
+        return tuple((instead.get(name) or store.get(name)).resolved for name in request.profiles)
 
     def _rankings_for(self, request: SteeringRequest) -> PinnedRankings:
         used = self._used
         if request.named and self.store is not None:
-            refreshed = self.store.current().refreshed
+            refreshed = self.store.refreshed()
             if refreshed != used.refreshed:
                 self._used = used = _Used(refreshed, PinnedRankings(self._registry))
                 self._remembered.cache_clear()

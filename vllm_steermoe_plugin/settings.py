@@ -26,7 +26,7 @@ class Settings(BaseModel):
     default: str | None = None
     """Steering of requests that name none, as such text; None leaves them untouched."""
     allow_override: bool = True
-    """Whether a request may name other steering than the default, or `none`."""
+    """Whether a request may name its steering, `none` included; if not, only the default steers."""
     allow_reverse: bool = False
     """Over HTTP: may a request steer away from a behaviour?"""
     allow_experts: bool = False
@@ -80,7 +80,7 @@ def check_policy(request: SteeringRequest, settings: Settings, *, served: bool) 
         if not request:
             return
         raise PolicyError("steering is switched off on this engine (setting 'enabled'), but the request asks for it")
-    if settings.default is not None and not settings.allow_override:
+    if not settings.allow_override and (request or settings.default is not None):
         raise PolicyError("requests may not change the default steering of this engine (setting 'allow_override')")
     if not served:
         return

@@ -97,6 +97,32 @@ INPUT_PROCESSOR = Internal("vllm.v1.engine.input_processor:InputProcessor", "own
 LLM_ENGINE = Internal(
     "vllm.v1.engine.llm_engine:LLMEngine", "know in-process use from a server (its __init__ is wrapped)"
 )
+LLM_ENGINE_TASKS = Internal(
+    "vllm.v1.engine.llm_engine:LLMEngine.get_supported_tasks",
+    "ask the workers whether they steer (wrapped; vLLM calls it before it processes a request)",
+    ("self",),
+)
+ASYNC_LLM = Internal("vllm.v1.engine.async_llm:AsyncLLM", "own the two methods below (reads input_processor)")
+ASYNC_LLM_TASKS = Internal(
+    ASYNC_LLM.path + ".get_supported_tasks",
+    "ask the workers whether they steer (wrapped; vLLM awaits it at start and before it processes a request)",
+    ("self",),
+)
+ASYNC_ADD_REQUEST = Internal(
+    ASYNC_LLM.path + ".add_request",
+    "read a changed profile store off the event loop (wrapped)",
+    ("self", "request_id", "prompt", "params"),
+)
+ASYNC_CALL_ALL = Internal(
+    "vllm.v1.engine.core_client:AsyncMPClient.call_utility_all_async",
+    "put a question to the workers of every engine of a server",
+    ("self", "method"),
+)
+ENGINE_CALL = Internal(
+    "vllm.v1.engine.core:EngineCore.collective_rpc",
+    "pass it on to them (called by name)",
+    ("self", "method", "timeout", "args", "kwargs"),
+)
 RUST_FRONT_END = Internal(
     "vllm.envs:VLLM_USE_RUST_FRONTEND", "refuse a front end without process_inputs, which would steer nothing"
 )
@@ -118,6 +144,12 @@ TRANSLATION_REQUEST = Internal(
 )
 BEAM_SEARCH_REQUESTS = (CHAT_REQUEST, COMPLETION_REQUEST, TRANSCRIPTION_REQUEST, TRANSLATION_REQUEST)
 """Each brings `vllm_xargs`, and a beam search that drops them."""
+API_UTILS = Internal("vllm.entrypoints.serve.utils.api_utils", "own the function below")
+VALIDATE_JSON = Internal(
+    API_UTILS.path + ":validate_json_request",
+    "refuse bodies whose steering no endpoint would read (wrapped before the endpoints are made, which refer to it)",
+    ("raw_request",),
+)
 BEAM_SEARCH_OFFLINE = Internal(
     "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin",
     "refuse beam search under a default by phase (its beam_search is wrapped; reads llm_engine)",
@@ -128,6 +160,11 @@ BEAM_SEARCH_ONLINE = Internal(
 )
 VALIDATION_ERROR = Internal(
     "vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter")
+)
+SERVER_ERROR = Internal(
+    "vllm.exceptions:GracefulHTTPError",
+    "refuse a request with HTTP 500 where the operator is at fault, in words that reach the caller",
+    ("message", "http_status"),
 )
 ENDPOINT_PLUGIN = Internal(
     "vllm.plugins.endpoint_plugins.interface:EndpointPlugin", "add HTTP routes for the operator (implemented)"
@@ -164,10 +201,15 @@ V1_DUMMY_RUN = Internal(
 V2_RUNNER = Internal(
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner", "know Model Runner V2 when it is live (attribute model_state)"
 )
-WORKER = Internal("vllm.v1.worker.gpu_worker:Worker", "own the method below")
+WORKER = Internal("vllm.v1.worker.gpu_worker:Worker", "own the two methods below")
 WORKER_KV_CACHE_SPEC = Internal(
     "vllm.v1.worker.gpu_worker:Worker.get_kv_cache_spec",
     "see the live model runner of each worker before its first forward pass (wrapped; reads model_runner)",
+    ("self",),
+)
+WORKER_CHECK_HEALTH = Internal(
+    "vllm.v1.worker.gpu_worker:Worker.check_health",
+    "have each worker say whether it steers, which vLLM's own does not (wrapped; its result is None)",
     ("self",),
 )
 V2_RESOLVE_STATE = Internal(
@@ -227,6 +269,13 @@ MODEL_CONFIG = Internal(
     "(architecture, hf_config, is_submodel_config, runner_type)",
 )
 VLLM_CONFIG = Internal("vllm.config:VllmConfig", "ask which model runner would be live (use_v2_model_runner)")
+ENCODER_ONLY = Internal(
+    VLLM_CONFIG.path + ".is_mm_encoder_only", "leave an engine without a language model to vLLM (property)"
+)
+KV_CONNECTORS = Internal(
+    "vllm.config:KVTransferConfig",
+    "refuse KV connectors that do not keep steerings apart (kv_connector, kv_connector_module_path)",
+)
 V2_MISSING = Internal(
     "vllm.config:VllmConfig._get_v2_model_runner_unsupported_features", "say why Model Runner V1 would be live"
 )

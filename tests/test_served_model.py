@@ -1,0 +1,86 @@
+"""What the front end and the workers make of an engine's configuration, and engines that do not generate."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_architectures import config
+from vllm.config import KVTransferConfig
+
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.architectures import NotSteerable, shape_of
+from vllm_steermoe_plugin.served_model import SALTED, served_shape
+
+
+def engine_config(*, encoders: bool = False, runner: str = "generate", kv: str | None = None, **changes: Any) -> Any:
+    """As vLLM's, as far as it is looked at."""
+    hf_config = config(**changes)
+    model = SimpleNamespace(architecture=hf_config.architectures[0], hf_config=hf_config, runner_type=runner)
+    transfer = None if kv is None else KVTransferConfig(kv_connector=kv, kv_role="kv_both")
+    return SimpleNamespace(model_config=model, is_mm_encoder_only=encoders, kv_transfer_config=transfer)
+
+
+def test_an_engine_that_generates_has_the_shape_of_its_model() -> None:
+    assert served_shape(engine_config()) == shape_of(config())
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        ({"encoders": True}, "runs only its encoders"),
+        ({"runner": "pooling"}, "the engine pools"),
+        ({"kv": "ExampleConnector"}, "ExampleConnector may bring in"),
+        ({"kv": "NixlConnector"}, "NixlConnector may bring in"),
+        ({"kv": "MultiConnector"}, "MultiConnector may bring in"),
+        ({"architectures": ["Llama4ForConditionalGeneration"]}, "sigmoid"),
+    ],
+)
+def test_an_engine_that_does_not_run_a_steerable_language_model_says_why(engine: dict[str, Any], reason: str) -> None:
+    with pytest.raises(NotSteerable, match=reason):
+        served_shape(engine_config(**engine))
+
+
+@pytest.mark.parametrize("connector", sorted(SALTED))
+def test_a_kv_connector_that_keeps_steerings_apart_is_no_obstacle(connector: str) -> None:
+    assert served_shape(engine_config(kv=connector)) == shape_of(config())
+    own = engine_config(kv=connector)
+    own.kv_transfer_config.kv_connector_module_path = "somebody.elses"
+    with pytest.raises(NotSteerable, match=connector):
+        served_shape(own)
+
+
+@pytest.mark.parametrize("connector", sorted(SALTED))
+def test_such_a_connector_reads_vllms_hashes_or_salts(connector: str) -> None:
+    """By its source, since none of them runs on this machine."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    place = Path(str(inspect.getfile(KVConnectorFactory))).parents[3]
+    sources = {
+        "LMCacheMPConnector": ("distributed/kv_transfer/kv_connector/v1/lmcache_mp_connector.py", "request.cache_salt"),
+        "MooncakeStoreConnector": (
+            "distributed/kv_transfer/kv_connector/v1/mooncake/store/scheduler.py",
+            "request.block_hashes",
+        ),
+        "OffloadingConnector": ("distributed/kv_transfer/kv_connector/v1/offloading/scheduler.py", "req.block_hashes"),
+        "SimpleCPUOffloadConnector": ("v1/simple_kv_offload/manager.py", "request.block_hashes"),
+    }
+    file, key = sources[connector]
+    assert key in (place / file).read_text(), "read again how it finds what it keeps"
+
+
+def test_a_config_that_cannot_be_read_is_said_so() -> None:
+    with pytest.raises(EngineError, match="has no integer num_experts"):
+        served_shape(engine_config(num_experts=...))
+
+
+def test_an_engine_that_pools_is_left_to_vllm(engines: Callable[..., Any]) -> None:
+    engine = engines(lab.NAME, {"count_groups": 2}, runner="pooling", convert="embed")
+    model = engine.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+    assert model.steering_state is None
+    assert len(engine.embed(["Count from 2 to 4."], use_tqdm=False)[0].outputs.embedding) > 0
