@@ -53,7 +53,7 @@ class DetectionOptions:
         seed: of the permutations and of the halves.
         stop_when_stable: stop when the first so many experts have been the same, in any order, for
             `STABLE_CHUNKS` chunks; None to count all pairs.
-        checkpoint: file to go on from after a kill; it is the caller's to remove once the ranking is safe. None for none.
+        checkpoint: file to go on from after a kill, the caller's to remove once the ranking is safe; None for none.
         checkpoint_every: seconds between two writings of it.
         report: told in words what was skipped, resumed or stopped.
     """
