@@ -6,8 +6,8 @@ once and, if it has a rule in this layer, written once. Two trips to memory in a
 rules' beside the logits', then two reductions in a row, the maximum's and the sum's.
 """
 
-# What a Triton kernel takes and gives has no Python type; `x == x` finds a NaN.
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0124
+# What a Triton kernel takes and gives has no Python type.
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
 
 from __future__ import annotations
