@@ -23,6 +23,8 @@ from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _PROBE = "steermoe-self-check"
+ROUND_LOGITS = frozenset({"BailingMoeForCausalLM", "BailingMoeV2ForCausalLM"})
+"""Models that convert router logits to the model's dtype behind the gate."""
 
 
 def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
@@ -50,6 +52,7 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     _refuse_unsupported(shape, vllm_config, settings)
     _refuse_fused_gates(model)
     gates = _gates(model, shape)
+    _refuse_later_rounding(gates, shape, vllm_config.model_config.dtype)
     _check_layers(gates, shape, vllm_config)
     _check_routers(model, set(gates), shape, selection_of(config, shape.architecture))
     scheduler = vllm_config.scheduler_config
@@ -149,6 +152,16 @@ def _refuse_fused_gates(model: Any) -> None:
             )
 
 
+def _refuse_later_rounding(gates: dict[int, SteeredGateLinear], shape: MoEShape, dtype: torch.dtype) -> None:
+    for layer, gate in gates.items():
+        if shape.architecture in ROUND_LOGITS and gate.out_dtype is torch.float32 is not dtype:
+            raise EngineError(
+                f"the router of layer {layer} computes in float32, and {shape.architecture} then rounds its logits to "
+                f"{dtype}, where an activated expert may tie with another one. Run it with dtype='float32', or switch "
+                f"steering off with {SWITCH_OFF}"
+            )
+
+
 def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_config: Any) -> None:
     first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
     expected = {layer for layer in shape.layers if first <= layer < end}
@@ -191,6 +204,9 @@ def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -
     reasons = {
         "sequence-parallel MoE splits the tokens before the gate": parallel.use_sequence_parallel_moe,
         "micro-batching (dual-batch overlap) splits the tokens of a step": parallel.use_ubatching,
+        "kv_sharing_fast_prefill sends only some of a step's tokens through the last layers": (
+            vllm_config.cache_config.kv_sharing_fast_prefill
+        ),
         "prefill context parallelism splits a prompt's tokens over ranks": parallel.prefill_context_parallel_size > 1,
         "adaptive verification decides on the GPU which token of a step belongs to which request": (
             speculation is not None and speculation.enable_adaptive_verification
