@@ -68,6 +68,8 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         device=torch.empty(0).device,
     )
     for name, buffer in state.device_buffers().items():
+        # vLLM counts what a reload must bring, and would miss these.
+        setattr(buffer, vllm.ELEMENTS_TO_LOAD, 0)
         model.register_buffer(f"steermoe_{name}", buffer, persistent=False)
     for row, layer in enumerate(layers):
         gates[layer].bind_steering(state, row)
