@@ -150,6 +150,14 @@ def test_ids_outside_the_layer_are_written_nowhere() -> None:
     assert counters.nonzero().tolist() == [[1, 2, 1]]
 
 
+def test_nothing_is_read_beyond_the_slots() -> None:
+    marks = torch.zeros(3, dtype=torch.int32)
+    with pytest.raises(ValueError, match="4 tokens, but slots for 3"):
+        rewrite(torch.zeros(4, 8), torch.zeros(2, 1, 8, dtype=torch.int8), marks, 0)
+    with pytest.raises(ValueError, match="4 tokens, but groups for 3"):
+        count(torch.zeros(4, 2, dtype=torch.int32), torch.zeros(1, 2, 8, dtype=torch.int64), marks, 0)
+
+
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(TypeError, match="float64"):
         rewrite(torch.zeros(1, 4).double(), torch.zeros(2, 1, 4).char(), torch.zeros(1).int(), 0)

@@ -14,7 +14,6 @@ from vllm_steermoe_plugin.architectures import selection_of, shape_of
 from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
 from vllm_steermoe_plugin.lora_gate import install_lora_hook
-from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.router_check import router_obstacle
 from vllm_steermoe_plugin.runner_v1 import install_v1_hooks
@@ -23,6 +22,8 @@ from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _PROBE = "steermoe-self-check"
+_TOKEN_MULTIPLE = 256
+"""vLLM may pad the largest step to a multiple of the tensor-parallel size."""
 ROUND_LOGITS = frozenset({"BailingMoeForCausalLM", "BailingMoeV2ForCausalLM"})
 """Models that convert router logits to the model's dtype behind the gate."""
 
@@ -62,7 +63,7 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         shape,
         layers,
         max_requests=scheduler.max_num_seqs,
-        max_tokens=max(scheduler.max_num_batched_tokens, capture),
+        max_tokens=-(-max(scheduler.max_num_batched_tokens, capture) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE,
         count_groups=settings.count_groups,
         # Models are built under vLLM's device context, so this is the model's device.
         device=torch.empty(0).device,
@@ -73,8 +74,6 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         model.register_buffer(f"steermoe_{name}", buffer, persistent=False)
     for row, layer in enumerate(layers):
         gates[layer].bind_steering(state, row)
-    if settings.count_groups:
-        vllm.BIND_CAPTURER.load()(model, Counter(state))
     for layer in layers:
         self_check(gates[layer], state, layer)
     _mark_config(vllm_config)
@@ -84,18 +83,6 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         install_v1_hooks()
     guard_model(model)
     return state
-
-
-class Counter:
-    """What `bind_routed_experts_capturer` binds: counts the ids that each layer's router selected."""
-
-    def __init__(self, state: SteeringState) -> None:
-        self._state = state
-        self._row_of = {layer: row for row, layer in enumerate(state.layers)}
-
-    def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
-        """Count `topk_ids [T, K]` of checkpoint layer `layer_id`."""
-        count_(topk_ids, self._state.counters, self._state.token_groups, self._row_of[layer_id])
 
 
 def self_check(gate: SteeredGateLinear, state: SteeringState, layer: int) -> None:

@@ -109,11 +109,11 @@ def _tiles(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
 
 
 PARTS = (
-    Part("correctness", 200, _correctness, shares=4),
-    Part("graphs", 60, _graphs),
-    Part("memory", 30, _memory),
-    Part("host", 30, _host),
-    Part("time", 180, _time),
+    Part("correctness", 240, _correctness, shares=4),
+    Part("graphs", 90, _graphs),
+    Part("memory", 45, _memory),
+    Part("host", 45, _host),
+    Part("time", 200, _time),
     Part("compile", 120, _compile),
     Part("tiles", 120, _tiles),
 )

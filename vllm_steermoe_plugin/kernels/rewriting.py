@@ -103,7 +103,10 @@ def launch(logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor,
 
     Raises:
         TypeError: the kernel was not made for this dtype.
+        ValueError: more tokens than slots; the kernel would read beyond them.
     """
+    if len(logits) > len(token_slots):
+        raise ValueError(f"{len(logits)} tokens, but slots for {len(token_slots)}")
     if logits.dtype not in DTYPES:
         raise TypeError(f"router logits are {logits.dtype}; the kernel takes {', '.join(map(str, DTYPES))}")
     num_tokens = logits.shape[0]
