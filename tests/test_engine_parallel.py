@@ -181,6 +181,7 @@ def config(**changes: Any) -> Any:
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**parallel),
         aux_output_config=SimpleNamespace(enabled=changes.get("routed_experts", False)),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=changes.get("fast_prefill", False)),
         speculative_config=None,
     )
 
@@ -188,6 +189,7 @@ def config(**changes: Any) -> Any:
 REFUSALS: dict[str, tuple[dict[str, Any], int, str]] = {
     "sequence parallel": ({"use_sequence_parallel_moe": True}, 0, "sequence-parallel MoE splits the tokens"),
     "micro-batching": ({"use_ubatching": True}, 0, "micro-batching"),
+    "fast prefill": ({"fast_prefill": True}, 0, "kv_sharing_fast_prefill"),
     "counting on several replicas": ({"data_parallel_size": 2}, 1, "counting under data parallelism"),
     "counting beside routed experts": ({"routed_experts": True}, 1, "enable_return_routed_experts"),
 }
@@ -224,6 +226,7 @@ def test_the_refused_settings_are_vllms_own(engines: Callable[..., Any], checkpo
     real, stand_in = engine.llm_engine.vllm_config, config()
     for name, value in vars(stand_in.parallel_config).items():
         assert getattr(real.parallel_config, name) == value, name
+    assert real.cache_config.kv_sharing_fast_prefill is stand_in.cache_config.kv_sharing_fast_prefill is False
     assert real.aux_output_config.enabled is stand_in.aux_output_config.enabled is False
 
 
