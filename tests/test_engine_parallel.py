@@ -189,9 +189,9 @@ def config(**changes: Any) -> Any:
 REFUSALS: dict[str, tuple[dict[str, Any], int, str]] = {
     "sequence parallel": ({"use_sequence_parallel_moe": True}, 0, "sequence-parallel MoE splits the tokens"),
     "micro-batching": ({"use_ubatching": True}, 0, "micro-batching"),
-    "fast prefill": ({"fast_prefill": True}, 0, "kv_sharing_fast_prefill"),
     "counting on several replicas": ({"data_parallel_size": 2}, 1, "counting under data parallelism"),
     "counting beside routed experts": ({"routed_experts": True}, 1, "enable_return_routed_experts"),
+    "fast prefill": ({"fast_prefill": True}, 0, "kv_sharing_fast_prefill"),
 }
 
 
