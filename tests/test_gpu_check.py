@@ -322,6 +322,22 @@ def test_the_script_for_a_real_engine_runs_on_a_cpu_and_says_that_this_is_no_mea
     assert status == NOT_MEASURED and text.startswith("# CPU: not a GPU measurement")
 
 
+@pytest.mark.parametrize(
+    ("has_both", "chosen"), [(("python3", "python"), "python3"), (("python",), "python"), ((), "none/bin/python")]
+)
+def test_make_takes_a_python_that_has_torch_and_triton(has_both: Sequence[str], chosen: str, tmp_path: Path) -> None:
+    (tmp_path / "none/bin").mkdir(parents=True)
+    for name in ("python3", "python", "none/bin/python"):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\nexit {int(name not in has_both)}\n")
+        program.chmod(0o755)
+    root = Path(__file__).resolve().parent.parent
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    command = ["make", "-n", "gpu-check", f"VENV={tmp_path}/none", "ARGS=--out x"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().removeprefix(f"{tmp_path}/") == f"{chosen} -m benchmarks.gpu.check --out x"
+
+
 def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
     """A machine that is lent may have torch and Triton only."""
     block = "".join(f"sys.modules[{name!r}] = None; " for name in ("vllm", "pydantic", "safetensors", "rich", "typer"))
