@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.cost.__main__ import seconds_for
 from benchmarks.cost.growth import measure_growth
 from benchmarks.cost.ratios import ratio
-from benchmarks.cost.work import decode, prefill, profiles, questions
+from benchmarks.cost.work import Work, decode, prefill, profiles, questions
 from vllm_steermoe_plugin.profile import SteeringProfile
 
 
@@ -43,3 +45,20 @@ def test_growth_is_measured_and_drawn(tmp_path: Path) -> None:
     found = measure_growth(tmp_path / "growth.png", quick=True)
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
     assert all(value > 0 for curves in found.values() for points in curves.values() for value in points.values())
+
+
+class Recorder:
+    """Stands in for an engine; remembers what it was asked."""
+
+    def generate(self, prompts: object, arguments: object, new_tokens: int, *, text: bool) -> dict[str, Any]:
+        self.asked = (prompts, arguments, new_tokens, text)
+        return {"seconds": 1.5}
+
+
+def test_requests_take_the_steerings_in_turn() -> None:
+    engine: Any = Recorder()
+    work = Work([[16], [17], [18]], 4)
+    assert seconds_for(engine, work, ["a", "b"]) == 1.5
+    assert engine.asked == (work.prompts, [{"steermoe": "a"}, {"steermoe": "b"}, {"steermoe": "a"}], 4, False)
+    seconds_for(engine, work)
+    assert engine.asked[1] == [None] * 3

@@ -35,7 +35,11 @@ def test_count_equals_a_loop(device: torch.device) -> None:
 
 
 def test_cuda_graphs_copies_in_flight_and_compile(device: torch.device) -> None:
-    assert [outcome for outcome in graphs.check_all(device) if not outcome.passed] == []
+    from benchmarks.gpu.warmed_up import check_warm_up
+
+    outcomes = [check() for _, check in graphs.all_checks(device)]
+    outcomes += [graphs.check_compile(device), check_warm_up(device)]
+    assert [outcome for outcome in outcomes if not outcome.passed] == []
 
 
 def test_buffers_take_what_is_counted(device: torch.device) -> None:
@@ -44,17 +48,12 @@ def test_buffers_take_what_is_counted(device: torch.device) -> None:
 
 
 def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> None:
-    from vllm_steermoe_plugin.kernels.counting import count_kernel
-    from vllm_steermoe_plugin.kernels.rewriting import rewrite_kernel
+    from benchmarks.gpu.warmed_up import compiled_kernels
 
     shape = MoEShape("Qwen3MoeForCausalLM", (0, 1), 96, 4)
     state = SteeringState(shape, shape.layers, max_requests=4, max_tokens=2048, count_groups=2, device=device)
 
-    def compiled() -> int:
-        caches = (kernel.device_caches[device.index][0] for kernel in (rewrite_kernel, count_kernel))
-        return sum(len(cache) for cache in caches)
-
-    before = compiled()
+    before = compiled_kernels()
     profile = SteeringProfile(activate=frozenset({(0, 1)}))
     state.admit("r", {STEER_KEY: profile.to_json()}, 3)
     state.begin_step([BatchRow("r", 0, 1000)])
@@ -65,7 +64,7 @@ def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> N
                 rewrite_(logits, state.rules, state.token_slots, state.active, row)
     for dtype in (torch.int32, torch.int64):
         count_(torch.zeros((16, 4), dtype=dtype, device=device), state.counters, state.token_groups, 1)
-    assert compiled() == before
+    assert compiled_kernels() == before
 
 
 def test_a_case_that_is_wrong_is_found(device: torch.device) -> None:

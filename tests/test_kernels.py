@@ -48,7 +48,9 @@ def run_with_triton(folder: str, cache: Path, *arguments: str) -> subprocess.Com
     )
 
 
-@pytest.mark.parametrize(("cases", "least"), [("kernel_cases.py", 10), ("kernel_compiles.py", 25)])
+@pytest.mark.parametrize(
+    ("cases", "least"), [("kernel_cases.py", 10), ("kernel_compiles.py", 25), ("kernel_launches.py", 6)]
+)
 def test_every_case_passes(cases: str, least: int, triton_folder: str, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     done = run_with_triton(

@@ -288,6 +288,24 @@ def test_a_preempted_request_that_runs_again_counts_each_position_once() -> None
     assert selections[0].tolist() == [[6, 6, 0, 0, 0, 0]] * len(SHAPE.layers)
 
 
+def test_of_requests_that_were_counted_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that is still being computed is not forgotten for those that have ended."""
+    monkeypatch.setattr("vllm_steermoe_plugin.state._REMEMBERED_IDS", 8)
+    state = make_state(groups=1)
+    spans = CountedSpans(1, ((0, 200),))
+    state.admit("long", arguments(None, spans), 200)
+    for number in range(100):
+        state.admit(f"r{number}", arguments(None, spans), 1)
+        state.begin_step([BatchRow("long", number, 1), BatchRow(f"r{number}", 0, 1)])
+        state.forget(f"r{number}")
+    assert len(state._counted_until) == 8
+    state.forget("long")
+    state.admit("long", arguments(None, spans), 200)
+    before = state.counted_tokens[1]
+    state.begin_step([BatchRow("long", 0, 40)])
+    assert state.counted_tokens[1] == before == 200, "what is computed again is not counted again"
+
+
 def test_a_preempted_request_is_one_steered_request() -> None:
     # Model Runner V2 removes a request when it is preempted and adds it again when it goes on.
     state = make_state()

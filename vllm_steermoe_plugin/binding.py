@@ -14,7 +14,6 @@ from vllm_steermoe_plugin.architectures import selection_of
 from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
 from vllm_steermoe_plugin.lora_gate import install_lora_hook
-from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.roll_call import install_roll_call
 from vllm_steermoe_plugin.router_check import router_obstacle
@@ -25,6 +24,10 @@ from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _PROBE = "steermoe-self-check"
+_TOKEN_MULTIPLE = 256
+"""vLLM may pad the largest step to a multiple of the tensor-parallel size."""
+ROUND_LOGITS = frozenset({"BailingMoeForCausalLM", "BailingMoeV2ForCausalLM"})
+"""Models that convert router logits to the model's dtype behind the gate."""
 
 
 def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
@@ -53,6 +56,7 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     _refuse_unsupported(shape, vllm_config, settings)
     _refuse_fused_gates(model)
     gates = _gates(model, shape)
+    _refuse_later_rounding(gates, shape, vllm_config.model_config.dtype)
     _check_layers(gates, shape, vllm_config)
     _check_routers(model, set(gates), shape, selection_of(vllm_config.model_config.hf_config, shape.architecture))
     scheduler = vllm_config.scheduler_config
@@ -62,17 +66,17 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         shape,
         layers,
         max_requests=scheduler.max_num_seqs,
-        max_tokens=max(scheduler.max_num_batched_tokens, capture),
+        max_tokens=-(-max(scheduler.max_num_batched_tokens, capture) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE,
         count_groups=settings.count_groups,
         # Models are built under vLLM's device context, so this is the model's device.
         device=torch.empty(0).device,
     )
     for name, buffer in state.device_buffers().items():
+        # vLLM counts what a reload must bring, and would miss these.
+        setattr(buffer, vllm.ELEMENTS_TO_LOAD, 0)
         model.register_buffer(f"steermoe_{name}", buffer, persistent=False)
     for row, layer in enumerate(layers):
         gates[layer].bind_steering(state, row)
-    if settings.count_groups:
-        vllm.BIND_CAPTURER.load()(model, Counter(state))
     for layer in layers:
         self_check(gates[layer], state, layer)
     _mark_config(vllm_config)
@@ -82,18 +86,6 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         install_v1_hooks()
     guard_model(model)
     return state
-
-
-class Counter:
-    """What `bind_routed_experts_capturer` binds: counts the ids that each layer's router selected."""
-
-    def __init__(self, state: SteeringState) -> None:
-        self._state = state
-        self._row_of = {layer: row for row, layer in enumerate(state.layers)}
-
-    def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
-        """Count `topk_ids [T, K]` of checkpoint layer `layer_id`."""
-        count_(topk_ids, self._state.counters, self._state.token_groups, self._row_of[layer_id])
 
 
 def self_check(gate: SteeredGateLinear, state: SteeringState, layer: int) -> None:
@@ -152,6 +144,16 @@ def _refuse_fused_gates(model: Any) -> None:
             )
 
 
+def _refuse_later_rounding(gates: dict[int, SteeredGateLinear], shape: MoEShape, dtype: torch.dtype) -> None:
+    for layer, gate in gates.items():
+        if shape.architecture in ROUND_LOGITS and gate.out_dtype is torch.float32 is not dtype:
+            raise EngineError(
+                f"the router of layer {layer} computes in float32, and {shape.architecture} then rounds its logits to "
+                f"{dtype}, where an activated expert may tie with another one. Run it with dtype='float32', or switch "
+                f"steering off with {SWITCH_OFF}"
+            )
+
+
 def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_config: Any) -> None:
     first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
     expected = {layer for layer in shape.layers if first <= layer < end}
@@ -194,6 +196,9 @@ def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -
     reasons = {
         "sequence-parallel MoE splits the tokens before the gate": parallel.use_sequence_parallel_moe,
         "micro-batching (dual-batch overlap) splits the tokens of a step": parallel.use_ubatching,
+        "kv_sharing_fast_prefill sends only some of a step's tokens through the last layers": (
+            vllm_config.cache_config.kv_sharing_fast_prefill
+        ),
         "prefill context parallelism splits a prompt's tokens over ranks": parallel.prefill_context_parallel_size > 1,
         "elastic expert parallelism starts workers later, of which nobody asks whether they steer": (
             parallel.enable_elastic_ep

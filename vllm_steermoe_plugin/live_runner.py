@@ -17,6 +17,7 @@ from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.runner_state import state_of
 from vllm_steermoe_plugin.runner_v1 import V1_METHODS
 from vllm_steermoe_plugin.runner_v2 import reports_to
+from vllm_steermoe_plugin.selected_ids import count_selections
 from vllm_steermoe_plugin.settings import SWITCH_OFF
 from vllm_steermoe_plugin.state import SteeringState
 
@@ -104,6 +105,8 @@ def _checked_first(original: Callable[..., Any]) -> Callable[..., Any]:
         model, state = runner.get_model(), state_of(runner)
         if state is not None:
             check_live_runner(runner, state, configured_v2=self.vllm_config.use_v2_model_runner)
+            if state.groups:
+                count_selections(model, state)
             lift_guard(model)
         elif hasattr(model, "steering_state") and not hasattr(model, _UNBOUND):
             raise EngineError(f"{type(model).__name__} is to be steered, but its gates were not bound")

@@ -14,10 +14,9 @@ EPSILON = 0.01
 _EXPONENT_BITS = 0x7F800000
 
 
-def _unit_in_last_place(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Spacing of `dtype` at float32 values `x` (0 at 0): 2**floor(log2 |x|) * eps(dtype)."""
-    power = (x.contiguous().view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
-    return power * torch.finfo(dtype).eps
+def _power_of_two(x: torch.Tensor) -> torch.Tensor:
+    """2**floor(log2 |x|) of float32 values; 0 at 0. Times `eps` of a dtype it is that dtype's spacing at `x`."""
+    return (x.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
 
 
 def apply_rules(logits: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
@@ -42,12 +41,15 @@ def apply_rules(logits: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
     Source: arXiv 2509.09660, algorithm 2; the strictness in low precision is ours.
     """
     dtype = logits.dtype
+    unit = torch.finfo(dtype).eps
     scores = torch.log_softmax(logits.float(), dim=-1)
     high = scores.amax(dim=-1, keepdim=True)
     low = scores.amin(dim=-1, keepdim=True)
-    high_rounded = high.to(dtype).float()
-    low_rounded = low.to(dtype).float()
-    above = torch.maximum(high + EPSILON, high_rounded + _unit_in_last_place(high_rounded, dtype))
-    below = torch.minimum(low - EPSILON, low_rounded - _unit_in_last_place(low_rounded, dtype))
+    high_rounded, low_rounded = high, low
+    if dtype is not torch.float32:
+        high_rounded, low_rounded = high.to(dtype).float(), low.to(dtype).float()
+    # Both factors of `unit * power` are powers of two, so nothing is rounded before the sum.
+    above = torch.maximum(high + EPSILON, high_rounded.add(_power_of_two(high_rounded), alpha=unit))
+    below = torch.minimum(low - EPSILON, low_rounded.sub(_power_of_two(low_rounded), alpha=unit))
     steered = torch.where(rules > 0, above, torch.where(rules < 0, below, scores)).to(dtype)
-    return torch.where((rules != 0).any(dim=-1, keepdim=True), steered, logits)
+    return torch.where(rules.any(dim=-1, keepdim=True), steered, logits)

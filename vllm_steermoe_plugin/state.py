@@ -48,6 +48,8 @@ class BatchRow(NamedTuple):
 
 
 _REMEMBERED_IDS = 1 << 16
+"""Requests of which it is remembered that they were counted, or how far. A preempted request is dropped like one that
+has ended, and is the first to go on, long before as many others have come."""
 
 
 @dataclass(slots=True)
@@ -118,7 +120,7 @@ class SteeringState:
         self._counted_ids: OrderedDict[str, None] = OrderedDict()
         self._slot_of: dict[str, int] = {}
         self._active_of = np.zeros((max_requests + 1, len(self.layers)), dtype=np.bool_)
-        self._counted_until: dict[str, int] = {}
+        self._counted_until: OrderedDict[str, int] = OrderedDict()
         if device.type == "cuda":
             from vllm_steermoe_plugin.kernels.warm_up import warm_up
 
@@ -318,3 +320,6 @@ class SteeringState:
                 self.counted_tokens[into] += 1 if counted.each else high - low
             before += stop - start
         self._counted_until[row.request_id] = max(end, begin)
+        self._counted_until.move_to_end(row.request_id)
+        if len(self._counted_until) > _REMEMBERED_IDS:
+            self._counted_until.popitem(last=False)

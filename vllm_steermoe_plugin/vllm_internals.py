@@ -240,6 +240,13 @@ MOE_RUNNER = Internal(
     "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner",
     "refuse layers that read the gate's weights instead of calling it (attribute _fse_fuse_gate)",
 )
+ELEMENTS_TO_LOAD = "weight_loader_numel"
+"""Attribute of a tensor: how many of its elements come from a checkpoint."""
+LOAD_NUMEL = Internal(
+    "vllm.model_executor.model_loader.reload.utils:get_tensor_load_numel",
+    f"keep reload_weights from looking for the plugin's buffers in a checkpoint (reads {ELEMENTS_TO_LOAD})",
+    ("tensor",),
+)
 LORA_LAYER = Internal("vllm.lora.layers.replicated_linear:ReplicatedLinearWithLoRA", "own the two methods below")
 LORA_APPLY = Internal(
     LORA_LAYER.path + ".apply",

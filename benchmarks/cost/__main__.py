@@ -13,6 +13,7 @@ import os
 import platform
 import random
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,23 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.cost.engine_process import EngineKind, EngineProcess
 from benchmarks.cost.growth import measure_growth
 from benchmarks.cost.ratios import Ratio, ratio
 from benchmarks.cost.work import Work, decode, prefill, profiles, questions
+from benchmarks.engine_process import EngineProcess
 from benchmarks.random_olmoe import write_olmoe
+from vllm_steermoe_plugin.state import STEER_KEY
 from vllm_steermoe_plugin.versions import tool_versions
 
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Threads of the engines that wait must not take a core from the one that works.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 FULL = {"hidden": 1024, "intermediate": 512, "layers": 8}
 QUICK = {"hidden": 128, "intermediate": 64, "layers": 2}
 EXPERTS, TOP_K, VOCABULARY = 64, 8, 400
@@ -91,8 +102,26 @@ def _options(*, eager: bool, **more: Any) -> dict[str, Any]:
 
 
 def _engines(model: Path, threads: int, log: Path, *, eager: bool) -> dict[str, EngineProcess]:
-    kinds = [EngineKind(name, name == "plugin", _options(eager=eager)) for name in ("stock", "plugin")]
-    return {kind.name: EngineProcess(kind, model, threads, log) for kind in track(kinds, "start engines")}
+    kinds: dict[str, dict[str, Any] | None] = {"stock": None, "plugin": {}}
+    return {
+        name: _engine(model, settings, threads, log, _options(eager=eager))
+        for name, settings in track(list(kinds.items()), "start engines")
+    }
+
+
+def _engine(
+    model: Path, settings: dict[str, Any] | None, threads: int, log: Path, options: dict[str, Any]
+) -> EngineProcess:
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    return EngineProcess(str(model), settings, options, environment=environment, log=log)
+
+
+def seconds_for(engine: EngineProcess, work: Work, steerings: Sequence[str] = ()) -> float:
+    """Seconds that `engine` takes; request i is steered by `steerings[i % len(steerings)]`, if there are any."""
+    arguments = [
+        {STEER_KEY: steerings[index % len(steerings)]} if steerings else None for index in range(len(work.prompts))
+    ]
+    return float(engine.generate(work.prompts, arguments, work.generated, text=False)["seconds"])
 
 
 def _scenarios(
@@ -111,7 +140,7 @@ def _scenarios(
             order = [*SCENARIOS[turn % 5 :], *SCENARIOS[: turn % 5]]
             for name in order:
                 engine = engines["stock" if name.startswith("stock") else "plugin"]
-                taken = engine.run(_work(work, rng, quick=quick), steerings.get(name, []))
+                taken = seconds_for(engine, _work(work, rng, quick=quick), steerings.get(name, []))
                 # The first turn warms up.
                 if turn >= 0:
                     times[name].append(taken)
@@ -130,8 +159,8 @@ def _against_released(
 ) -> dict[str, Any]:
     """The same steered work in normal batches, and with the released method's settings: one request at a time,
     eager, no prefix cache."""
-    kind = EngineKind("released", True, _options(eager=True, enable_prefix_caching=False) | {"max_num_seqs": 1})
-    one_by_one = EngineProcess(kind, model, threads, log)
+    options = _options(eager=True, enable_prefix_caching=False) | {"max_num_seqs": 1}
+    one_by_one = _engine(model, {}, threads, log, options)
     rng = random.Random(1)
     steering = profiles(rng, 1, layers=layers, experts=EXPERTS, top_k=TOP_K)
     found: dict[str, Any] = {}
@@ -149,8 +178,8 @@ def _against_released(
         ratios = []
         for _ in range(1 if quick else 2):
             work: Work = questions(rng, VOCABULARY, **shape)
-            fast = batched.run(work, steering)
-            ratios.append(one_by_one.run(work, steering) / fast)
+            fast = seconds_for(batched, work, steering)
+            ratios.append(seconds_for(one_by_one, work, steering) / fast)
         found[title] = {"times": ratios, "shape": shape}
     one_by_one.close()
     return found

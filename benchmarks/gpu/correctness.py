@@ -81,14 +81,13 @@ def few_cases() -> Iterator[Case]:
 
 
 def make_logits(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """Random logits `[T, E]` on the generator's device."""
-    device = generator.device
-    z = torch.randn((case.tokens, case.experts), generator=generator, device=device)
+    """Random logits `[T, E]`, on the CPU."""
+    z = torch.randn((case.tokens, case.experts), generator=generator)
     z *= {"tiny": 1e-5, "huge": 3000.0, "ties": 1.0}.get(case.kind, 5.0)
     if case.kind == "ties":
         z = z.round()
     if case.kind == "masked":
-        masked = torch.rand(z.shape, generator=generator, device=device) < 0.2
+        masked = torch.rand(z.shape, generator=generator) < 0.2
         # One expert stays in every row: a row of -inf alone is no distribution.
         masked[:, 0] = False
         z = z.masked_fill(masked, -torch.inf)
@@ -126,16 +125,15 @@ def make_rules(case: Case, row: int, generator: torch.Generator) -> torch.Tensor
 
 def check_rewrite(rewrite: Rewrite, device: torch.device, case: Case) -> Outcome:
     """Tokens in all kinds of slots, in the last layer, with other rules in the other layers; then none steered."""
-    on_host = torch.Generator().manual_seed(case.seed)
-    on_device = torch.Generator(device).manual_seed(case.seed)
+    generator = torch.Generator().manual_seed(case.seed)
     row = case.layers - 1
-    mine = make_rules(case, row, on_host).to(device)
+    mine = make_rules(case, row, generator).to(device)
     rules = torch.ones((SLOTS, case.layers, case.experts), dtype=torch.int8, device=device)
     rules[:, row] = mine
     # Beside each slot lies a group, as when selections are counted; tokens beyond T are steered, and not to be read.
-    marks = torch.randint(0, SLOTS, (case.tokens + 5, 2), generator=on_host, dtype=torch.int32).to(device)
+    marks = torch.randint(0, SLOTS, (case.tokens + 5, 2), generator=generator, dtype=torch.int32).to(device)
     slots = marks[:, 0] if case.seed % 2 else marks[:, 0].contiguous()
-    before = make_logits(case, on_device)
+    before = make_logits(case, generator).to(device)
     view, memory = lay_out(before, case.layout)
     rewrite(view, rules, slots, row)
     wrong = fault(before, view, mine[slots[: case.tokens].long()])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.gpu.correctness import DTYPES
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.reference import expected_counts, fault
 from vllm_steermoe_plugin.ops import count_, rewrite_
@@ -161,7 +163,28 @@ def check_compile(device: torch.device) -> Outcome:
     return Outcome("torch.compile keeps the operator", wrong)
 
 
-def check_all(device: torch.device) -> list[Outcome]:
-    """Every check of this module."""
-    replays = [check_replay(device, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
-    return [*replays, check_in_flight(device), check_compile(device)]
+def check_no_waiting(device: torch.device) -> Outcome:
+    """Steps are prepared and replayed without anything that makes the host wait for the device."""
+    captured = Captured(device, torch.bfloat16)
+    steps = random_steps(STEPS, seed=5)
+    captured.step(steps[0])
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    wrong = None
+    try:
+        for step in steps[1:]:
+            captured.step(step)
+            captured.buffers.clear()
+    except RuntimeError as error:
+        wrong = f"the host waited: {error}"
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return Outcome("nothing in a step makes the host wait", wrong)
+
+
+def all_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], Outcome]]]:
+    """Every check of this module but that of `torch.compile`, by name."""
+    for dtype in DTYPES:
+        yield f"replay, {dtype}", partial(check_replay, device, dtype)
+    yield "copies in flight", partial(check_in_flight, device)
+    yield "waiting", partial(check_no_waiting, device)

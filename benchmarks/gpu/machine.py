@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 
 import torch
-import triton
 
 _HERE = Path(__file__).parent
 
@@ -19,7 +19,7 @@ def describe() -> dict[str, str]:
         "gpu": "none",
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
-        "triton": str(triton.__version__),
+        "triton": _version("triton"),
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -30,6 +30,13 @@ def describe() -> dict[str, str]:
         facts["gpu"] = f"{gpu.name} ({gpu.multi_processor_count} multiprocessors, {gpu.total_memory >> 30} GiB)"
         facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _output(*command: str) -> str:

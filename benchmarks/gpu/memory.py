@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +24,12 @@ class Footprint:
     pinned: int
 
 
-def measure(device: torch.device) -> list[Footprint]:
+def measure(device: torch.device) -> Iterator[Footprint]:
     """All six models, for `REQUESTS` and `TOKENS`, when nothing can be counted."""
-    footprints = []
     for model in MODELS:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated(device)
         buffers = StepBuffers(REQUESTS + 1, model.layers, model.experts, TOKENS, counting=False, device=device)
         on_device, pinned = buffers.num_bytes
-        footprints.append(Footprint(model.name, on_device, torch.cuda.memory_allocated(device) - before, pinned))
+        yield Footprint(model.name, on_device, torch.cuda.memory_allocated(device) - before, pinned)
         del buffers
-    return footprints

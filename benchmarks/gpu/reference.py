@@ -15,8 +15,8 @@ def expected(logits: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
     dtype = logits.dtype
     scores = torch.log_softmax(logits.double(), dim=-1)
     high, low = scores.amax(-1, keepdim=True), scores.amin(-1, keepdim=True)
-    up = torch.nextafter(high.to(dtype), torch.tensor(torch.inf, dtype=dtype, device=logits.device)).double()
-    down = torch.nextafter(low.to(dtype), torch.tensor(-torch.inf, dtype=dtype, device=logits.device)).double()
+    up = torch.nextafter(high.to(dtype), torch.tensor(torch.inf, dtype=dtype)).double()
+    down = torch.nextafter(low.to(dtype), torch.tensor(-torch.inf, dtype=dtype)).double()
     above = torch.maximum((high + 0.01).to(dtype).double(), up)
     below = torch.minimum((low - 0.01).to(dtype).double(), down)
     steered = torch.where(rules > 0, above, torch.where(rules < 0, below, scores.to(dtype).double()))
@@ -28,8 +28,10 @@ def fault(before: torch.Tensor, after: torch.Tensor, rules: torch.Tensor) -> str
 
     Rows without a rule must be equal bit for bit. In the others each value must be the expected one but for
     rounding, activated experts strictly first and deactivated ones strictly last (no order is asked of rows with
-    NaN, and nothing is below -inf).
+    NaN, and nothing is below -inf). Compared on the CPU, wherever the tensors are: not every operation that this
+    takes exists for every dtype on every GPU.
     """
+    before, after, rules = before.cpu(), after.cpu(), rules.cpu()
     ruled = (rules != 0).any(-1)
     if not torch.equal(_bits(after)[~ruled], _bits(before)[~ruled]):
         return "a row without a rule was changed"

@@ -1,4 +1,4 @@
-"""A row of the table of times."""
+"""Rows of the tables of times. Plain data: no Triton."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Row:
         steered: every token has rules in this layer.
         count_idle: counting when no token is counted.
         count: counting when every token is.
+        spread: range of the middle half of the replays, of the column where it is largest.
     """
 
     model: str
@@ -36,3 +37,33 @@ class Row:
     steered: float
     count_idle: float
     count: float
+    spread: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostTime:
+    """Median microseconds of the host to prepare one step of `tokens` tokens."""
+
+    step: str
+    tokens: int
+    microseconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TileTime:
+    """Microseconds per layer with programs of `rows` tokens and `warps` warps.
+
+    Attributes:
+        chosen: whether it is the tile that `choose_tile` gives.
+        steered: every token has rules in this layer.
+        idle: no token is steered.
+    """
+
+    experts: int
+    tokens: int
+    dtype: str
+    rows: int
+    warps: int
+    chosen: bool
+    steered: float
+    idle: float

@@ -11,74 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engine_process import Arguments, EngineProcess
 from benchmarks.gpu.serve_report import ServeReport, Speed
-from benchmarks.gpu.serving_worker import REPLY
 from vllm_steermoe_plugin.counting import CountedSpans
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
-
-Arguments = dict[str, str] | None
-"""A request's `extra_args`."""
-
-
-class Engine:
-    """An engine in a process of its own; see `serving_worker.py`."""
-
-    def __init__(self, model: str, settings: dict[str, Any] | None, options: dict[str, Any]) -> None:
-        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        environment.pop("VLLM_PLUGINS", None)
-        if settings is None:
-            environment["VLLM_PLUGINS"] = ""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gpu.serving_worker"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.about = self.ask({"model": model, "settings": settings, "options": options})
-
-    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Send one line, and wait for the reply.
-
-        Raises:
-            RuntimeError: the engine ended instead.
-        """
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith(REPLY):
-                answer: dict[str, Any] = json.loads(line.removeprefix(REPLY))
-                return answer
-        raise RuntimeError(f"the engine ended with status {self._process.wait()}; see its messages above")
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], arguments: Sequence[Arguments], new_tokens: int, *, exact: bool = False
-    ) -> dict[str, Any]:
-        """Tokens, seconds, and with `exact` the first five log-probabilities of each token."""
-        return self.ask(
-            {
-                "prompts": prompts,
-                "arguments": arguments,
-                "new_tokens": new_tokens,
-                "logprobs": 5 if exact else None,
-            }
-        )
-
-    def close(self) -> None:
-        """End the process, and wait until its memory is free."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=120)
 
 
 def some_profiles(about: dict[str, Any], seed: int) -> tuple[SteeringProfile, SteeringProfile]:
@@ -99,7 +42,7 @@ def steer(profile: SteeringProfile) -> Arguments:
 
 def run(model: str, requests: int, new_tokens: int, rounds: int, options: dict[str, Any]) -> ServeReport:
     """Start the engines, compare, time, count."""
-    stock, steered = Engine(model, None, options), Engine(model, {}, options)
+    stock, steered = EngineProcess(model, None, options), EngineProcess(model, {}, options)
     about = steered.about
     chance = random.Random(0)
     prompts = [[chance.randrange(about["vocabulary"]) for _ in range(chance.randint(8, 64))] for _ in range(requests)]
@@ -139,7 +82,7 @@ def run(model: str, requests: int, new_tokens: int, rounds: int, options: dict[s
     if about["gpu"] is not None and about["workers"] == 1 and not options.get("enforce_eager"):
         checks["there are captured graphs"] = graphs > 0
     told = 4 * requests + sum(each is not None for each in mixed)
-    checks["every worker has seen every steered request"] = set(steered.ask({})["steered_requests"]) == {told}
+    checks["every worker has seen every steered request"] = set(steered.read()["steered_requests"]) == {told}
 
     speeds = []
     for number in range(rounds):
@@ -161,12 +104,12 @@ def run(model: str, requests: int, new_tokens: int, rounds: int, options: dict[s
 
 
 def _counted(model: str, prompts: list[list[int]], profile: SteeringProfile, options: dict[str, Any]) -> bool:
-    counting = Engine(model, {"count_groups": 1}, options)
+    counting = EngineProcess(model, {"count_groups": 1}, options)
     arguments: list[Arguments] = [
         {STEER_KEY: profile.to_json(), COUNT_KEY: CountedSpans(1, ((0, len(prompt)),)).to_json()} for prompt in prompts
     ]
     counting.generate(prompts, arguments, 1)
-    found = counting.ask({})
+    found = counting.read()
     layers = counting.about["layers"]
     wanted = [
         [found["tokens"] * ((layer, expert) in profile.activate) for expert in range(counting.about["num_experts"])]

@@ -47,8 +47,13 @@ def count(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Te
     """Add one to `counters[row, group, expert]` for each of `topk_ids [T, K]` of a token in a group from 1 on.
 
     `counters` is int64 `[L, G + 1, E]`.
+
+    Raises:
+        ValueError: more tokens than groups; the kernel would read beyond them.
     """
     num_tokens, top_k = topk_ids.shape
+    if num_tokens > len(token_groups):
+        raise ValueError(f"{num_tokens} tokens, but groups for {len(token_groups)}")
     if num_tokens:
         count_kernel[(triton.cdiv(num_tokens * top_k, _SELECTIONS),)](
             topk_ids,

@@ -2,15 +2,17 @@
 
 Bytes of a token: 4 (its slot) when it is not steered, and nothing else is read. Else E more for
 its rules, which most tokens share, so that they come from the cache; and its logits, read
-once and written once. There is no flag "this slot has a rule in this layer": it would spare a
-row without rules E cached bytes, and cost each row with rules one more trip to memory.
+once and, if it has a rule in this layer, written once. Two trips to memory in a row, the slot's and the
+rules' beside the logits', then two reductions in a row, the maximum's and the sum's.
 """
 
-# What a Triton kernel takes and gives has no Python type; `x == x` finds a NaN.
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0124
+# What a Triton kernel takes and gives has no Python type.
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -40,10 +42,11 @@ def rewrite_kernel(
     TOKEN_SLOT_STRIDE: tl.constexpr,
     EPSILON: tl.constexpr,
     UNIT: tl.constexpr,
+    LN_2: tl.constexpr,
+    LOG2_E: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
-    READ_AHEAD: tl.constexpr,
 ):
     tokens = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     slots = tl.load(token_slots + tokens * TOKEN_SLOT_STRIDE, mask=tokens < num_tokens, other=0)
@@ -54,28 +57,32 @@ def rewrite_kernel(
         # int64: slots * layers * experts may pass 2**31.
         rule_at = slots.to(tl.int64)[:, None] * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts
         rule = tl.load(rules + rule_at, mask=steered, other=0)
-        ruled = (tl.max((rule != 0).to(tl.int32), axis=1) > 0)[:, None] & in_row
+        ruled = (tl.reduce(rule.to(tl.int32), 1, _or) != 0)[:, None] & in_row
         logit_at = logits + tokens[:, None] * TOKEN_STRIDE + experts.to(tl.int64) * EXPERT_STRIDE
-        read = steered if READ_AHEAD else ruled
-        z = tl.load(logit_at, mask=read, other=-float("inf")).to(tl.float32)
+        # Beside the rules, not after them: that spares a trip to memory.
+        z = tl.load(logit_at, mask=steered, other=-float("inf")).to(tl.float32)
 
         top = tl.max(z, axis=1)[:, None]
-        log_sum = tl.log(tl.sum(tl.exp(z - top), axis=1))[:, None]
-        s = z - top - log_sum
-        # The scores are compared as they are, not recomputed from the logits' extremes: the compiler may
-        # fuse operations differently there, and a score one bit below `low` could tie with `below`.
-        high = tl.max(tl.where(in_row, s, -float("inf")), axis=1)[:, None]
-        low = tl.min(tl.where(in_row, s, float("inf")), axis=1)[:, None]
+        bottom = tl.min(tl.where(in_row, z, float("inf")), axis=1)[:, None]
+        shifted = z - top
+        log2_sum = tl.log2(tl.sum(tl.exp2(shifted * LOG2_E), axis=1))[:, None]
+        # The same operation gives every score and the two extremes, and it keeps order: no score lies beyond them,
+        # however the compiler arranges the rest. A row with NaN or +inf, or of -inf alone, is NaN in all three.
+        s = tl.fma(log2_sum, -LN_2, shifted)
+        high = tl.fma(log2_sum, -LN_2, top - top)
+        low = tl.fma(log2_sum, -LN_2, bottom - top)
         dtype = logits.dtype.element_ty
         high_rounded = high.to(dtype).to(tl.float32)
         low_rounded = low.to(dtype).to(tl.float32)
         above = tl.maximum(high + EPSILON, high_rounded + _power_of_two(high_rounded) * UNIT)
         below = tl.minimum(low - EPSILON, low_rounded - _power_of_two(low_rounded) * UNIT)
-        # A row with a NaN is NaN throughout, as in PyTorch; a reduction may lose one.
-        above = tl.where(log_sum == log_sum, above, log_sum)
-        below = tl.where(log_sum == log_sum, below, log_sum)
         out = tl.where(rule > 0, above, tl.where(rule < 0, below, s))
         tl.store(logit_at, out.to(dtype), mask=ruled)
+
+
+@triton.jit
+def _or(a, b):
+    return a | b
 
 
 @triton.jit
@@ -96,7 +103,10 @@ def launch(logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor,
 
     Raises:
         TypeError: the kernel was not made for this dtype.
+        ValueError: more tokens than slots; the kernel would read beyond them.
     """
+    if len(logits) > len(token_slots):
+        raise ValueError(f"{len(logits)} tokens, but slots for {len(token_slots)}")
     if logits.dtype not in DTYPES:
         raise TypeError(f"router logits are {logits.dtype}; the kernel takes {', '.join(map(str, DTYPES))}")
     num_tokens = logits.shape[0]
@@ -116,9 +126,10 @@ def constants(
         "LAYER_STRIDE": rules.stride(1),
         "TOKEN_SLOT_STRIDE": token_slots.stride(0),
         "EPSILON": EPSILON,
+        "LN_2": math.log(2),
+        "LOG2_E": 1 / math.log(2),
         "UNIT": torch.finfo(logits.dtype).eps,
         "NUM_EXPERTS": logits.shape[1],
         "BLOCK_T": tile.tokens,
         "BLOCK_E": tile.experts,
-        "READ_AHEAD": tile.read_ahead,
     }

@@ -16,7 +16,7 @@ SMALL_STEP = 512
 
 _LANES = 32
 _SMALL_ELEMENTS = 4 * _LANES
-_LARGE_ELEMENTS = 2048
+_LARGE_ELEMENTS = 1024
 _LARGE_TOKENS = 16
 
 
@@ -28,13 +28,11 @@ class Tile:
         tokens: rows of a program, a power of two.
         experts: columns of a program: E rounded up to a power of two.
         warps: of 32 threads.
-        read_ahead: whether logits are read before it is known that the row has a rule in this layer.
     """
 
     tokens: int
     experts: int
     warps: int
-    read_ahead: bool
 
 
 def choose_tile(num_experts: int, num_tokens: int) -> Tile:
@@ -42,10 +40,9 @@ def choose_tile(num_experts: int, num_tokens: int) -> Tile:
 
     A small step waits for latency, not for bytes: one token per program, or as many as give each thread of a warp
     four logits (with fewer, the compiler moves them about in shared memory); as few warps as hold a row with
-    eight logits a thread, since one warp reduces without shared memory; and logits read beside the rules instead of
-    after them, which spares a trip to memory. A large step moves bytes: up to 16 tokens and 2048 logits per program,
-    so that T = 8192 is 512 programs or more (an idle program costs its launch only, and a GPU has about 130
-    multiprocessors), and rows without a rule are not read.
+    eight logits a thread, since one warp reduces without shared memory. A large step moves bytes, and has instructions
+    to issue: eight logits a thread, up to 16 tokens and 1024 logits per program, so that T = 8192 is 512 programs or
+    more (an idle program costs its launch only, and a GPU has about 130 multiprocessors).
 
     Raises:
         ValueError: more experts than a program can hold.
@@ -54,6 +51,6 @@ def choose_tile(num_experts: int, num_tokens: int) -> Tile:
         raise ValueError(f"{num_experts} experts in a layer; the kernel takes 1 to {MAX_EXPERTS}")
     experts = 1 << (num_experts - 1).bit_length()
     if num_tokens <= SMALL_STEP:
-        return Tile(max(1, _SMALL_ELEMENTS // experts), experts, max(1, experts // (8 * _LANES)), True)
+        return Tile(max(1, _SMALL_ELEMENTS // experts), experts, max(1, experts // (8 * _LANES)))
     tokens = min(_LARGE_TOKENS, _LARGE_ELEMENTS // experts)
-    return Tile(tokens, experts, max(1, tokens * experts // (16 * _LANES)), False)
+    return Tile(tokens, experts, max(1, tokens * experts // (8 * _LANES)))

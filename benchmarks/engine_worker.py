@@ -1,4 +1,4 @@
-"""One engine in a process of its own, which answers JSON lines; started by `serve.py`."""
+"""One engine in a process of its own, which answers JSON lines; started by `engine_process.py`."""
 
 from __future__ import annotations
 
@@ -58,14 +58,26 @@ def start(description: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def generate(
-    engine: Any, prompts: list[list[int]], arguments: list[dict[str, str] | None], new_tokens: int, logprobs: int | None
+    engine: Any,
+    prompts: list[list[int]],
+    arguments: list[dict[str, str] | None],
+    new_tokens: int,
+    logprobs: int | None,
+    text: bool,
 ) -> dict[str, Any]:
     """Generate `new_tokens` for each prompt with its `extra_args`; greedy, and never ended early."""
     from vllm import SamplingParams
     from vllm.compilation.counter import compilation_counter
 
     params = [
-        SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, logprobs=logprobs, extra_args=each)
+        SamplingParams(
+            temperature=0,
+            max_tokens=new_tokens,
+            ignore_eos=True,
+            logprobs=logprobs,
+            detokenize=text,
+            extra_args=each,
+        )
         for each in arguments
     ]
     inputs = [{"prompt_token_ids": prompt} for prompt in prompts]

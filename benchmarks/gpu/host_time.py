@@ -1,0 +1,52 @@
+"""What a step costs the host that prepares it. Needs a GPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.gpu.rows import HostTime
+from vllm_steermoe_plugin.step_buffers import StepBuffers, Table
+
+SLOTS, LAYERS, EXPERTS, TOKENS = 257, 48, 128, 8192
+_REPEATS = 200
+
+
+def measure(device: torch.device) -> Iterator[HostTime]:
+    """Steps like the one before, with other slots, and with a new profile too."""
+    buffers = StepBuffers(SLOTS, LAYERS, EXPERTS, TOKENS, counting=False, device=device)
+    chance = np.random.default_rng(0)
+    table = chance.integers(-1, 2, (LAYERS, EXPERTS)).astype(np.int8)
+    for tokens in (1, 64, TOKENS):
+        slots = [chance.integers(1, SLOTS, tokens).astype(np.int32) for _ in range(2)]
+        nothing = np.zeros(tokens, dtype=np.int32)
+
+        def step(index: int, slots: Sequence[NDArray[np.int32]], tables: int, nothing: NDArray[np.int32]) -> None:
+            new: list[Table] = [(1 + index % 9, table)] * tables
+            buffers.write(slots[index % len(slots)], nothing, new)
+
+        for name, arguments in (
+            ("nothing is new", (slots[:1], 0)),
+            ("other slots", (slots, 0)),
+            ("other slots and a new profile", (slots, 1)),
+        ):
+            yield HostTime(
+                name, tokens, _median(partial(step, slots=arguments[0], tables=arguments[1], nothing=nothing))
+            )
+
+
+def _median(step: Callable[[int], None]) -> float:
+    times = []
+    for index in range(_REPEATS):
+        started = time.perf_counter()
+        step(index)
+        times.append(1e6 * (time.perf_counter() - started))
+        # The device keeps up, as it does while it serves: a step takes it milliseconds.
+        torch.cuda.synchronize()
+    return statistics.median(times[_REPEATS // 4 :])

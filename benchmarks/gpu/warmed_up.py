@@ -1,0 +1,49 @@
+"""Is everything compiled when a model is bound? Needs Triton, and a GPU or what stands in for its driver."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from benchmarks.gpu.outcome import Outcome
+from vllm_steermoe_plugin.kernels.counting import count, count_kernel
+from vllm_steermoe_plugin.kernels.rewriting import DTYPES, rewrite, rewrite_kernel
+from vllm_steermoe_plugin.kernels.tiles import SMALL_STEP
+from vllm_steermoe_plugin.kernels.warm_up import warm_up
+from vllm_steermoe_plugin.step_buffers import StepBuffers
+
+LAYERS, SLOTS, GROUPS = 6, 9, 3
+WIDE = 2048
+"""T of a step that is not small."""
+
+
+def check_warm_up(device: torch.device) -> Outcome:
+    """After the warm-up, steps of all lengths in all dtypes and layers compile nothing: a capture never has to."""
+    name = "everything is compiled before a capture"
+    for experts, top_k, groups in ((96, 4, GROUPS), (128, 8, 0)):
+        buffers = StepBuffers(SLOTS, LAYERS, experts, WIDE, counting=groups > 0, device=device)
+        counters = torch.zeros((LAYERS, groups + 1, experts), dtype=torch.int64, device=device)
+        before = compiled_kernels()
+        warm_up(buffers.rules, buffers.token_slots, counters, buffers.token_groups, top_k)
+        warm = compiled_kernels()
+        if warm == before:
+            return Outcome(name, "the warm-up compiled nothing")
+        for dtype, tokens in itertools.product(DTYPES, (1, 2, 8, 16, 500, SMALL_STEP, SMALL_STEP + 1, WIDE)):
+            logits = torch.zeros((tokens, experts), dtype=dtype, device=device)
+            for row in (0, 1, LAYERS - 1):
+                rewrite(logits, buffers.rules, buffers.token_slots, row)
+        if groups:
+            for dtype, tokens in itertools.product((torch.int32, torch.int64), (1, 16, WIDE)):
+                ids = torch.zeros((tokens, top_k), dtype=dtype, device=device)
+                for row in (0, 1, LAYERS - 1):
+                    count(ids, counters, buffers.token_groups, row)
+        if compiled_kernels() != warm:
+            return Outcome(name, f"{compiled_kernels() - warm} more kernels were compiled for {experts} experts")
+    return Outcome(name)
+
+
+def compiled_kernels() -> int:
+    """Kernels in memory, of all devices."""
+    caches = (cache[0] for kernel in (rewrite_kernel, count_kernel) for cache in kernel.device_caches.values())
+    return sum(len(cache) for cache in caches)

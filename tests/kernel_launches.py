@@ -1,0 +1,81 @@
+"""How the kernels are launched, with a stand-in for the GPU's driver: Triton compiles for sm_90, and nothing is run.
+
+Run by `test_kernels.py` in a process of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.driver import CudaDriver
+from triton.runtime.driver import driver
+
+from benchmarks.gpu.warmed_up import check_warm_up, compiled_kernels
+from vllm_steermoe_plugin.kernels import warm_up as warming
+from vllm_steermoe_plugin.kernels.counting import count_kernel
+from vllm_steermoe_plugin.kernels.rewriting import rewrite, rewrite_kernel
+
+CPU = torch.device("cpu")
+
+
+class StandIn:
+    """As much of Triton's CUDA driver as a launch asks for; remembers the grids."""
+
+    def __init__(self) -> None:
+        self.grids: list[tuple[int, int, int]] = []
+        self.utils = self
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232448, "multiprocessor_count": 132}
+
+    def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
+        """Module, function, registers, spills, threads at most."""
+        return 1, 1, 32, 0, 1024
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        return lambda x, y, z, *_: self.grids.append((x, y, z))
+
+    def __getattr__(self, name: str) -> Any:
+        assert hasattr(CudaDriver, name), name
+        raise AttributeError(f"{name} of Triton's driver has no stand-in")
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> StandIn:
+    """One for all: a kernel keeps the launcher with which it was compiled."""
+    mine = StandIn()
+    driver.set_active(mine)  # type: ignore[arg-type]
+    return mine
+
+
+def test_a_model_that_is_warmed_up_compiles_nothing_more(stand_in: StandIn) -> None:
+    assert check_warm_up(CPU).fault is None
+    # Two models, three dtypes, small and large steps, and counting with two kinds of ids.
+    assert compiled_kernels() == 2 * 3 * 2 + 2
+
+
+def test_a_warm_up_that_forgets_something_is_noticed(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warming, "DTYPES", (torch.float32,))
+    for kernel in (rewrite_kernel, count_kernel):
+        kernel.device_caches.clear()
+    assert "more kernels were compiled" in str(check_warm_up(CPU).fault)
+
+
+@pytest.mark.parametrize(("tokens", "programs"), [(1, 1), (512, 512), (513, 65), (8192, 1024)])
+def test_programs_cover_the_step(stand_in: StandIn, tokens: int, programs: int) -> None:
+    stand_in.grids.clear()
+    rules, slots = torch.zeros((2, 1, 128), dtype=torch.int8), torch.zeros(tokens, dtype=torch.int32)
+    rewrite(torch.zeros((tokens, 128)), rules, slots, 0)
+    assert stand_in.grids == [(programs, 1, 1)]
