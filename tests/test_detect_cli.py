@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.detect import _name_of, _summary
+from vllm_steermoe_plugin.detection_card import check_described
+from vllm_steermoe_plugin.recipes import lab_recipe
 
 
 @pytest.fixture
@@ -54,6 +57,18 @@ def test_what_could_not_be_written_is_refused_before_the_engine_starts(
 ) -> None:
     error = detect("--pairs", pairs, "--out", str(tmp_path / "out"), *arguments)
     assert isinstance(error, RequestError) and reason in str(error)
+
+
+def test_pairs_and_notes_that_no_card_holds_are_refused_before_the_engine_starts() -> None:
+    pairs, behaviour = lab_recipe(lab.NAME, "digits")
+    check_described("a/model", behaviour, pairs)
+    for some, about, field in (
+        (replace(pairs, name="a\udcff.jsonl"), behaviour, "name"),
+        (replace(pairs, name="x" * 5000), behaviour, "name"),
+        (pairs, replace(behaviour, note="x" * 3900), "note"),
+    ):
+        with pytest.raises(RequestError, match=f"cannot hold {field}"):
+            check_described("a/model", about, some)
 
 
 def test_a_file_that_could_not_be_written_is_refused_before_the_engine_starts(pairs: str, tmp_path: Path) -> None:

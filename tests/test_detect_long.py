@@ -169,6 +169,30 @@ def test_a_stable_top_stops_early_and_the_card_says_so(engine: Any) -> None:
     same(ranking, detect(engine, lab.NAME, first, BEHAVIOUR, options=DetectionOptions(permutations=0)))
 
 
+def test_a_killed_run_stops_early_where_it_would_have_stopped(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = few("digits", 60)
+    plain = DetectionOptions(permutations=0, stop_when_stable=1)
+    whole = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=plain)
+    options = replace(plain, checkpoint=tmp_path / "progress", checkpoint_every=0.0)
+    take, calls = module.take_counts, 0
+
+    def killed(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return take(*args)
+
+    monkeypatch.setattr(module, "take_counts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    resumed = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    assert resumed.card.note == whole.card.note
+    same(whole, resumed)
+
+
 def test_bad_pairs_are_named_and_skipped_only_when_asked(engine: Any, tmp_path: Path) -> None:
     good = {"text_1": "2 3 4", "text_2": "two three four"}
     lines = [

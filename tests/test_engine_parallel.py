@@ -183,6 +183,7 @@ def config(**changes: Any) -> Any:
         parallel_config=SimpleNamespace(**parallel),
         aux_output_config=SimpleNamespace(enabled=changes.get("routed_experts", False)),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=changes.get("fast_prefill", False)),
+        kv_transfer_config=changes.get("connector"),
         speculative_config=None,
     )
 
@@ -193,6 +194,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, str]] = {
     "elastic expert parallelism": ({"enable_elastic_ep": True}, 0, "elastic expert parallelism starts workers later"),
     "counting on several replicas": ({"data_parallel_size": 2}, 1, "counting under data parallelism"),
     "counting beside routed experts": ({"routed_experts": True}, 1, "enable_return_routed_experts"),
+    "counting beside a KV connector": ({"connector": object()}, 1, "counting with a KV connector"),
     "fast prefill": ({"fast_prefill": True}, 0, "kv_sharing_fast_prefill"),
 }
 
@@ -229,6 +231,7 @@ def test_the_refused_settings_are_vllms_own(engines: Callable[..., Any], checkpo
     for name, value in vars(stand_in.parallel_config).items():
         assert getattr(real.parallel_config, name) == value, name
     assert real.cache_config.kv_sharing_fast_prefill is stand_in.cache_config.kv_sharing_fast_prefill is False
+    assert real.kv_transfer_config is stand_in.kv_transfer_config is None
     assert real.aux_output_config.enabled is stand_in.aux_output_config.enabled is False
 
 

@@ -102,7 +102,8 @@ def test_a_guarded_model_does_not_run() -> None:
         model(torch.zeros(1, 2))
     with pytest.raises(EngineError, match="never showed its model runner"):
         model.forward(torch.zeros(1, 2))  # As wrappers that are compiled or captured call it.
-    lift_guard(model)
+    for _ in range(2):
+        lift_guard(model)
     assert model(torch.zeros(1, 2)).shape == model.forward(torch.zeros(1, 2)).shape == (1, 2)
     assert "forward" not in vars(model)
 
@@ -174,4 +175,4 @@ def test_engines_with_the_wrong_runner_do_not_start_or_do_not_answer(checkpoint:
     assert switched_off == ["answered", "", ""], "without steering the runner is nobody's business"
     assert bypassing[:2] == ["request", "EngineError"] and "never showed" in bypassing[2]
     assert unbound[:2] == ["start", "EngineError"] and "not bound" in unbound[2]
-    assert absent[:2] == ["request", "VLLMValidationError"] and "worker 0 of engine 0 (without" in absent[2]
+    assert absent[:2] == ["request", "VLLMValidationError"] and "whose model is vLLM's own" in absent[2]

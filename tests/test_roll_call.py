@@ -37,8 +37,8 @@ def test_who_is_absent_is_named_with_what_to_do(answers: list[list[object]], nam
     assert why is not None and named in why and f"install {HERE}" in why and "VLLM_PLUGINS" in why
 
 
-@pytest.mark.parametrize(("state", "said"), [("a state", HERE), (None, None)])
-def test_a_worker_whose_model_is_not_bound_says_nothing(state: str | None, said: str | None) -> None:
+@pytest.mark.parametrize(("state", "said"), [("a state", HERE), (None, f"{HERE}, whose model is vLLM's own")])
+def test_a_worker_whose_model_is_not_bound_says_so(state: str | None, said: str) -> None:
     model = SimpleNamespace(modules=lambda: [SimpleNamespace(steering_state=state)])
     worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
     asked: list[Any] = []

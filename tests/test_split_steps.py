@@ -35,6 +35,7 @@ def config(speculative: Any = None, *, fast_prefill: bool = False, **parallel: A
         speculative_config=speculative,
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=fast_prefill),
         aux_output_config=SimpleNamespace(enabled=False),
+        kv_transfer_config=None,
     )
 
 

@@ -212,6 +212,9 @@ def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -
         "counting under data parallelism is not supported": (
             settings.count_groups > 0 and parallel.data_parallel_size > 1
         ),
+        "counting with a KV connector would miss the tokens that it brings in": (
+            settings.count_groups > 0 and vllm_config.kv_transfer_config is not None
+        ),
         "counting and enable_return_routed_experts need the same place": (
             settings.count_groups > 0 and vllm_config.aux_output_config.enabled
         ),

@@ -27,9 +27,10 @@ def _block_keys(original: Callable[..., Any]) -> Callable[..., Any]:
     def block_keys(request: Any, start: int, end: int, *args: Any) -> tuple[tuple[Any, ...] | None, int]:
         keys, following = original(request, start, end, *args)
         params = request.sampling_params
-        shared = params.extra_args.get(SHARED_KEY) if params is not None and params.extra_args else None
-        if shared is not None and start <= shared[0] < end:
-            keys = (*(keys or ()), (SHARED_KEY, shared[1]))
+        match params.extra_args.get(SHARED_KEY) if params is not None and params.extra_args else None:
+            # Anything else did not come from the front end; it must not stop the engine.
+            case [int(first), str(own)] if start <= first < end:
+                keys = (*(keys or ()), (SHARED_KEY, own))
         return keys, following
 
     return block_keys

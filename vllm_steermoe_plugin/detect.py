@@ -97,7 +97,7 @@ def detect(
             tokenizer gives no character offsets.
     """
     options = options or DetectionOptions()
-    check_described(model_id, behaviour)
+    check_described(model_id, behaviour, pairs)
     config = engine.llm_engine.vllm_config.model_config
     shape = shape_of(config.hf_config, config.architecture)
     groups = count_groups(engine)
@@ -180,7 +180,6 @@ def _count_all(
     name: str,
 ) -> bool:
     """Count chunk by chunk what is not counted yet; whether it stopped early."""
-    tops: list[frozenset[tuple[int, int]]] = []
     starts = range(progress.done, len(pairs.pairs), chunk)
     # Beside the engine's work on a chunk, the next one is encoded and the last one is added up, in this order.
     with ThreadPoolExecutor(1, "steermoe-beside") as beside:
@@ -215,8 +214,9 @@ def _count_all(
             adding = beside.submit(progress.add, done, numbers, selections, tokens, skipped, merged)
             if options.stop_when_stable is not None:
                 adding.result()
-                tops = [*tops[-STABLE_CHUNKS:], _top(progress, shape, options.stop_when_stable)]
-                if len(tops) > STABLE_CHUNKS and len(set(tops)) == 1 and progress.done < len(pairs.pairs):
+                progress.tops = [*progress.tops[-STABLE_CHUNKS:], _top(progress, shape, options.stop_when_stable)]
+                stable = len(progress.tops) > STABLE_CHUNKS and len(set(progress.tops)) == 1
+                if stable and progress.done < len(pairs.pairs):
                     options.report(f"the top of the ranking is stable after {progress.done} pairs")
                     return True
         if adding is not None:

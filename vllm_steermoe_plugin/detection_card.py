@@ -14,6 +14,11 @@ from vllm_steermoe_plugin.versions import tool_versions
 
 if TYPE_CHECKING:
     from vllm_steermoe_plugin.detect import Behaviour
+    from vllm_steermoe_plugin.pairs import PairSet
+
+
+_MOST_NOTES = 1000
+"""Characters that a detection adds to a behaviour's note, at most."""
 
 
 def detection_card(
@@ -38,15 +43,22 @@ def detection_card(
     )
 
 
-def check_described(model_id: str, behaviour: Behaviour) -> None:
+def check_described(model_id: str, behaviour: Behaviour, pairs: PairSet) -> None:
     """Refuse before anything is counted what could not stand in the card afterwards.
+
+    Args:
+        model_id: name under which the ranking will be looked up.
+        behaviour: goes into the card.
+        pairs: their name and rule do.
 
     Raises:
         RequestError: names the field.
     """
     shape = MoEShape("any", (0,), 1, 1)
     try:
-        detection_card(ModelRef(id=model_id, architecture="any"), shape, behaviour, DataRef(name=""), "", [])
+        data = DataRef(name=pairs.name, sha256=pairs.sha256, pairs=len(pairs.pairs))
+        model = ModelRef(id=model_id, architecture="any")
+        detection_card(model, shape, behaviour, data, pairs.rule, [_MOST_NOTES * "x"])
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -6,14 +6,13 @@ content type; there the body has been parsed, and is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.state import STEER_KEY
 
-XARGS = "vllm_xargs"
 READ_XARGS = (
     "/v1/chat/completions",
     "/v1/chat/completions/batch",
@@ -24,6 +23,13 @@ READ_XARGS = (
 """Endpoints that generate and read `vllm_xargs`."""
 _HARMLESS = (*(f"{path}/render" for path in READ_XARGS), "/tokenize", "/detokenize", "/count_tokens")
 """Endpoints that pass it on, or generate nothing."""
+_TOKENS_IN = "/inference/v1/generate"
+
+Place = tuple[str, ...]
+"""Keys that lead from a body to the object in which steering is asked for."""
+_CONTAINERS = ("extra_args", "extra_body", "sampling_params", "vllm_xargs")
+_DEPTH = 3
+"""In what, and how deep, a caller may have put it."""
 
 
 def check_body(path: str, body: object) -> None:
@@ -33,19 +39,13 @@ def check_body(path: str, body: object) -> None:
         path: of the URL; there may be a prefix before that of the endpoint.
         body: as parsed from JSON.
     """
-    if not isinstance(body, dict):
-        return
-    misplaced = [place for place in ((), ("extra_body",), ("extra_body", XARGS), ("extra_args",)) if _asks(body, place)]
-    if misplaced:
-        place = ".".join((*misplaced[0], STEER_KEY))
-        raise RequestError(
-            f"vLLM does not read {place}, so this request would not be steered; write {XARGS}.{STEER_KEY}"
-        )
-    if _asks(body, (XARGS,)) and not path.endswith((*READ_XARGS, *_HARMLESS)):
-        raise RequestError(
-            f"vLLM's {path:.80} does not read {XARGS}, so this request would not be steered; ask at one of "
-            f"{', '.join(READ_XARGS)}"
-        )
+    reads = _read_at(path)
+    for place in _asking(body):
+        if place != reads:
+            raise RequestError(
+                f"vLLM's {path:.80} does not read {_shown(place)}, so this request would not be steered; "
+                + (f"write {_shown(reads)}" if reads is not None else f"ask at one of {', '.join(READ_XARGS)}")
+            )
 
 
 def install_http_hook() -> None:
@@ -54,10 +54,25 @@ def install_http_hook() -> None:
     vllm.wrap_once(vllm.API_UTILS, "validate_json_request", _then_the_body)
 
 
-def _asks(body: object, place: tuple[str, ...]) -> bool:
-    for key in place:
-        body = body.get(key) if isinstance(body, dict) else None
-    return isinstance(body, dict) and STEER_KEY in body
+def _read_at(path: str) -> Place | None:
+    if path.endswith(_TOKENS_IN):
+        return ("sampling_params", "extra_args")
+    return ("vllm_xargs",) if path.endswith((*READ_XARGS, *_HARMLESS)) else None
+
+
+def _asking(body: object, place: Place = ()) -> Iterator[Place]:
+    if not isinstance(body, dict):
+        return
+    # Null asks for nothing, here as everywhere.
+    if body.get(STEER_KEY) is not None:
+        yield place
+    if len(place) < _DEPTH:
+        for key in _CONTAINERS:
+            yield from _asking(body.get(key), (*place, key))
+
+
+def _shown(place: Place) -> str:
+    return ".".join((*place, STEER_KEY))
 
 
 def _then_the_body(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -55,8 +55,8 @@ def guard_model(model: torch.nn.Module) -> None:
 
 
 def lift_guard(model: torch.nn.Module) -> None:
-    """Let `model` run."""
-    del model.forward
+    """Let `model` run; it may be lifted again, as vLLM may ask a worker twice."""
+    vars(model).pop("forward", None)
 
 
 def leave_unbound(model: torch.nn.Module) -> None:

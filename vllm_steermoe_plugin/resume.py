@@ -54,12 +54,15 @@ class Progress:
         skipped: of each pair that was left out, why.
         done: pairs that were looked at.
         merged: tokens that reach over the edge of what is counted.
+        tops: `(layer, expert)` of the first experts after each of the last chunks, where it is to stop when
+            they are stable.
     """
 
     sums: ExampleSums
     skipped: list[str]
     done: int = 0
     merged: int = 0
+    tops: list[frozenset[tuple[int, int]]] = field(default_factory=list)
     _saved: float = field(default_factory=time.monotonic)
 
     def add(
@@ -86,7 +89,13 @@ class Progress:
         """
         if time.monotonic() - self._saved < checkpoint.every:
             return
-        state = {"digest": checkpoint.digest, "done": self.done, "merged": self.merged, "skipped": self.skipped}
+        state = {
+            "digest": checkpoint.digest,
+            "done": self.done,
+            "merged": self.merged,
+            "skipped": self.skipped,
+            "tops": [sorted(top) for top in self.tops],
+        }
         data = save(self.sums.tensors(), metadata={_KEY: json.dumps(state)})
         try:
             write_atomic(checkpoint.path, data, overwrite=True)
@@ -111,6 +120,7 @@ class Progress:
                 state = json.loads((file.metadata() or {})[_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             found, done, merged, skipped = (state[key] for key in ("digest", "done", "merged", "skipped"))
+            tops = [frozenset((int(layer), int(expert)) for layer, expert in top) for top in state["tops"]]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, ResumeError):
                 raise
@@ -124,4 +134,5 @@ class Progress:
         except RankingFormatError as error:
             raise ResumeError(f"{path}: {error}; {advice}") from None
         self.done, self.merged, self.skipped = int(done), int(merged), list(skipped)
+        self.tops = tops
         return True

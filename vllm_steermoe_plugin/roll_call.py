@@ -2,7 +2,8 @@
 
 A worker on another machine may lack this package, have another release of it, or be kept from loading it by
 VLLM_PLUGINS. It then builds vLLM's own model, and nothing there would complain. So workers that steer say so in
-their answer to vLLM's health check, which every worker has; one that does not know this package answers None.
+their answer to vLLM's health check, which every worker has; one that does not know this package answers None,
+and one that has it but runs vLLM's own model says that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vllm_steermoe_plugin.versions import DISTRIBUTION
 
 CALL = "check_health"
 """The worker method that carries the answer."""
+_UNBOUND = "whose model is vLLM's own"
 
 
 def install_roll_call() -> None:
@@ -47,13 +49,14 @@ def why_not_all(answers: Sequence[Sequence[object]]) -> str | None:
         return None
     return (
         f"steering would not reach {', '.join(wrong[:8]) or 'any worker'}{' and others' * (len(wrong) > 8)}: install "
-        f"{expected} on every machine of this engine, and let VLLM_PLUGINS load it there, or steer nothing"
+        f"{expected} on every machine of this engine, let VLLM_PLUGINS load it there, use a worker class whose {CALL} "
+        "returns what vLLM's does, or steer nothing"
     )
 
 
 def _say_so(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_health(self: Any) -> str | None:
         original(self)
-        return None if state_of(self.model_runner) is None else present()
+        return f"{present()}, {_UNBOUND}" if state_of(self.model_runner) is None else present()
 
     return check_health

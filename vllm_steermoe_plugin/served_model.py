@@ -10,7 +10,8 @@ from vllm_steermoe_plugin.variant_names import registered_elsewhere
 
 SALTED = frozenset({"LMCacheMPConnector", "MooncakeStoreConnector", "OffloadingConnector", "SimpleCPUOffloadConnector"})
 """vLLM's KV connectors that find what they keep by vLLM's block hashes or with the cache salt, and so by the steering
-under which it was computed. Others go by the tokens alone, or take what another engine has computed, under whatever."""
+under which it was computed (but not by what is counted: beside counting, `binding.py` refuses them all). Others go by
+the tokens alone, or take what another engine has computed, under whatever."""
 
 
 def served_shape(vllm_config: Any) -> MoEShape:

@@ -184,7 +184,8 @@ KV_CACHE_UTILS = Internal("vllm.v1.core.kv_cache_utils", "own the function below
 BLOCK_KEYS = Internal(
     KV_CACHE_UTILS.path + ":generate_block_hash_extra_keys",
     "let a counted request find in the prefix cache what comes before its first counted token, and no more (wrapped; "
-    "the function that hashes a request's blocks calls it by its name in the module; reads sampling_params)",
+    "the function that hashes a request's blocks calls it by its name in the module, others may have taken it before; "
+    "reads sampling_params)",
     ("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
 )
 V1_RUNNER = Internal("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "own the two methods below")

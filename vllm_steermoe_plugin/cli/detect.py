@@ -88,7 +88,9 @@ def detect(
     arguments = json_object(engine_args)
     if sum(given is not None for given in (pairs, dataset, recipe)) != 1:
         raise RequestError("give either --pairs FILE or --recipe NAME (or --dataset NAME)")
+    kept = checkpoint or out.with_name(out.name + ".partial")
     check_writable(out)
+    check_writable(kept)
     if out.exists() and not overwrite:
         raise RankingFormatError(f"{out} exists and rankings are immutable; give another name or --overwrite")
     found: Recipe
@@ -100,7 +102,7 @@ def detect(
         found = find_recipe(recipe, model, seed=seed, limit=limit, data_file=data_file)
     else:
         if behaviour is None:
-            raise RequestError("--pairs needs --behaviour NAME")
+            raise RequestError(f"--{'pairs' if pairs is not None else 'dataset'} needs --behaviour NAME")
         if data_file is not None:
             raise RequestError("--data-file holds the rows of a --recipe; a file of pairs is given by --pairs")
         read = (
@@ -118,10 +120,9 @@ def detect(
         # Before the weights are loaded, which takes minutes for a large model.
         shape_in(folder)
     name = model_id or _name_of(model)
-    check_described(name, found.behaviour)
+    check_described(name, found.behaviour, found.pairs)
     for text in found.pairs.skipped:
         _tell(f"skipped: {text}")
-    kept = checkpoint or out.with_name(out.name + ".partial")
     options = DetectionOptions(
         balance=found.balance if balance is None else balance,
         skip_bad=skip_bad,
