@@ -401,9 +401,19 @@ def test_the_operator_names_a_base_model_and_a_lock(
             model=str(place),
             served_model_name="tuned",
             architecture="OlmoeForCausalLM",
+            runner_type="generate",
             hf_config=SimpleNamespace(**json.loads((place / "config.json").read_text())),
         )
-        return _make_front_end(SimpleNamespace(model_config=config, additional_config={"steermoe": settings}))
+        made = _make_front_end(
+            SimpleNamespace(
+                model_config=config,
+                additional_config={"steermoe": settings},
+                is_mm_encoder_only=False,
+                kv_transfer_config=None,
+            )
+        )
+        made.hear_workers(None)
+        return made
 
     with pytest.raises(UnknownRankingError, match="no ranking for the model"):
         front_end().prepare({"steermoe": "safe"})

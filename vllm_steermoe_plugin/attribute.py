@@ -14,7 +14,7 @@ from expert_registry.errors import EngineError, ProfileError
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.counting import CountedSpans
 from vllm_steermoe_plugin.engine import count_groups, take_counts
-from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, prefill
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, send
 from vllm_steermoe_plugin.pairs import ChatMessage, PairsError
 from vllm_steermoe_plugin.spans import render_chat
 from vllm_steermoe_plugin.text_offsets import offset_tokenizer
@@ -78,7 +78,8 @@ def attribute(
     found = []
     for start in range(0, len(ids), groups):
         stop = min(start + groups, len(ids))
-        prefill(engine, [(ids, CountedSpans(1, ((start, stop),), each=True))])
+        send(engine, [(ids, CountedSpans(1, ((start, stop),), each=True))])
+        engine.wait_for_completion(use_tqdm=False)
         selections, tokens = take_counts(engine, shape.layers)
         if not (tokens[: stop - start] == 1).all():
             raise EngineError("tokens of the text were not counted once each; is the engine used by something else?")

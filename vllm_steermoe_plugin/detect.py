@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.checkpoints import revision_of
 from vllm_steermoe_plugin.detection_card import check_described, detection_card
 from vllm_steermoe_plugin.engine import count_groups
-from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, Encoded, count_pairs, encode_pairs
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES, Encoded, encode_pairs, send_pairs, take_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
 from vllm_steermoe_plugin.resume import Checkpoint, Progress, ResumeError, digest_of
@@ -169,6 +168,16 @@ def _digest(
     return digest_of(model_id, revision, config.model, config.dtype, shape, read, *asked)
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Encoded pairs, after which `done` pairs were looked at; why others are left out; merged tokens."""
+
+    done: int
+    encoded: list[Encoded]
+    skipped: list[str]
+    merged: int
+
+
 def _count_all(
     engine: LLM,
     shape: MoEShape,
@@ -180,47 +189,55 @@ def _count_all(
     name: str,
 ) -> bool:
     """Count chunk by chunk what is not counted yet; whether it stopped early."""
-    starts = range(progress.done, len(pairs.pairs), chunk)
-    # Beside the engine's work on a chunk, the next one is encoded and the last one is added up, in this order.
-    with ThreadPoolExecutor(1, "steermoe-beside") as beside:
 
-        def encode(start: int) -> Future[tuple[list[Encoded], list[str], int]]:
-            part = pairs.pairs[start : start + chunk]
-            return beside.submit(encode_pairs, engine, part, start, balance=options.balance, skip_bad=options.skip_bad)
+    def encode(start: int) -> _Chunk | PairsError:
+        part = pairs.pairs[start : start + chunk]
+        try:
+            found = encode_pairs(engine, part, start, balance=options.balance, skip_bad=options.skip_bad)
+        except PairsError as error:
+            return error
+        return _Chunk(start + len(part), *found)
 
-        adding: Future[None] | None = None
-        coming = encode(progress.done)
-        for start in track(starts, f"count {name}"):
-            try:
-                encoded, skipped, merged = coming.result()
-            except PairsError:
-                # Hours may have been counted until then; whoever leaves the pair out goes on from here.
-                if adding is not None and checkpoint is not None:
-                    adding.result()
-                    progress.save(replace(checkpoint, every=0.0))
-                    options.report(f"{progress.done} pairs before it are counted and kept in {checkpoint.path}")
-                raise
-            done = min(start + chunk, len(pairs.pairs))
-            if done < len(pairs.pairs):
-                coming = encode(done)
-            for text in skipped:
-                options.report(f"skipped: {text}")
-            selections, tokens = count_pairs(engine, shape, encoded) if encoded else (None, None)
-            if adding is not None:
-                adding.result()
-                if checkpoint is not None:
-                    progress.save(checkpoint)
-            numbers = [number for number, _, _ in encoded]
-            adding = beside.submit(progress.add, done, numbers, selections, tokens, skipped, merged)
-            if options.stop_when_stable is not None:
-                adding.result()
-                progress.tops = [*progress.tops[-STABLE_CHUNKS:], _top(progress, shape, options.stop_when_stable)]
-                stable = len(progress.tops) > STABLE_CHUNKS and len(set(progress.tops)) == 1
-                if stable and progress.done < len(pairs.pairs):
-                    options.report(f"the top of the ranking is stable after {progress.done} pairs")
-                    return True
-        if adding is not None:
-            adding.result()
+    def add(counted: tuple[_Chunk, Any, Any]) -> None:
+        part, selections, tokens = counted
+        numbers = [number for number, _, _ in part.encoded]
+        progress.add(part.done, numbers, selections, tokens, part.skipped, part.merged)
+        if options.stop_when_stable is not None:
+            progress.tops = [*progress.tops[-STABLE_CHUNKS:], _top(progress, shape, options.stop_when_stable)]
+        if checkpoint is not None:
+            progress.save(checkpoint)
+
+    coming = encode(progress.done)
+    counted: tuple[_Chunk, Any, Any] | None = None
+    for _ in track(range(progress.done, len(pairs.pairs), chunk), f"count {name}"):
+        if isinstance(coming, PairsError):
+            # Hours may have been counted until then; whoever leaves the pair out goes on from here.
+            if counted is not None and checkpoint is not None:
+                add(counted)
+                progress.save(replace(checkpoint, every=0.0))
+                options.report(f"{progress.done} pairs before it are counted and kept in {checkpoint.path}")
+            raise coming
+        part = coming
+        for text in part.skipped:
+            options.report(f"skipped: {text}")
+        if part.encoded:
+            send_pairs(engine, part.encoded)
+        # An engine in another process has begun: beside its work, the last chunk is added up and the next one encoded.
+        # (In threads of one process they would wait for each other at every operation.)
+        if counted is not None:
+            add(counted)
+        if part.done < len(pairs.pairs):
+            coming = encode(part.done)
+        counted = (part, *(take_pairs(engine, shape, part.encoded) if part.encoded else (None, None)))
+        if options.stop_when_stable is not None:
+            add(counted)
+            counted = None
+            stable = len(progress.tops) > STABLE_CHUNKS and len(set(progress.tops)) == 1
+            if stable and progress.done < len(pairs.pairs):
+                options.report(f"the top of the ranking is stable after {progress.done} pairs")
+                return True
+    if counted is not None:
+        add(counted)
     return False
 
 

@@ -84,10 +84,20 @@ def _fitting(span: TokenSpan | PairsError, limit: int, origin: str) -> TokenSpan
     return span
 
 
-def count_pairs(engine: LLM, shape: MoEShape, encoded: Sequence[Encoded]) -> tuple[Any, Any]:
-    """Selections int64 `[n, 2, L, E]` and tokens int64 `[n, 2]` of n pairs, each text in its own group."""
-    texts = [span for _, one, two in encoded for span in (one, two)]
-    prefill(engine, [(text.token_ids, CountedSpans(group, text.ranges)) for group, text in enumerate(texts, start=1)])
+def send_pairs(engine: LLM, encoded: Sequence[Encoded]) -> None:
+    """Hand pairs to the engine, each text with its own group. If it is another process, it begins."""
+    texts = _texts(encoded)
+    send(engine, [(text.token_ids, CountedSpans(group, text.ranges)) for group, text in enumerate(texts, start=1)])
+
+
+def take_pairs(engine: LLM, shape: MoEShape, encoded: Sequence[Encoded]) -> tuple[Any, Any]:
+    """Wait for the n pairs that were sent: selections int64 `[n, 2, L, E]` and tokens int64 `[n, 2]`.
+
+    Raises:
+        EngineError: other tokens were counted than these pairs'.
+    """
+    engine.wait_for_completion(use_tqdm=False)
+    texts = _texts(encoded)
     selections, tokens = take_counts(engine, shape.layers)
     expected = [text.tokens for text in texts]
     if tokens[: len(texts)].tolist() != expected or tokens[len(texts) :].any():
@@ -100,8 +110,12 @@ def count_pairs(engine: LLM, shape: MoEShape, encoded: Sequence[Encoded]) -> tup
     return selections[: len(texts)].reshape(*size, *selections.shape[1:]), np.reshape(tokens[: len(texts)], size)
 
 
-def prefill(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> None:
-    """Prefill token ids and count as told; the one token that vLLM must generate is not counted."""
+def _texts(encoded: Sequence[Encoded]) -> list[TokenSpan]:
+    return [span for _, one, two in encoded for span in (one, two)]
+
+
+def send(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> None:
+    """Hand token ids to the engine, to be counted as told; the one token that vLLM must generate is not counted."""
     from vllm import SamplingParams
 
     prompts: list[Any] = [{"prompt_token_ids": list(token_ids)} for token_ids, _ in texts]
@@ -115,4 +129,4 @@ def prefill(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) ->
         )
         for _, counted in texts
     ]
-    engine.generate(prompts, params, use_tqdm=False)
+    engine.enqueue(prompts, params, use_tqdm=False)
