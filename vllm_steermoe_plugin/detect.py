@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,33 +210,36 @@ def _count_all(
 
     coming = encode(progress.done)
     counted: tuple[_Chunk, Any, Any] | None = None
-    for _ in track(range(progress.done, len(pairs.pairs), chunk), f"count {name}"):
-        if isinstance(coming, PairsError):
-            # Hours may have been counted until then; whoever leaves the pair out goes on from here.
-            if counted is not None and checkpoint is not None:
+    # The sums are numpy's work, which leaves the engine alone even where it runs in this process. Encoding is Python's:
+    # two threads of that would wait for each other at every operation.
+    with ThreadPoolExecutor(1, "steermoe-sums") as beside:
+        for _ in track(range(progress.done, len(pairs.pairs), chunk), f"count {name}"):
+            if isinstance(coming, PairsError):
+                # Hours may have been counted until then; whoever leaves the pair out goes on from here.
+                if counted is not None and checkpoint is not None:
+                    add(counted)
+                    progress.save(replace(checkpoint, every=0.0))
+                    options.report(f"{progress.done} pairs before it are counted and kept in {checkpoint.path}")
+                raise coming
+            part = coming
+            for text in part.skipped:
+                options.report(f"skipped: {text}")
+            if part.encoded:
+                send_pairs(engine, part.encoded)
+            # If the engine is another process, it has begun, and what follows is done beside its work.
+            adding = beside.submit(add, counted) if counted is not None else None
+            if part.done < len(pairs.pairs):
+                coming = encode(part.done)
+            counted = (part, *(take_pairs(engine, shape, part.encoded) if part.encoded else (None, None)))
+            if adding is not None:
+                adding.result()
+            if options.stop_when_stable is not None:
                 add(counted)
-                progress.save(replace(checkpoint, every=0.0))
-                options.report(f"{progress.done} pairs before it are counted and kept in {checkpoint.path}")
-            raise coming
-        part = coming
-        for text in part.skipped:
-            options.report(f"skipped: {text}")
-        if part.encoded:
-            send_pairs(engine, part.encoded)
-        # An engine in another process has begun: beside its work, the last chunk is added up and the next one encoded.
-        # (In threads of one process they would wait for each other at every operation.)
-        if counted is not None:
-            add(counted)
-        if part.done < len(pairs.pairs):
-            coming = encode(part.done)
-        counted = (part, *(take_pairs(engine, shape, part.encoded) if part.encoded else (None, None)))
-        if options.stop_when_stable is not None:
-            add(counted)
-            counted = None
-            stable = len(progress.tops) > STABLE_CHUNKS and len(set(progress.tops)) == 1
-            if stable and progress.done < len(pairs.pairs):
-                options.report(f"the top of the ranking is stable after {progress.done} pairs")
-                return True
+                counted = None
+                stable = len(progress.tops) > STABLE_CHUNKS and len(set(progress.tops)) == 1
+                if stable and progress.done < len(pairs.pairs):
+                    options.report(f"the top of the ranking is stable after {progress.done} pairs")
+                    return True
     if counted is not None:
         add(counted)
     return False
