@@ -39,7 +39,8 @@ from benchmarks.random_olmoe import write_olmoe
 from benchmarks.released_procedure import count_one_at_a_time, prefill_one
 from expert_registry import Ranking, Recommended
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.detect import Behaviour, detect
+from vllm_steermoe_plugin.behaviour import Behaviour
+from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.pairs import PairSet

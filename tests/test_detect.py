@@ -14,8 +14,9 @@ from vllm import SamplingParams
 
 from expert_registry import Recommended, read_ranking, write_ranking
 from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.detect import Behaviour, detect
+from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.engine import read_counts
 from vllm_steermoe_plugin.lab.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS

@@ -17,7 +17,9 @@ from tiny import COMMON
 from expert_registry import Recommended
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.attribute import attribute
-from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions, detect
+from vllm_steermoe_plugin.behaviour import Behaviour
+from vllm_steermoe_plugin.detect import detect
+from vllm_steermoe_plugin.detection_loop import DetectionOptions
 from vllm_steermoe_plugin.pairs import PairSet
 from vllm_steermoe_plugin.spans import encode_side
 

@@ -17,7 +17,9 @@ from expert_registry import Ranking, Recommended, cautions, standard_errors
 from expert_registry.errors import EngineError, RequestError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin import pair_counting as module
-from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions, detect
+from vllm_steermoe_plugin.behaviour import Behaviour
+from vllm_steermoe_plugin.detect import detect
+from vllm_steermoe_plugin.detection_loop import DetectionOptions
 from vllm_steermoe_plugin.engine import take_counts
 from vllm_steermoe_plugin.pairs import PairsError, PairSet, read_pairs
 from vllm_steermoe_plugin.recipes import lab_recipe

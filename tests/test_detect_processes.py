@@ -18,14 +18,17 @@ from test_detect_long import BEHAVIOUR, GROUPS, few, same
 
 from expert_registry import Ranking, read_ranking
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.detect import DetectionOptions, detect
+from vllm_steermoe_plugin.detect import detect
+from vllm_steermoe_plugin.detection_loop import DetectionOptions
 
 PAIRS = 40
 SCRIPT = """
 import json, sys
 from pathlib import Path
 from expert_registry import Recommended, write_ranking
-from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions, detect
+from vllm_steermoe_plugin.behaviour import Behaviour
+from vllm_steermoe_plugin.detect import detect
+from vllm_steermoe_plugin.detection_loop import DetectionOptions
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.pairs import PairSet
 from vllm_steermoe_plugin.recipes import lab_recipe

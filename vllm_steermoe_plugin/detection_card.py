@@ -13,7 +13,7 @@ from expert_registry.errors import RequestError
 from vllm_steermoe_plugin.versions import tool_versions
 
 if TYPE_CHECKING:
-    from vllm_steermoe_plugin.detect import Behaviour
+    from vllm_steermoe_plugin.behaviour import Behaviour
     from vllm_steermoe_plugin.pairs import PairSet
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expert_registry import Recommended
-from vllm_steermoe_plugin.detect import Behaviour
+from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.pairs import PairSet
 
 Line = dict[str, object]

@@ -74,11 +74,12 @@ def detect(
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
+    from vllm_steermoe_plugin.behaviour import Behaviour
     from vllm_steermoe_plugin.checkpoints import resolve_checkpoint, revision_of, shape_in
     from vllm_steermoe_plugin.data_rows import pairs_from_hub
-    from vllm_steermoe_plugin.detect import Behaviour, DetectionOptions
     from vllm_steermoe_plugin.detect import detect as run
     from vllm_steermoe_plugin.detection_card import check_described
+    from vllm_steermoe_plugin.detection_loop import DetectionOptions
     from vllm_steermoe_plugin.engine import start_engine
     from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
     from vllm_steermoe_plugin.pairs import read_pairs
