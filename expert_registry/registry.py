@@ -132,6 +132,10 @@ class Registry:
         fit = f" that fits {shape}" if shape is not None else ""
         raise UnknownRankingError(f"no ranking {asked}{fit}: " + "; ".join(trace))
 
+    def next_version(self, model: str, behaviour: str) -> int:
+        """The version that a new ranking of `behaviour` for `model` gets: one more than any there is, or 1."""
+        return max((entry.version for entry in self._versions(model_key(model), behaviour)), default=0) + 1
+
     def _behaviours(self, key: str) -> list[str]:
         return sorted({name for folder in self.folders for name in behaviours_in(folder, key)})
 

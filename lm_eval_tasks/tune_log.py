@@ -44,7 +44,11 @@ class TuneLog:
         try:
             values = [json.loads(line) for line in lines]
             if not values or values[0] != header:
-                raise ComparisonError(f"{path} is the log of another search; give another --out")
+                first = values[0] if values and isinstance(values[0], dict) else {}
+                other = sorted(key for key in header if first.get(key) != header[key])
+                raise ComparisonError(
+                    f"{path} is the log of another search (other {', '.join(other)}); give another --out"
+                )
             means = {
                 None if value["setting"] is None else Setting(**value["setting"]): {
                     str(task): float(mean) for task, mean in value["means"].items()

@@ -9,7 +9,7 @@ from typing import Any
 
 from expert_registry import Ranking, Recommended, Registry
 from expert_registry.errors import RequestError
-from expert_registry.registry import Found, model_key
+from expert_registry.registry import Found
 from lm_eval_tasks.comparison import Comparison, compare
 from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, Steering, evaluate, measure, task_manager
@@ -156,24 +156,17 @@ def new_version(found: Found, goal: Goal, chosen: Setting, comparison: Compariso
             f"not published: a card holds numbers of experts, and phase={chosen.phase} is more than that"
         )
     card = found.ranking.card
-    versions = [
-        e.version for e in registry.entries() if (e.model_key, e.behaviour) == _place(card.model.id, card.behaviour)
-    ]
     numbers = Recommended(activate=chosen.activate, deactivate=chosen.deactivate)
     note = f"Numbers tuned from version {card.version} on {', '.join(goal.tasks)}, controls {', '.join(goal.controls)}."
     changed = {"recommended_reverse": numbers} if goal.reverse else {"recommended": numbers}
     updated = card.model_copy(
         update={
             **changed,
-            "version": max(versions, default=card.version) + 1,
+            "version": max(registry.next_version(card.model.id, card.behaviour), card.version + 1),
             "note": f"{card.note} {note}".strip()[:4000],
         }
     )
     return replace(found.ranking, card=type(card).model_validate(updated.model_dump()))
-
-
-def _place(model: str, behaviour: str) -> tuple[str, str]:
-    return model_key(model), behaviour
 
 
 def _members(manager: Any, names: Sequence[str]) -> set[str]:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
-from vllm_steermoe_plugin.cli.detect import _name_of, _summary
+from vllm_steermoe_plugin.cli.detect import _name_of
+from vllm_steermoe_plugin.cli.detection_summary import print_summary
 from vllm_steermoe_plugin.detection_card import check_described
 from vllm_steermoe_plugin.recipes import lab_recipe
 
@@ -102,7 +103,7 @@ def test_a_folder_is_known_by_the_name_that_it_bears(tmp_path: Path) -> None:
 
 def printed(capsys: pytest.CaptureFixture[str], examples: int, permutations: int) -> tuple[str, str]:
     counts, clusters = summed(*routed(4, examples, effect=2.0), permutations=permutations)
-    _summary(ranking_of(counts, clusters))
+    print_summary(ranking_of(counts, clusters))
     found = capsys.readouterr()
     assert "nan" not in found.out + found.err
     return found.out, found.err
@@ -127,5 +128,5 @@ def test_no_interval_of_no_width_is_printed(capsys: pytest.CaptureFixture[str]) 
     selections = np.zeros((40, 2, 2, 5), dtype=np.int64)
     selections[:, 0, :, :2] = 3
     selections[:, 1, :, 2:4] = 3
-    _summary(ranking_of(*summed(selections, np.full((40, 2), 3), permutations=9)))
+    print_summary(ranking_of(*summed(selections, np.full((40, 2), 3), permutations=9)))
     assert capsys.readouterr().out.count("+1.000  [alike in all pairs]  q ") == 4

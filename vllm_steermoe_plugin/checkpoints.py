@@ -22,9 +22,9 @@ def resolve_checkpoint(name: str) -> str:
     return str(lab.MODEL_DIR) if name == lab.NAME else name
 
 
-def revision_of(name: str) -> str:
-    """What identifies the weights behind a name, where we know: the sha256 of steermoe-lab's."""
-    if name != lab.NAME:
+def revision_of(model: str) -> str:
+    """What identifies the weights of a model given by name or folder, where we know: the sha256 of steermoe-lab's."""
+    if not _is_lab(model):
         return ""
     return "sha256:" + hashlib.sha256((lab.MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
 
@@ -36,10 +36,8 @@ def names_of(model: str, aliases: Iterable[str] = ()) -> list[str]:
         model: what vLLM was given, a hub id or a folder.
         aliases: served model names.
     """
-    names = []
     path = Path(model)
-    if path == lab.MODEL_DIR or (path.is_dir() and lab.MODEL_DIR.is_dir() and path.samefile(lab.MODEL_DIR)):
-        names.append(lab.NAME)
+    names = [lab.NAME] if _is_lab(model) else []
     cached = _HUB_CACHE.search(path.as_posix() + "/")
     if cached:
         names.append(f"{cached[1]}/{cached[2]}")
@@ -51,6 +49,15 @@ def names_of(model: str, aliases: Iterable[str] = ()) -> list[str]:
         names.append(original)
     names += [model, *aliases]
     return list(dict.fromkeys(names))
+
+
+def _is_lab(model: str) -> bool:
+    path = Path(model)
+    return (
+        model == lab.NAME
+        or path == lab.MODEL_DIR
+        or (path.is_dir() and lab.MODEL_DIR.is_dir() and path.samefile(lab.MODEL_DIR))
+    )
 
 
 def shape_in(folder: Path) -> MoEShape:

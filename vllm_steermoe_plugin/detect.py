@@ -41,7 +41,7 @@ def detect(
         model_id: name under which the ranking will be looked up.
         pairs: side 1 shows the behaviour.
         behaviour: goes into the card.
-        revision: of the checkpoint.
+        revision: of the checkpoint; by default what is known of the engine's.
         options: see there.
 
     Raises:
@@ -62,10 +62,12 @@ def detect(
         )
     tokenizer = offset_tokenizer(engine)
     sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
+    # transformers keeps the commit of what it loads from the hub.
+    revision = revision or getattr(config.hf_config, "_commit_hash", None) or revision_of(config.model)
     progress = Progress(sums, list(pairs.skipped))
     checkpoint = None
     if options.checkpoint is not None:
-        digest = _digest(model_id, revision or revision_of(model_id), config, shape, pairs, options)
+        digest = _digest(model_id, revision, config, shape, pairs, options)
         checkpoint = Checkpoint(options.checkpoint, digest, options.checkpoint_every)
         if progress.resume(checkpoint):
             if len(progress.skipped) > len(pairs.skipped) and not options.skip_bad:
@@ -80,12 +82,7 @@ def detect(
     counts = sums.counts(shape.layers)
     counts.check(shape)
     card = detection_card(
-        # transformers keeps the commit of what it loads from the hub.
-        ModelRef(
-            id=model_id,
-            revision=revision or str(getattr(config.hf_config, "_commit_hash", None) or ""),
-            architecture=shape.architecture,
-        ),
+        ModelRef(id=model_id, revision=revision, architecture=shape.architecture),
         shape,
         behaviour,
         DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.examples),

@@ -10,7 +10,6 @@ from expert_registry import Ranking, Registry
 from expert_registry.registry import publish
 from expert_registry.statistics import overlap
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.checkpoints import revision_of
 from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
@@ -28,7 +27,7 @@ def detect_all(engine: LLM, folder: Path, seed: int = 0) -> dict[str, Ranking]:
     rankings = {}
     for behaviour in BEHAVIOURS:
         pairs, described = lab_recipe(lab.NAME, behaviour, seed)
-        rankings[behaviour] = detect(engine, lab.NAME, pairs, described, revision_of(lab.NAME))
+        rankings[behaviour] = detect(engine, lab.NAME, pairs, described)
         publish(rankings[behaviour], folder, overwrite=True)
     return rankings
 

@@ -30,7 +30,12 @@ def compare(
     from lm_eval_tasks.lm_eval_files import read_any_run
     from lm_eval_tasks.pairing import merge_runs
     from lm_eval_tasks.report import write_report
+    from vllm_steermoe_plugin.cli.inputs import check_writable, need
 
+    if out is not None:
+        check_writable(out / "report.json")
+        if plot:
+            need("matplotlib", "plot")
     merged = merge_runs([read_any_run(path) for path in runs], task or (), other_versions)
     comparison = run_comparison(merged, baseline, margin)
     written = [] if out is None else write_report(comparison, out, plots=plot)

@@ -26,9 +26,14 @@ def evaluate(
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
     """Evaluate a model under several steerings and compare them with the first that is none."""
-    from lm_eval_tasks.cli.needs import json_object, need_lm_eval
+    from vllm_steermoe_plugin.cli.inputs import check_writable, json_object, need
 
-    need_lm_eval()
+    need("lm_eval", "eval")
+    check_writable(out)
+    if report is not None:
+        check_writable(report / "report.json")
+        if plot:
+            need("matplotlib", "plot")
     from lm_eval_tasks import evaluation
     from lm_eval_tasks.cli.show import print_comparison
     from lm_eval_tasks.comparison import compare

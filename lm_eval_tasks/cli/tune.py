@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from vllm_steermoe_plugin.profile import Phase
+    from vllm_steermoe_plugin.request import Named
 
 
 def tune(
@@ -32,43 +36,40 @@ def tune(
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
     """Search for the numbers of experts with the largest gain and the controls held; judge them on other documents."""
-    from lm_eval_tasks.cli.needs import json_object, need_lm_eval
+    from vllm_steermoe_plugin.cli.inputs import check_writable, json_object, need
 
-    need_lm_eval()
+    need("lm_eval", "eval")
+    if plot:
+        need("matplotlib", "plot")
+    check_writable(out / "log.jsonl")
     from expert_registry import Registry
-    from expert_registry.errors import RequestError, one_of
+    from expert_registry.errors import RequestError
     from lm_eval_tasks import tune_run
     from lm_eval_tasks.cli.show import print_comparison
     from lm_eval_tasks.evaluation import Options, task_manager
     from lm_eval_tasks.tune_log import TuneLog
     from lm_eval_tasks.tune_result import print_front, store
-    from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint
-    from vllm_steermoe_plugin.profile import PHASES, Phase
-    from vllm_steermoe_plugin.request import parse_request
+    from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint, revision_of
+    from vllm_steermoe_plugin.versions import tool_versions
 
-    request = parse_request(behaviour)
-    named = request.named
-    if len(named) != 1 or request.profiles or behaviour.strip().partition(":")[1]:
-        raise RequestError(f"--behaviour {behaviour!r:.80}: name one behaviour, such as digits or digits@2")
-    gains, held = _names(tasks), _names(controls)
-    wanted = _names(phases)
-    unknown = [phase for phase in wanted if phase not in PHASES]
-    if unknown or not wanted or not gains:
-        raise RequestError(one_of(unknown[0], PHASES, "phase") if unknown else "--tasks and --phases name nothing")
+    named = _one_behaviour(behaviour)
+    gains, held, wanted = _names(tasks), _names(controls), _phases(phases)
+    if not wanted or not gains:
+        raise RequestError("--tasks and --phases name nothing")
     engine = json_object(engine_args, "--engine-args")
     found = Registry.default().find(
-        names_of(resolve_checkpoint(model), [model]), named[0].behaviour, version=named[0].version
+        names_of(resolve_checkpoint(model), [model]), named.behaviour, version=named.version
     )
     manager = task_manager([*gains, *held, *_names(test_tasks)], Options())
     tuning, test = ({}, {}) if test_tasks else tune_run.split_documents(manager, [*gains, *held])
     possible = tune_run.largest_numbers(found.ranking, reverse)
     goal = tune_run.Goal(
-        behaviour=named[0].behaviour,
+        behaviour=named.behaviour,
         reverse=reverse,
         tasks=tuple(gains),
         controls=tuple(held),
         margin=margin,
-        phases=cast("tuple[Phase, ...]", tuple(wanted)),
+        phases=wanted,
         most=(min(possible[0], most[0]), min(possible[1], most[1])) if most else possible,
         budget=budget,
     )
@@ -81,6 +82,9 @@ def tune(
         "controls": held,
         "split": bool(tuning),
         "chat_template": chat_template,
+        "revision": revision_of(model),
+        "versions": tool_versions(),
+        "engine_args": engine,
     }
     log = TuneLog.open(out / "log.jsonl", header)
 
@@ -111,6 +115,27 @@ def tune(
 
         ranking = tune_run.new_version(found, goal, chosen.setting, comparison, Registry.default())
         typer.echo(str(publish_ranking(ranking, user_folder())))
+
+
+def _one_behaviour(text: str) -> Named:
+    from expert_registry.errors import RequestError
+    from vllm_steermoe_plugin.request import parse_request
+
+    request = parse_request(text)
+    if len(request.named) != 1 or request.profiles or text.strip().partition(":")[1]:
+        raise RequestError(f"--behaviour {text!r:.80}: name one behaviour, such as digits or digits@2")
+    return request.named[0]
+
+
+def _phases(text: str) -> tuple[Phase, ...]:
+    from expert_registry.errors import RequestError, one_of
+    from vllm_steermoe_plugin.profile import PHASES
+
+    wanted = _names(text)
+    for phase in wanted:
+        if phase not in PHASES:
+            raise RequestError(one_of(phase, PHASES, "phase"))
+    return cast("tuple[Phase, ...]", tuple(wanted))
 
 
 def _names(text: str) -> list[str]:

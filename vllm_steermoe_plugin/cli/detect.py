@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
-from expert_registry import Ranking, Recommended, cautions, intervals, write_ranking
-from expert_registry import statistics as stats
+from expert_registry import Recommended, Registry, write_ranking
 from expert_registry.errors import RankingFormatError, RequestError
+from vllm_steermoe_plugin.cli.detection_summary import print_summary
+from vllm_steermoe_plugin.cli.inputs import check_writable, json_object
 
 if TYPE_CHECKING:
     from vllm_steermoe_plugin.recipe import Recipe
 
-_SHOWN = 10
 _SIDES = ("shown", "not shown")
 _ACTIVATE, _DEACTIVATE = 5, 0
 
@@ -61,6 +58,9 @@ def detect(
     model_id: Annotated[
         str | None, typer.Option(help="Name for the registry; default: --model, or the name that its folder bears.")
     ] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Of the ranking; default: one more than the newest in the registry.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Order and choice of the recipe's pairs; permutations.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pairs that cannot be counted.")] = False,
     permutations: Annotated[int, typer.Option(min=0, max=10_000, help="Of the permutation test.")] = 999,
@@ -75,7 +75,7 @@ def detect(
 ) -> None:
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
     from vllm_steermoe_plugin.behaviour import Behaviour
-    from vllm_steermoe_plugin.checkpoints import resolve_checkpoint, revision_of, shape_in
+    from vllm_steermoe_plugin.checkpoints import resolve_checkpoint, shape_in
     from vllm_steermoe_plugin.data_rows import pairs_from_hub
     from vllm_steermoe_plugin.detect import detect as run
     from vllm_steermoe_plugin.detection_card import check_described
@@ -122,6 +122,8 @@ def detect(
         shape_in(folder)
     name = model_id or _name_of(model)
     check_described(name, found.behaviour, found.pairs)
+    version = version or Registry.default().next_version(name, found.behaviour.name)
+    described = replace(found.behaviour, version=version)
     for text in found.pairs.skipped:
         _tell(f"skipped: {text}")
     options = DetectionOptions(
@@ -134,11 +136,11 @@ def detect(
         report=_tell,
     )
     engine = start_engine(model, {"count_groups": COUNT_GROUPS}, **arguments)
-    ranking = run(engine, name, found.pairs, found.behaviour, revision_of(name), options)
+    ranking = run(engine, name, found.pairs, described, options=options)
     write_ranking(ranking, out, overwrite=overwrite)
     kept.unlink(missing_ok=True)
-    typer.echo(f"{out}: {found.behaviour.name} of {ranking.card.model.id}, {ranking.card.data.pairs} pairs")
-    _summary(ranking)
+    typer.echo(f"{out}: {described.name}@{version} of {name}, {ranking.card.data.pairs} pairs")
+    print_summary(ranking)
 
 
 def _name_of(model: str) -> str:
@@ -158,74 +160,5 @@ def _name_of(model: str) -> str:
     )
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, before anything is computed.
-
-    Raises:
-        RequestError: it is a folder, or its folder cannot be made or written to.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror or error}") from None
-    if path.is_dir():
-        raise RequestError(f"cannot write {path}: it is a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise RequestError(f"cannot write {path}: its folder cannot be written to")
-
-
-def _summary(ranking: Ranking) -> None:
-    """The first experts with intervals and tests, how stable they are, and what speaks against them."""
-    counts, clusters = ranking.counts, ranking.clusters
-    for text in cautions(counts, clusters):
-        _tell(f"caution: {text}")
-    if clusters is None:
-        return
-    low, high = intervals(counts, clusters)
-    rates = stats.false_discovery_rates(stats.p_values(counts, clusters))
-    permuted = stats.permutation_p_values(clusters)
-    rows = {layer: row for row, layer in enumerate(ranking.shape.layers)}
-    certain, drawn = not np.isnan(low).any(), not np.isnan(permuted).any()
-    if certain:
-        permutations = f"; p of {int(clusters.permutations[0])} permutations" if drawn else ""
-        typer.echo(f"  95 % intervals by pair; q: false-discovery rate among all {low.size} experts{permutations}")
-    for expert in ranking.experts()[:_SHOWN]:
-        at = rows[expert.layer], expert.expert
-        typer.echo(
-            f"  layer {expert.layer:3d}  expert {expert.expert:3d}  risk difference {expert.risk_difference:+.3f}"
-            + (f"  {_interval(low[at], high[at])}  q {rates[at]:.1e}" if certain else "")
-            + (f"  p {permuted[at]:.3f}" if certain and drawn else "")
-        )
-    if not certain:
-        return
-    n1, n2 = counts.tokens.tolist()
-    first = [(rows[expert.layer], expert.expert) for expert in ranking.experts()[:_SHOWN]]
-    effective = [stats.effective_tokens(counts, clusters)[at] for at in first]
-    if not np.isnan(effective).all():
-        typer.echo(
-            f"  {n1} + {n2} tokens say of these as much as {np.nanmedian(effective):.0f} independent ones (median)"
-        )
-    numbers = ranking.card.recommended
-    top = max(numbers.activate + numbers.deactivate, 1)
-    shared = stats.split_half_overlap(counts, clusters, top)
-    if not math.isnan(shared):
-        typer.echo(f"  two halves of the pairs share {shared:.0%} of the top {top}")
-
-
-def _interval(low: float, high: float) -> str:
-    return f"[{low:+.3f}, {high:+.3f}]" if low < high else "[alike in all pairs]"
-
-
 def _tell(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """The value of `--engine-args`."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RequestError(f"--engine-args is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RequestError("--engine-args must be a JSON object")
-    return value

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expert_registry import read_ranking
-from expert_registry.errors import EngineError, RequestError, one_of
+from expert_registry.errors import RequestError, one_of
 
 _KINDS = ("depth", "experts", "heatmap", "overlap")
 
@@ -26,12 +26,11 @@ def plot(
     top: Annotated[int, typer.Option(min=1, max=100_000, help="How many experts (not for heatmap).")] = 30,
 ) -> None:
     """Draw risk differences."""
-    from vllm_steermoe_plugin.cli.detect import check_writable
+    from vllm_steermoe_plugin.cli.inputs import check_writable, need
 
-    try:
-        from vllm_steermoe_plugin.figures import draw_depth, draw_experts, draw_heatmaps, draw_overlap
-    except ImportError as error:
-        raise EngineError(f"figures need matplotlib ({error}); install the extra [plot]") from None
+    need("matplotlib", "plot")
+    from vllm_steermoe_plugin.figures import draw_depth, draw_experts, draw_heatmaps, draw_overlap
+
     if kind not in _KINDS:
         raise RequestError(one_of(kind, _KINDS, "kind of figure"))
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
