@@ -14,10 +14,10 @@ from planted import planted_ranking
 from rich.console import Console
 from typer.testing import CliRunner
 
-from expert_registry import Ranking, write_ranking
+from expert_registry import RankedExpert, Ranking, write_ranking
 from expert_registry.errors import EngineError, ProfileError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.attribute import AttributedToken, attribute
+from vllm_steermoe_plugin.attribute import AttributedToken, _joined, _pieces, attribute
 from vllm_steermoe_plugin.attribution_view import attribution_html, attribution_text
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.pairs import ChatMessage, PairsError
@@ -83,6 +83,26 @@ def test_the_page_shows_the_text_and_escapes_it() -> None:
 def test_a_text_cannot_steer_the_terminal() -> None:
     tokens = [AttributedToken("a\x1b[31m\x07\r", 0.5, ()), AttributedToken("\n\tb\x7f\x9b", -0.5, ())]
     assert attribution_text(tokens).plain == "a\u241b[31m\u2407\u240d\n\tb\u2421\ufffd"
+
+
+def test_tokens_that_share_a_character_are_shown_as_one() -> None:
+    fox = "a\U0001f98ab"
+    offsets = [(0, 0), (0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3)]
+    pieces = [("", slice(0, 1)), ("a", slice(1, 2)), (fox[1], slice(2, 6)), ("b", slice(6, 7))]
+    assert _pieces(fox, offsets) == pieces
+    assert _pieces("a  b", [(0, 1), (3, 4)]) == [("a", slice(0, 1)), ("  b", slice(1, 2))]
+    one, two, other = (RankedExpert(0, number, difference) for number, difference in ((1, 0.5), (2, -0.7), (3, 0.1)))
+    assert _joined([(0.25, (one, other)), (0.75, (two, one))]) == (0.5, (two, one, other))
+
+
+def test_colours_go_by_what_is_seen() -> None:
+    tokens = [AttributedToken("", 9.0, ()), AttributedToken("yes", 0.5, ()), AttributedToken("no", -0.5, ())]
+    assert attribution_html(tokens, planted_ranking("digits")).count(", 1.00); color: #fff") == 2
+
+
+def test_a_text_cannot_reorder_the_page() -> None:
+    page = attribution_html([AttributedToken("\u202eabc\u2066\0\x1b", 0.5, ())], planted_ranking("digits"))
+    assert "\ufffdabc\ufffd\u2400\u241b" in page and "unicode-bidi: isolate" in page
 
 
 def run(*arguments: str) -> Any:

@@ -79,6 +79,18 @@ def test_a_file_that_could_not_be_written_is_refused_before_the_engine_starts(pa
         assert isinstance(error, RequestError) and f"cannot write {out}" in str(error)
 
 
+def test_one_file_is_not_taken_for_two_things(pairs: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    for arguments in (
+        ("--pairs", pairs, "--out", out, "--checkpoint", out),
+        ("--pairs", pairs, "--out", pairs, "--overwrite"),
+        ("--pairs", pairs, "--out", out, "--checkpoint", str(tmp_path / ".." / tmp_path.name / Path(pairs).name)),
+        ("--recipe", "digits", "--data-file", pairs, "--out", pairs, "--overwrite"),
+    ):
+        error = detect(*arguments)
+        assert isinstance(error, RequestError) and "must be different files" in str(error)
+
+
 def test_what_a_recipe_says_itself_is_refused(tmp_path: Path) -> None:
     given = ("--behaviour", "b", "--count", "all", "--activate", "3", "--safety")
     error = detect("--recipe", "digits", "--out", str(tmp_path / "out"), *given)

@@ -11,22 +11,20 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from few_pairs import BEHAVIOUR, few, same
 from oracle import ReferenceModel
 
-from expert_registry import Ranking, Recommended, cautions, standard_errors
+from expert_registry import cautions, standard_errors
 from expert_registry.errors import EngineError, RequestError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin import pair_counting as module
-from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.detection_loop import DetectionOptions
 from vllm_steermoe_plugin.engine import take_counts
 from vllm_steermoe_plugin.pairs import PairsError, PairSet, read_pairs
-from vllm_steermoe_plugin.recipes import lab_recipe
 from vllm_steermoe_plugin.resume import ResumeError
 from vllm_steermoe_plugin.spans import encode_side
 
-BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 GROUPS = 8
 
 
@@ -34,19 +32,6 @@ GROUPS = 8
 def engine(engines: Callable[..., Any]) -> Any:
     """Eight groups, so that a chunk is four pairs."""
     return engines(lab.NAME, {"count_groups": GROUPS}, enable_prefix_caching=False, dtype="float32")
-
-
-def few(behaviour: str, number: int) -> PairSet:
-    pairs, _ = lab_recipe(lab.NAME, behaviour)
-    return PairSet(pairs.name, pairs.sha256, pairs.pairs[:number])
-
-
-def same(one: Ranking, other: Ranking) -> None:
-    assert one.clusters is not None and other.clusters is not None
-    for name in ("activations_1", "activations_2", "tokens"):
-        np.testing.assert_array_equal(getattr(one.counts, name), getattr(other.counts, name))
-    for name, tensor in one.clusters.tensors().items():
-        np.testing.assert_array_equal(tensor, other.clusters.tensors()[name], err_msg=name)
 
 
 def test_the_summary_equals_the_slow_reference_pair_by_pair(engine: Any) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 from alone import run_alone
-from test_detect_long import BEHAVIOUR, GROUPS, few, same
+from few_pairs import BEHAVIOUR, few, same
 
 from expert_registry import Ranking, read_ranking
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.detection_loop import DetectionOptions
 
+GROUPS = 8
 PAIRS = 40
 SCRIPT = """
 import json, sys

@@ -311,6 +311,13 @@ def test_a_target_that_only_the_template_writes_is_found_there(tokenizer: Any) -
     assert counted(side, tokenizer) == "two<|end|>" and tokens[-2] == "<|end|>"
 
 
+@pytest.mark.parametrize("target", ["user", "<|end|>"])
+def test_a_target_that_no_message_has_a_part_of_is_refused(tokenizer: Any, target: str) -> None:
+    side = chat(("user", "one"), ("assistant", "two"), target=target)
+    with pytest.raises(PairsError, match="in no message, only in what the chat template adds"):
+        encode_side(side, tokenizer, "here")
+
+
 def test_a_target_whose_place_is_unsure_is_refused(tokenizer: Any) -> None:
     try:
         tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")

@@ -14,7 +14,7 @@ from expert_registry.errors import EngineError, ProfileError
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.counting import CountedSpans
 from vllm_steermoe_plugin.engine import count_groups, take_counts
-from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, send
+from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, sent
 from vllm_steermoe_plugin.pairs import ChatMessage, PairsError
 from vllm_steermoe_plugin.spans import render_chat
 from vllm_steermoe_plugin.text_offsets import offset_tokenizer
@@ -28,11 +28,12 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class AttributedToken:
-    """A token of a text.
+    """A token of a text, or some that share a character of it.
 
     Attributes:
-        text: the characters that it adds; empty for tokens without any, such as a beginning of text.
-        score: mean over the MoE layers of the summed risk differences of its experts; above 0 for side 1.
+        text: its characters; empty for tokens without any, such as a beginning of text.
+        score: mean over the MoE layers of the summed risk differences of its experts; above 0 for side 1. Of
+            several tokens, their mean.
         experts: those that weigh most.
     """
 
@@ -78,16 +79,13 @@ def attribute(
     found = []
     for start in range(0, len(ids), groups):
         stop = min(start + groups, len(ids))
-        send(engine, [(ids, CountedSpans(1, ((start, stop),), each=True))])
-        engine.wait_for_completion(use_tqdm=False)
+        with sent(engine, [(ids, CountedSpans(1, ((start, stop),), each=True))]):
+            engine.wait_for_completion(use_tqdm=False)
         selections, tokens = take_counts(engine, shape.layers)
         if not (tokens[: stop - start] == 1).all():
             raise EngineError("tokens of the text were not counted once each; is the engine used by something else?")
         found += [_scored(selected * weights, shape.layers) for selected in selections[: stop - start]]
-    return [
-        AttributedToken(piece, score, experts)
-        for piece, (score, experts) in zip(_pieces(written, offsets), found, strict=True)
-    ]
+    return [AttributedToken(piece, *_joined(found[part])) for piece, part in _pieces(written, offsets)]
 
 
 def _weights(ranking: Ranking, top: int | None) -> NDArray[np.float64]:
@@ -110,13 +108,29 @@ def _scored(values: NDArray[np.float64], layers: tuple[int, ...]) -> tuple[float
     return float(values.sum() / len(layers)), tuple(e for e in experts if e.risk_difference)
 
 
-def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
-    """The text cut at its tokens: joined again, the pieces are the text."""
-    pieces = []
+def _joined(scored: Sequence[tuple[float, tuple[RankedExpert, ...]]]) -> tuple[float, tuple[RankedExpert, ...]]:
+    """Mean score of tokens that are shown as one, and the weightiest of their experts."""
+    experts = dict.fromkeys(expert for _, some in scored for expert in some)
+    order = sorted(experts, key=lambda expert: -abs(expert.risk_difference))
+    return sum(score for score, _ in scored) / len(scored), tuple(order[:_NAMED])
+
+
+def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[str, slice]]:
+    """The text cut at its tokens, each piece with its tokens: joined again, the pieces are the text.
+
+    A character that is several tokens, such as a picture written byte by byte, is one piece.
+    """
+    starts: list[int] = []
     done = 0
-    for number, (_, end) in enumerate(offsets):
+    for number, (start, end) in enumerate(offsets):
+        if not (starts and start < end <= done):
+            starts.append(number)
+        done = max(done, end)
+    pieces = []
+    begin = 0
+    for first, after in zip(starts, [*starts[1:], len(offsets)], strict=True):
         # Characters between two tokens, such as white space that the tokenizer drops, go with the later one.
-        stop = len(text) if number == len(offsets) - 1 else max(end, done)
-        pieces.append(text[done:stop])
-        done = stop
+        stop = len(text) if after == len(offsets) else max(begin, *(end for _, end in offsets[first:after]))
+        pieces.append((text[begin:stop], slice(first, after)))
+        begin = stop
     return pieces

@@ -14,9 +14,10 @@ _RED, _BLUE = (178, 24, 43), (33, 102, 172)
 """Sides 1 and 2, as in the heat maps."""
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
     127: 0x2421,
-    **dict.fromkeys(range(128, 160), 0xFFFD),
+    **dict.fromkeys([*range(128, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD),
 }
-"""Signs for control characters: a text must not move the cursor or set the colours of the terminal that shows it."""
+"""Signs for control characters: a text must not move the cursor or set the colours of the terminal that shows it, nor
+the order of what stands around it."""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -24,6 +25,7 @@ body {{ font: 16px/1.7 system-ui, sans-serif; max-width: 50em; margin: 2em auto;
        color: #111; background: #fff }}
 pre {{ font: 15px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }}
 pre span {{ border-radius: 2px }}
+span {{ unicode-bidi: isolate }}
 .key {{ padding: 0 .4em; color: #fff }}
 </style></head><body>
 <h1>{title}</h1>
@@ -50,7 +52,7 @@ def attribution_html(tokens: Sequence[AttributedToken], ranking: Ranking) -> str
         colour = "; color: #fff" if share > 0.65 else ""
         spans.append(
             f'<span title="{tip}" style="background: rgba({red}, {green}, {blue}, {share:.2f}){colour}">'
-            f"{html.escape(token.text)}</span>"
+            f"{html.escape(token.text.translate(_PICTURES))}</span>"
         )
     card = ranking.card
     return _PAGE.format(
@@ -80,5 +82,5 @@ def attribution_text(tokens: Sequence[AttributedToken]) -> Text:
 
 
 def _scale(tokens: Sequence[AttributedToken]) -> float:
-    """The largest absolute score; 1 where all are zero."""
-    return max((abs(token.score) for token in tokens), default=0.0) or 1.0
+    """The largest absolute score of what is to be seen; 1 where all are zero."""
+    return max((abs(token.score) for token in tokens if token.text), default=0.0) or 1.0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expert_registry import DataRef, ExampleSums, ModelRef, Ranking
-from expert_registry.errors import EngineError
-from expert_registry.shape import MoEShape
+from expert_registry.errors import EngineError, RequestError
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.checkpoints import revision_of
@@ -34,7 +34,7 @@ def detect(
     """Count the routing of both sides of `pairs` in a running engine and rank the experts.
 
     Each text is one prompt in vLLM's normal batches; the counted positions are counted on the
-    device, from the experts that the router really selected. Memory does not grow with the pairs.
+    device, from the experts that the router really selected. What is kept of them does not grow with the pairs.
 
     Args:
         engine: started with the setting `count_groups`, best `COUNT_GROUPS` (see `start_engine`).
@@ -45,7 +45,8 @@ def detect(
         options: see there.
 
     Raises:
-        RequestError: the model's name or the behaviour cannot stand in a card.
+        RequestError: the model's name or the behaviour cannot stand in a card, or there are not more experts than
+            `stop_when_stable`.
         PairsError: a pair cannot be counted.
         ResumeError: the checkpoint is damaged, or of another detection.
         EngineError: the model has no routed experts that can be counted, the engine does not count, or its
@@ -60,6 +61,9 @@ def detect(
         raise EngineError(
             f"this engine counts {groups} groups; start it with the setting 'count_groups' at {COUNT_GROUPS}"
         )
+    most = len(shape.layers) * shape.num_experts
+    if options.stop_when_stable is not None and not 1 <= options.stop_when_stable < most:
+        raise RequestError(f"stop_when_stable={options.stop_when_stable}: the first 1 to {most - 1} of {most} experts")
     tokenizer = offset_tokenizer(engine)
     sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
     # transformers keeps the commit of what it loads from the hub.
@@ -67,7 +71,7 @@ def detect(
     progress = Progress(sums, list(pairs.skipped))
     checkpoint = None
     if options.checkpoint is not None:
-        digest = _digest(model_id, revision, config, shape, pairs, options)
+        digest = _digest(model_id, revision, config, tokenizer, pairs, options)
         checkpoint = Checkpoint(options.checkpoint, digest, options.checkpoint_every)
         if progress.resume(checkpoint):
             if len(progress.skipped) > len(pairs.skipped) and not options.skip_bad:
@@ -112,10 +116,22 @@ def _notes(
 
 
 def _digest(
-    model_id: str, revision: str, config: Any, shape: MoEShape, pairs: PairSet, options: DetectionOptions
+    model_id: str, revision: str, config: Any, tokenizer: Any, pairs: PairSet, options: DetectionOptions
 ) -> str:
     # Not only the file's hash: how its lines are read depends on more than the file.
-    read = [hashlib.sha256(repr(pair).encode()).digest() for pair in pairs.pairs]
+    read = hashlib.sha256()
+    for pair in pairs.pairs:
+        read.update(hashlib.sha256(repr(pair).encode()).digest())
     # Not `skip_bad`: what was counted before a bad pair is found is the same either way.
     asked = (options.balance, options.permutations, options.seed)
-    return digest_of(model_id, revision, config.model, config.dtype, shape, read, *asked)
+    loaded = (config.model, config.revision, config.dtype, config.quantization, config.max_model_len)
+    encoded = (config.tokenizer, config.tokenizer_revision, tokenizer.chat_template)
+    # What a folder holds may have been written anew meanwhile.
+    files = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for folder in sorted({config.model, config.tokenizer})
+        for path in sorted(Path(folder).glob("*"))
+        if path.is_file()
+    ]
+    described = config.hf_config.to_dict()
+    return digest_of(model_id, revision, loaded, encoded, files, described, read.hexdigest(), asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from expert_registry import rank_experts
 from expert_registry.ranking import Counts
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.engine import count_groups
-from vllm_steermoe_plugin.pair_counting import SIDES, Encoded, encode_pairs, send_pairs, take_pairs
+from vllm_steermoe_plugin.pair_counting import SIDES, Encoded, encode_pairs, sent_pairs, take_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track
 from vllm_steermoe_plugin.resume import Checkpoint, Progress
@@ -62,11 +62,11 @@ class _Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """A chunk with its selections `[n, 2, L, E]` and tokens `[n, 2]`, None where no pair of it could be encoded."""
+    """A chunk with its selections `[n, 2, L, E]` and tokens `[n, 2]`."""
 
     chunk: _Chunk
-    selections: Counts | None
-    tokens: Counts | None
+    selections: Counts
+    tokens: Counts
 
 
 class DetectionLoop:
@@ -108,13 +108,12 @@ class DetectionLoop:
                 chunk = coming
                 for text in chunk.skipped:
                     self._options.report(f"skipped: {text}")
-                if chunk.encoded:
-                    send_pairs(self._engine, chunk.encoded)
-                # If the engine is another process, it has begun, and what follows is done beside its work.
-                adding = beside.submit(self._add, counted)
-                if chunk.done < total:
-                    coming = self._encode(chunk.done)
-                taken = take_pairs(self._engine, self._shape, chunk.encoded) if chunk.encoded else (None, None)
+                with sent_pairs(self._engine, chunk.encoded):
+                    # If the engine is another process, it has begun, and what follows is done beside its work.
+                    adding = beside.submit(self._add, counted)
+                    if chunk.done < total:
+                        coming = self._encode(chunk.done)
+                    taken = take_pairs(self._engine, self._shape, chunk.encoded)
                 adding.result()
                 counted = _Counted(chunk, *taken)
                 if self._options.stop_when_stable is not None:
@@ -141,7 +140,8 @@ class DetectionLoop:
         progress, chunk = self._progress, counted.chunk
         numbers = [number for number, _, _ in chunk.encoded]
         progress.add(chunk.done, numbers, counted.selections, counted.tokens, chunk.skipped, chunk.merged)
-        if self._options.stop_when_stable is not None:
+        # A chunk without a pair that counts says nothing about the top.
+        if self._options.stop_when_stable is not None and numbers:
             progress.tops = [*progress.tops[-STABLE_CHUNKS:], self._top(self._options.stop_when_stable)]
         if self._checkpoint is not None:
             progress.save(self._checkpoint)
@@ -151,12 +151,11 @@ class DetectionLoop:
         self._add(counted)
         if self._checkpoint is None or not self._progress.done:
             return
-        self._progress.save(replace(self._checkpoint, every=0.0))
+        self._progress.save(self._checkpoint, now=True)
         self._options.report(f"{self._progress.done} pairs before it are counted and kept in {self._checkpoint.path}")
 
     def _top(self, number: int) -> frozenset[tuple[int, int]]:
-        counts = self._progress.sums.counts(self._shape.layers) if self._progress.sums.examples else None
-        ranked = rank_experts(counts)[:number] if counts is not None else []
+        ranked = rank_experts(self._progress.sums.counts(self._shape.layers))[:number]
         return frozenset((expert.layer, expert.expert) for expert in ranked)
 
     def _stable(self) -> bool:

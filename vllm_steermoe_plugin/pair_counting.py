@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,10 +85,12 @@ def _fitting(span: TokenSpan | PairsError, limit: int, origin: str) -> TokenSpan
     return span
 
 
-def send_pairs(engine: LLM, encoded: Sequence[Encoded]) -> None:
-    """Hand pairs to the engine, each text with its own group. If it is another process, it begins."""
+@contextmanager
+def sent_pairs(engine: LLM, encoded: Sequence[Encoded]) -> Iterator[None]:
+    """Hand pairs to the engine, each text with its own group; see `sent`."""
     texts = _texts(encoded)
-    send(engine, [(text.token_ids, CountedSpans(group, text.ranges)) for group, text in enumerate(texts, start=1)])
+    with sent(engine, [(text.token_ids, CountedSpans(group, text.ranges)) for group, text in enumerate(texts, 1)]):
+        yield
 
 
 def take_pairs(engine: LLM, shape: MoEShape, encoded: Sequence[Encoded]) -> tuple[Any, Any]:
@@ -96,8 +99,8 @@ def take_pairs(engine: LLM, shape: MoEShape, encoded: Sequence[Encoded]) -> tupl
     Raises:
         EngineError: other tokens were counted than these pairs'.
     """
-    engine.wait_for_completion(use_tqdm=False)
     texts = _texts(encoded)
+    engine.wait_for_completion(use_tqdm=False)
     selections, tokens = take_counts(engine, shape.layers)
     expected = [text.tokens for text in texts]
     if tokens[: len(texts)].tolist() != expected or tokens[len(texts) :].any():
@@ -114,8 +117,13 @@ def _texts(encoded: Sequence[Encoded]) -> list[TokenSpan]:
     return [span for _, one, two in encoded for span in (one, two)]
 
 
-def send(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> None:
-    """Hand token ids to the engine, to be counted as told; the one token that vLLM must generate is not counted."""
+@contextmanager
+def sent(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> Iterator[None]:
+    """Hand token ids to the engine, to be counted as told; the one token that vLLM must generate is not counted.
+
+    If the engine is another process, it begins. The block is to wait for it; what an exception or an interruption
+    leaves in the engine is dropped, so that it is not counted by whoever comes next.
+    """
     from vllm import SamplingParams
 
     prompts: list[Any] = [{"prompt_token_ids": list(token_ids)} for token_ids, _ in texts]
@@ -129,4 +137,12 @@ def send(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> No
         )
         for _, counted in texts
     ]
-    engine.enqueue(prompts, params, use_tqdm=False)
+    if not prompts:
+        yield
+        return
+    requests = engine.enqueue(prompts, params, use_tqdm=False)
+    try:
+        yield
+    except BaseException:
+        engine.llm_engine.abort_request(requests, internal=True)
+        raise

@@ -69,25 +69,25 @@ class Progress:
         self,
         done: int,
         numbers: Sequence[int],
-        selections: Counts | None,
-        tokens: Counts | None,
+        selections: Counts,
+        tokens: Counts,
         skipped: Sequence[str],
         merged: int,
     ) -> None:
-        """Add a chunk, after which `done` pairs were looked at; arrays as for `ExampleSums.add`, or None."""
-        if selections is not None and tokens is not None:
+        """Add a chunk, after which `done` pairs were looked at; arrays as for `ExampleSums.add`."""
+        if len(numbers):
             self.sums.add(numbers, selections, tokens)
         self.skipped.extend(skipped)
         self.merged += merged
         self.done = done
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write all of it at once, unless that was done too short a time ago.
+    def save(self, checkpoint: Checkpoint, *, now: bool = False) -> None:
+        """Write all of it at once, unless that was done too short a time ago and is not wanted `now`.
 
         Sums and number of pairs are in one file that replaces the one before, so a kill at any moment
         leaves both of the same moment and nothing is counted twice.
         """
-        if time.monotonic() - self._saved < checkpoint.every:
+        if not now and time.monotonic() - self._saved < checkpoint.every:
             return
         state = {
             "digest": checkpoint.digest,

@@ -170,6 +170,8 @@ def _target(target: str, messages: tuple[ChatMessage, ...], tokenizer: Any, text
     if start < 0:
         raise PairsError(f"{origin}: the span {target!r:.60} is not in the rendered text {text!r:.120}")
     holders = [i for i, message in enumerate(messages) if target in message.content]
+    if messages and not holders:
+        return _across(target, messages, tokenizer, text, origin)
     if not holders or text.count(target) == sum(messages[i].content.count(target) for i in holders):
         return start, start + len(target)
     # The template's own markup, such as an end of turn, holds it too, or leaves one out: the message is to be found.
@@ -184,6 +186,25 @@ def _target(target: str, messages: tuple[ChatMessage, ...], tokenizer: Any, text
             "that holds it, or has the same characters itself; name a longer target"
         )
     return start, start + len(target)
+
+
+def _across(target: str, messages: tuple[ChatMessage, ...], tokenizer: Any, text: str, origin: str) -> tuple[int, int]:
+    """The last occurrence of what no message holds alone, such as an answer with the sign of its end.
+
+    A role's name or a default system prompt is the template's alone, and not what was meant.
+    """
+    written = []
+    for index in range(len(messages)):
+        try:
+            written.append(_written(messages, index, tokenizer, text, origin))
+        except PairsError:
+            continue
+    start = text.rfind(target)
+    while start >= 0:
+        if any(start < high and start + len(target) > low for low, high in written):
+            return start, start + len(target)
+        start = text.rfind(target, 0, start + len(target) - 1)
+    raise PairsError(f"{origin}: the span {target!r:.60} is in no message, only in what the chat template adds")
 
 
 def _within(count: Any, text: str, start: int, shown: str, origin: str) -> tuple[int, int]:

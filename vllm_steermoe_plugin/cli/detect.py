@@ -14,6 +14,7 @@ from vllm_steermoe_plugin.cli.detection_summary import print_summary
 from vllm_steermoe_plugin.cli.inputs import check_writable, json_object
 
 if TYPE_CHECKING:
+    from vllm_steermoe_plugin.pairs import PairSet
     from vllm_steermoe_plugin.recipe import Recipe
 
 _SIDES = ("shown", "not shown")
@@ -76,13 +77,11 @@ def detect(
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
     from vllm_steermoe_plugin.behaviour import Behaviour
     from vllm_steermoe_plugin.checkpoints import resolve_checkpoint, shape_in
-    from vllm_steermoe_plugin.data_rows import pairs_from_hub
     from vllm_steermoe_plugin.detect import detect as run
     from vllm_steermoe_plugin.detection_card import check_described
     from vllm_steermoe_plugin.detection_loop import DetectionOptions
     from vllm_steermoe_plugin.engine import start_engine
     from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
-    from vllm_steermoe_plugin.pairs import read_pairs
     from vllm_steermoe_plugin.recipe import Recipe
     from vllm_steermoe_plugin.recipes import find_recipe
 
@@ -90,8 +89,7 @@ def detect(
     if sum(given is not None for given in (pairs, dataset, recipe)) != 1:
         raise RequestError("give either --pairs FILE or --recipe NAME (or --dataset NAME)")
     kept = checkpoint or out.with_name(out.name + ".partial")
-    check_writable(out)
-    check_writable(kept)
+    _check_files(out, kept, pairs, data_file)
     if out.exists() and not overwrite:
         raise RankingFormatError(f"{out} exists and rankings are immutable; give another name or --overwrite")
     found: Recipe
@@ -106,15 +104,11 @@ def detect(
             raise RequestError(f"--{'pairs' if pairs is not None else 'dataset'} needs --behaviour NAME")
         if data_file is not None:
             raise RequestError("--data-file holds the rows of a --recipe; a file of pairs is given by --pairs")
-        read = (
-            read_pairs(pairs, count=count, skip_bad=skip_bad)
-            if pairs is not None
-            else pairs_from_hub(dataset or "", count=count, skip_bad=skip_bad)
-        )
         numbers = Recommended(
             activate=_ACTIVATE if activate is None else activate,
             deactivate=_DEACTIVATE if deactivate is None else deactivate,
         )
+        read = _read(pairs, dataset or "", count, skip_bad)
         found = Recipe(read.first(limit), Behaviour(behaviour, sides or _SIDES, safety, numbers))
     folder = Path(resolve_checkpoint(model))
     if folder.is_dir():
@@ -141,6 +135,23 @@ def detect(
     kept.unlink(missing_ok=True)
     typer.echo(f"{out}: {described.name}@{version} of {name}, {ranking.card.data.pairs} pairs")
     print_summary(ranking)
+
+
+def _check_files(out: Path, kept: Path, *read: Path | None) -> None:
+    check_writable(out)
+    check_writable(kept)
+    named = [path.resolve() for path in (out, kept, *read) if path is not None]
+    if len(set(named)) < len(named):
+        raise RequestError("--out, --checkpoint and the file that is read must be different files")
+
+
+def _read(pairs: Path | None, dataset: str, count: str | None, skip_bad: bool) -> PairSet:
+    from vllm_steermoe_plugin.data_rows import pairs_from_hub
+    from vllm_steermoe_plugin.pairs import read_pairs
+
+    if pairs is not None:
+        return read_pairs(pairs, count=count, skip_bad=skip_bad)
+    return pairs_from_hub(dataset, count=count, skip_bad=skip_bad)
 
 
 def _name_of(model: str) -> str:
