@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval_tasks.errors import DataError
+from vllm_steermoe_plugin.data_rows import DataError
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt")

@@ -5,10 +5,6 @@ from __future__ import annotations
 from expert_registry.errors import SteerMoEError
 
 
-class DataError(SteerMoEError):
-    """A data set cannot be had, or is not in the form that its task reads."""
-
-
 class ComparisonError(SteerMoEError):
     """Runs do not pair, or a file holds no run."""
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_tasks.data_files import read_text
-from lm_eval_tasks.errors import DataError, JudgeError
+from lm_eval_tasks.errors import JudgeError
+from vllm_steermoe_plugin.data_rows import DataError
 
 Messages = list[dict[str, str]]
 KEY_VARIABLE = "STEERMOE_JUDGE_KEY"

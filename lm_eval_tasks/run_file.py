@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from lm_eval_tasks.data_files import read_text
-from lm_eval_tasks.errors import ComparisonError, DataError
+from lm_eval_tasks.errors import ComparisonError
+from vllm_steermoe_plugin.data_rows import DataError
 
 FORMAT = "steermoe-run"
 MAX_BYTES = 512 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_tasks.data_files import SUFFIXES, Row, find_file, read_rows
-from lm_eval_tasks.errors import DataError
+from vllm_steermoe_plugin.data_rows import DataError, hub_rows
 
 FOLDER_VARIABLE = "STEERMOE_DATA"
 FOLDER_KEY = "steermoe_data"
@@ -128,11 +128,4 @@ def _from_hub(source: str) -> list[Row]:
     give = f"put it into a folder as {files} with the columns {', '.join(spec.columns)} and set {FOLDER_VARIABLE}"
     if spec.hub is None:
         raise DataError(f"{source}: no hub is known to have it; get {spec.where}, {give} to that folder")
-    from datasets import load_dataset
-
-    try:
-        data = load_dataset(**spec.hub)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{source}: {spec.where} cannot be loaded ({reason}); or {give} to that folder") from error
-    return [dict(row) for row in data]
+    return [dict(row) for row in hub_rows(f"{source} ({spec.where})", f"or {give} to that folder", **spec.hub)]

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from expert_registry.errors import RequestError, SteerMoEError
 from lm_eval_tasks.cli.evaluate import evaluate as eval_command
 from lm_eval_tasks.comparison import compare
-from lm_eval_tasks.errors import ComparisonError, DataError
+from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, evaluate, split_profiles, steerings
 from vllm_steermoe_plugin.cli import app
+from vllm_steermoe_plugin.data_rows import DataError
 
 APP = typer.Typer()
 APP.command()(eval_command)

@@ -13,9 +13,9 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_tasks import TASKS
 from lm_eval_tasks.data_files import find_file, read_rows
-from lm_eval_tasks.errors import DataError
 from lm_eval_tasks.safety.documents import read_template
 from lm_eval_tasks.sources import SOURCES, load_rows
+from vllm_steermoe_plugin.data_rows import DataError
 
 DATA = Path(__file__).parent / "eval_data"
 
@@ -169,7 +169,7 @@ def test_without_data_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("STEERMOE_DATA", str(tmp_path))
     with pytest.raises(DataError, match=r"malicious_instruct: no hub.*malicious_instruct\{.*STEERMOE_DATA"):
         load_rows("malicious_instruct")
-    with pytest.raises(DataError, match=r"mctest: sagnikrayc/mctest, .* cannot be loaded"):
+    with pytest.raises(DataError, match=r"cannot load mctest \(sagnikrayc/mctest, .*\): .*; or put it into a folder"):
         load_rows("mctest")
     monkeypatch.setenv("STEERMOE_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="does not exist"):

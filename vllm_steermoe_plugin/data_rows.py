@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,33 @@ def _from_hub(source: DataSource) -> Iterator[tuple[str, Any]]:
         if columns
         else "without the network, give the pairs by --pairs FILE"
     )
+    for number, row in enumerate(
+        hub_rows(f"{source.id}, split {source.split}", way_out, source.id, split=source.split)
+    ):
+        yield f"{source.id}, row {number}", row
+
+
+def hub_rows(name: str, way_out: str, *arguments: Any, **options: Any) -> Iterable[Any]:
+    """What `datasets.load_dataset` loads.
+
+    Args:
+        name: of the data, for errors.
+        way_out: what to do where the hub cannot be reached.
+        arguments, options: go to `load_dataset`.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
     try:
         import datasets
     except ImportError:
-        raise DataError(
-            f"{source.id} is loaded with the package 'datasets', which is not installed; {way_out}"
-        ) from None
+        raise DataError(f"{name} is loaded with the package 'datasets', which is not installed; {way_out}") from None
     try:
-        loaded = datasets.load_dataset(source.id, split=source.split)
+        loaded: Iterable[Any] = datasets.load_dataset(*arguments, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"cannot load {source.id}, split {source.split}: {reason:.300}; {way_out}") from None
-    for number, row in enumerate(loaded):
-        yield f"{source.id}, row {number}", row
+        raise DataError(f"cannot load {name}: {reason:.300}; {way_out}") from None
+    return loaded
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,8 +141,7 @@ def sent(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> It
         yield
         return
     requests = engine.enqueue(prompts, params, use_tqdm=False)
-    try:
+    with ExitStack() as leaving:
+        leaving.callback(engine.llm_engine.abort_request, requests, internal=True)
         yield
-    except BaseException:
-        engine.llm_engine.abort_request(requests, internal=True)
-        raise
+        leaving.pop_all()

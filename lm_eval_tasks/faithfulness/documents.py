@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset
 
 from lm_eval_tasks.data_files import Row
-from lm_eval_tasks.errors import DataError
 from lm_eval_tasks.sources import load_rows
+from vllm_steermoe_plugin.data_rows import DataError
 
 LETTERS = "ABCDEFGHIJ"
 _EXPERT = (
