@@ -1,4 +1,7 @@
-"""On a GPU: what `make gpu-check` checks, without the times. Skipped, and counted, elsewhere."""
+"""On a GPU: what `make gpu-check` checks, without the times. Skipped, and counted, elsewhere.
+
+Needs pytest, torch and Triton; the last test but one also pydantic.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,7 @@ import torch
 
 from benchmarks.gpu import graphs, memory
 from benchmarks.gpu.correctness import Case, all_cases, all_counts, check_count, check_rewrite
-from expert_registry import MoEShape
 from vllm_steermoe_plugin.ops import count_, rewrite_
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
 
 pytestmark = pytest.mark.gpu
 
@@ -48,7 +48,11 @@ def test_buffers_take_what_is_counted(device: torch.device) -> None:
 
 
 def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> None:
+    pytest.importorskip("pydantic")
     from benchmarks.gpu.warmed_up import compiled_kernels
+    from expert_registry import MoEShape
+    from vllm_steermoe_plugin.profile import SteeringProfile
+    from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
 
     shape = MoEShape("Qwen3MoeForCausalLM", (0, 1), 96, 4)
     state = SteeringState(shape, shape.layers, max_requests=4, max_tokens=2048, count_groups=2, device=device)

@@ -27,7 +27,7 @@ from benchmarks.gpu.parts import run_checks
 from benchmarks.gpu.records import Record, append, read
 from benchmarks.gpu.reference import expected, fault
 from benchmarks.gpu.report import Report, make_report, write_report
-from benchmarks.gpu.rows import HostTime, Row, TileTime
+from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
 from benchmarks.gpu.serve_report import ServeReport, Speed
 from vllm_steermoe_plugin.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
 from vllm_steermoe_plugin.ops import count_, rewrite_
@@ -208,6 +208,7 @@ def report(*, fault: str | None = None, missing: Sequence[str] = (), **changed: 
         tile,
     ]
     records += [replace(tile, rows=8, warps=2, chosen=False, steered=1.5), HostTime("other slots", 64, 20.0)]
+    records += [ColdTime("M", 64, 2.25, 3.25), replace(row(1), model="OLMoE-1B-7B")]
     return make_report(MACHINE, records, missing)
 
 
@@ -217,9 +218,10 @@ def test_a_report_passes_only_if_all_was_checked_right_and_fast_enough(tmp_path:
     assert not replace(report(), outcomes=[]).passed and not replace(report(), rows=[]).passed
     text = write_report(report(fault="wrong", idle=99.0, missing=["tiles"]), tmp_path / "new")
     assert "FAILED one: wrong" in text and "NOT MET: idle, M, T=1" in text and "| M | 8192 |" in text
-    assert "0 of 1 checks passed; 2 of 3 goals met" in text and "NOT RUN: tiles." in text
+    assert "0 of 1 checks passed; 4 of 5 goals met" in text and "NOT RUN: tiles." in text
     assert "| 8 | 64 | bfloat16 | 16 x 1 | 2.00 | 1.00 | 8 x 2 | 1.50 | 1.00 |" in text
-    assert "| other slots | 64 | 20 |" in text
+    assert "| other slots | 64 | 20 |" in text and "| M | 64 | 2.25 | 3.25 |" in text
+    assert "| OLMoE-1B-7B | 1 | bfloat16 | 56 | 72 |" in text
     document = json.loads((tmp_path / "new" / "nvidia-test-9-2026-01-02.json").read_text())
     assert document["passed"] is False and document["microseconds_per_layer"][0]["idle"] == 99.0
     assert (tmp_path / "new" / "nvidia-test-9-2026-01-02.md").read_text() == text
@@ -229,6 +231,7 @@ def test_records_come_back_and_a_line_that_was_cut_off_does_not(tmp_path: Path) 
     path = tmp_path / "records.jsonl"
     assert read(path) == []
     records: list[Record] = [row(1), Outcome("one", "two\nlines"), Footprint("M", 1, 2, 3), HostTime("a step", 1, 2.0)]
+    records.append(ColdTime("M", 1, 2.0, 3.0))
     for record in records:
         append(path, record)
     with path.open("a") as file:

@@ -1,4 +1,4 @@
-"""What a step costs the host that prepares it. Needs a GPU."""
+"""What a step costs the host: preparing it, and launching what no CUDA graph holds. Needs a GPU."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.gpu.rows import HostTime
+from vllm_steermoe_plugin.ops import rewrite_
 from vllm_steermoe_plugin.step_buffers import StepBuffers, Table
 
 SLOTS, LAYERS, EXPERTS, TOKENS = 257, 48, 128, 8192
+LAUNCHED = f"{LAYERS} launches, not captured"
 _REPEATS = 200
 
 
 def measure(device: torch.device) -> Iterator[HostTime]:
-    """Steps like the one before, with other slots, and with a new profile too."""
+    """Steps like the one before, with other slots, with a new profile too; and the launches of a step."""
     buffers = StepBuffers(SLOTS, LAYERS, EXPERTS, TOKENS, counting=False, device=device)
     chance = np.random.default_rng(0)
     table = chance.integers(-1, 2, (LAYERS, EXPERTS)).astype(np.int8)
+    active = torch.ones(LAYERS, dtype=torch.bool, device=device)
     for tokens in (1, 64, TOKENS):
         slots = [chance.integers(1, SLOTS, tokens).astype(np.int32) for _ in range(2)]
         nothing = np.zeros(tokens, dtype=np.int32)
@@ -39,6 +42,17 @@ def measure(device: torch.device) -> Iterator[HostTime]:
             yield HostTime(
                 name, tokens, _median(partial(step, slots=arguments[0], tables=arguments[1], nothing=nothing))
             )
+        buffers.write(slots[0], nothing, [])
+        yield HostTime(LAUNCHED, tokens, _median(partial(_launch, _logits(device, tokens), buffers, active)))
+
+
+def _logits(device: torch.device, tokens: int) -> torch.Tensor:
+    return torch.randn((tokens, EXPERTS), device=device).bfloat16()
+
+
+def _launch(logits: torch.Tensor, buffers: StepBuffers, active: torch.Tensor, index: int) -> None:
+    for row in range(LAYERS):
+        rewrite_(logits, buffers.rules, buffers.token_slots, active, row)
 
 
 def _median(step: Callable[[int], None]) -> float:

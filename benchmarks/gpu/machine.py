@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-_HERE = Path(__file__).parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_MEASURED = ("vllm_steermoe_plugin/kernels/*.py", "vllm_steermoe_plugin/*.py", "benchmarks/gpu/*.py")
 
 
 def describe() -> dict[str, str]:
@@ -23,13 +25,28 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "commit": _output("git", "-C", str(_HERE), "describe", "--always", "--dirty"),
+        "commit": _output("git", "-C", str(_ROOT), "describe", "--always", "--dirty"),
+        "source": _source(),
     }
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         facts["gpu"] = f"{gpu.name} ({gpu.multi_processor_count} multiprocessors, {gpu.total_memory >> 30} GiB)"
         facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return facts
+
+
+def clock_rate() -> str:
+    """Of the multiprocessors, now: such as `1980 MHz`."""
+    return _output("nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader")
+
+
+def _source() -> str:
+    """Of what is measured and what measures, the sha256: a copy of the tree may be no repository, or changed."""
+    digest = hashlib.sha256()
+    for pattern in _MEASURED:
+        for path in sorted(_ROOT.glob(pattern)):
+            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def _version(package: str) -> str:

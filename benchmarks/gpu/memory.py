@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ class Footprint:
 def measure(device: torch.device) -> Iterator[Footprint]:
     """All six models, for `REQUESTS` and `TOKENS`, when nothing can be counted."""
     for model in MODELS:
+        # What others left for the garbage collector must not go while this is measured.
+        gc.collect()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated(device)
         buffers = StepBuffers(REQUESTS + 1, model.layers, model.experts, TOKENS, counting=False, device=device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -28,40 +29,33 @@ def candidates(experts: int, tokens: int) -> Iterator[Tile]:
                 yield tile
 
 
-def measure(device: torch.device) -> Iterator[TileTime]:
-    """By how much each matters: the largest steps first."""
-    for tokens in STEPS:
-        for experts in EXPERTS:
-            for dtype in (torch.bfloat16, torch.float32):
-                yield from _measure_one(device, experts, tokens, dtype)
+def all_rows(device: torch.device) -> Iterator[tuple[str, Callable[[], TileTime]]]:
+    """By how much each matters: the largest steps first; by name."""
+    for tokens, experts, dtype in itertools.product(STEPS, EXPERTS, (torch.bfloat16, torch.float32)):
+        for tile in candidates(experts, tokens):
+            yield f"{tile}, T={tokens}, {dtype}", partial(_measure_one, device, experts, tokens, dtype, tile)
 
 
-def _measure_one(device: torch.device, experts: int, tokens: int, dtype: torch.dtype) -> Iterator[TileTime]:
+def _measure_one(device: torch.device, experts: int, tokens: int, dtype: torch.dtype, tile: Tile) -> TileTime:
     generator = torch.Generator(device).manual_seed(7)
     logits = timing.make_logits(device, tokens, experts, dtype, LAYERS, generator)
     rules = torch.randint(-1, 2, (SLOTS, LAYERS, experts), generator=generator, device=device).to(torch.int8)
     steered = torch.randint(1, SLOTS, (tokens,), generator=generator, device=device, dtype=torch.int32)
     nobody = torch.zeros_like(steered)
-    chosen = choose_tile(experts, tokens)
-    for tile in candidates(experts, tokens):
 
-        def rewrite(index: int, slots: torch.Tensor, tile: Tile) -> None:
-            launch(logits[index % len(logits)], rules, slots, index % LAYERS, tile)
+    def rewrite(index: int, slots: torch.Tensor) -> None:
+        launch(logits[index % len(logits)], rules, slots, index % LAYERS, tile)
 
-        times = timing.times_of(
-            {
-                "steered": partial(rewrite, slots=steered, tile=tile),
-                "idle": partial(rewrite, slots=nobody, tile=tile),
-            },
-            replays=10,
-        )
-        yield TileTime(
-            experts,
-            tokens,
-            str(dtype).removeprefix("torch."),
-            tile.tokens,
-            tile.warps,
-            tile == chosen,
-            steered=times["steered"].median,
-            idle=times["idle"].median,
-        )
+    times = timing.times_of(
+        {"steered": partial(rewrite, slots=steered), "idle": partial(rewrite, slots=nobody)}, replays=10
+    )
+    return TileTime(
+        experts,
+        tokens,
+        str(dtype).removeprefix("torch."),
+        tile.tokens,
+        tile.warps,
+        tile == choose_tile(experts, tokens),
+        steered=times["steered"].median,
+        idle=times["idle"].median,
+    )

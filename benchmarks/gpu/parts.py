@@ -14,6 +14,8 @@ import torch
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.records import Record
 
+_TOGETHER = 15
+"""Cases in a row that a share takes: those of one model and dtype."""
 _GIVE_UP = 20
 """Failed checks after which a part ends: a spoilt CUDA context fails all that follow."""
 
@@ -25,7 +27,7 @@ class Part:
     Attributes:
         name: as on the command line.
         seconds: it may take at most.
-        run: gives its records on a device; the share `(i, n)` is every n-th case from the i-th on.
+        run: gives its records on a device; the share `(i, n)` is every n-th group of cases from the i-th on.
         shares: processes that share its cases.
     """
 
@@ -35,7 +37,7 @@ class Part:
     shares: int = 1
 
 
-def attempt(name: str, check: Callable[[], Outcome]) -> Outcome:
+def attempt(name: str, check: Callable[[], Record]) -> Record:
     """What `check` finds; if it raises, that is its fault."""
     try:
         return check()
@@ -43,13 +45,13 @@ def attempt(name: str, check: Callable[[], Outcome]) -> Outcome:
         return Outcome(name, f"{type(error).__name__}: {str(error)[-1500:]}")
 
 
-def run_checks(checks: Iterable[tuple[str, Callable[[], Outcome]]]) -> Iterator[Outcome]:
-    """The outcome of each named check, until too many have failed."""
+def run_checks(checks: Iterable[tuple[str, Callable[[], Record]]]) -> Iterator[Record]:
+    """What each named check or measurement finds, until too many have failed."""
     failed = 0
     for name, check in checks:
-        outcome = attempt(name, check)
-        yield outcome
-        failed += not outcome.passed
+        found = attempt(name, check)
+        yield found
+        failed += isinstance(found, Outcome) and not found.passed
         if failed == _GIVE_UP:
             yield Outcome("the checks after these", f"{failed} have failed, so no more were made")
             return
@@ -69,7 +71,8 @@ def _correctness(device: torch.device, share: tuple[int, int]) -> Iterator[Recor
             yield f"count {counted}", partial(check_count, count_, device, *counted)
 
     index, number = share
-    yield from run_checks(check for at, check in enumerate(checks()) if at % number == index)
+    # Neighbours need the same kernels, which each process compiles for itself.
+    yield from run_checks(check for at, check in enumerate(checks()) if at // _TOGETHER % number == index)
 
 
 def _graphs(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
@@ -99,13 +102,15 @@ def _host(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
 def _time(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
     from benchmarks.gpu import timing
 
-    yield from timing.measure(device)
+    for record in run_checks(timing.all_rows(device)):
+        yield record
+        torch.cuda.empty_cache()
 
 
 def _tiles(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
     from benchmarks.gpu import other_tiles
 
-    yield from other_tiles.measure(device)
+    yield from run_checks(other_tiles.all_rows(device))
 
 
 PARTS = (

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from benchmarks.gpu.memory import Footprint
 from benchmarks.gpu.outcome import Outcome
-from benchmarks.gpu.rows import HostTime, Row, TileTime
+from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
 
-Record = Outcome | Row | Footprint | HostTime | TileTime
-_KINDS: dict[str, type[Record]] = {kind.__name__: kind for kind in (Outcome, Row, Footprint, HostTime, TileTime)}
+Record = Outcome | Row | ColdTime | Footprint | HostTime | TileTime
+_KINDS: dict[str, type[Record]] = {
+    kind.__name__: kind for kind in (Outcome, Row, ColdTime, Footprint, HostTime, TileTime)
+}
 
 
 def append(path: Path, record: Record) -> None:

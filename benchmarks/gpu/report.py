@@ -10,10 +10,12 @@ from pathlib import Path
 
 from benchmarks.gpu.goals import Goal, judge
 from benchmarks.gpu.memory import Footprint
+from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.records import Record
-from benchmarks.gpu.rows import HostTime, Row, TileTime
+from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
 
+_LAYERS = {model.name: model.layers for model in MODELS}
 _SHOWN = 30
 """Failed checks in the table; the JSON file has all."""
 
@@ -29,6 +31,7 @@ class Report:
     machine: Mapping[str, str]
     outcomes: Sequence[Outcome]
     rows: Sequence[Row]
+    cold: Sequence[ColdTime]
     footprints: Sequence[Footprint]
     host: Sequence[HostTime]
     tiles: Sequence[TileTime]
@@ -57,6 +60,7 @@ class Report:
             "machine": dict(self.machine),
             "checks": [asdict(outcome) for outcome in self.outcomes],
             "microseconds_per_layer": [asdict(row) for row in self.rows],
+            "microseconds_over_an_empty_kernel_from_memory": [asdict(each) for each in self.cold],
             "bytes": [asdict(footprint) for footprint in self.footprints],
             "host_microseconds": [asdict(each) for each in self.host],
             "tiles": [asdict(tile) for tile in self.tiles],
@@ -82,13 +86,25 @@ class Report:
                 "in the column where it is largest):",
                 _table(
                     ("model", "T", "dtype", "empty kernel", "idle", "steered elsewhere", "steered",
-                     "copy of the bytes", "bytes at full bandwidth", "count, none", "count, all", "spread"),
+                     "copy of the bytes", "bytes at full bandwidth", "count, none", "count, all", "spread", "clock"),
                     [
                         (row.model, row.tokens, row.dtype,
                          *(f"{x:.2f}" for x in (row.empty, row.idle, row.elsewhere, row.steered, row.copy,
-                                                row.at_bandwidth, row.count_idle, row.count, row.spread)))
+                                                row.at_bandwidth, row.count_idle, row.count, row.spread)), row.clock)
                         for row in self.rows
                     ],
+                ),
+                "Microseconds of a step, all layers of the model, over a model without the kernel:",
+                _table(
+                    ("model", "T", "dtype", "idle", "steered"),
+                    [(row.model, row.tokens, row.dtype, f"{layers * row.idle:.0f}", f"{layers * row.steered:.0f}")
+                     for row in self.rows if (layers := _LAYERS.get(row.model))],
+                ),
+                "Microseconds per layer over an empty kernel where slots, rules and logits come from memory (bfloat16; "
+                "not judged):",
+                _table(
+                    ("model", "T", "idle", "steered"),
+                    [(each.model, each.tokens, f"{each.idle:.2f}", f"{each.steered:.2f}") for each in self.cold],
                 ),
                 "MiB of one worker's buffers (256 requests, 8192 tokens in a step):",
                 _table(
@@ -98,7 +114,8 @@ class Report:
                         for each in self.footprints
                     ],
                 ),
-                "Microseconds of the host to prepare a step (48 layers, 128 experts):",
+                "Microseconds of the host for a step (48 layers, 128 experts): preparing it, and launching the rewrite "
+                "in steps that no CUDA graph holds:",
                 _table(
                     ("step", "tokens", "microseconds"),
                     [(each.step, each.tokens, f"{each.microseconds:.0f}") for each in self.host],
@@ -118,6 +135,7 @@ def make_report(machine: Mapping[str, str], records: Sequence[Record], missing: 
         machine,
         [each for each in records if isinstance(each, Outcome)],
         [each for each in records if isinstance(each, Row)],
+        [each for each in records if isinstance(each, ColdTime)],
         [each for each in records if isinstance(each, Footprint)],
         [each for each in records if isinstance(each, HostTime)],
         [each for each in records if isinstance(each, TileTime)],

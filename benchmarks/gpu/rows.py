@@ -23,6 +23,7 @@ class Row:
         count_idle: counting when no token is counted.
         count: counting when every token is.
         spread: range of the middle half of the replays, of the column where it is largest.
+        clock: of the multiprocessors just after, such as `1980 MHz`.
     """
 
     model: str
@@ -38,11 +39,30 @@ class Row:
     count_idle: float
     count: float
     spread: float
+    clock: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class ColdTime:
+    """Microseconds per layer over an empty kernel where slots and rules come from memory.
+
+    Before each launch, more is copied than the cache holds, as a layer's weights pass through it before the same layer
+    comes again in the next step. Logits come from memory too, which a router would have just written.
+
+    Attributes:
+        idle: no token is steered.
+        steered: every token has rules in this layer.
+    """
+
+    model: str
+    tokens: int
+    idle: float
+    steered: float
 
 
 @dataclass(frozen=True, slots=True)
 class HostTime:
-    """Median microseconds of the host to prepare one step of `tokens` tokens."""
+    """Median microseconds of the host for something done once in a step of `tokens` tokens."""
 
     step: str
     tokens: int

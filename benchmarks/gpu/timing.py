@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.gpu import floors
 from benchmarks.gpu.graphs import capture
+from benchmarks.gpu.machine import clock_rate
 from benchmarks.gpu.models import MODELS, Model
-from benchmarks.gpu.rows import STEPS, Row
+from benchmarks.gpu.records import Record
+from benchmarks.gpu.rows import STEPS, ColdTime, Row
 from vllm_steermoe_plugin.ops import count_, rewrite_
 
 DTYPES = (torch.bfloat16, torch.float32)
 LAUNCHES = 192
 REPLAYS = 30
 _WARM_UPS = 3
+_WARM_UP_SECONDS = 0.02
+"""Before each row, since the clock rate sinks while the host prepares it."""
 _PROFILES = 8
 _FAR_MORE_THAN_CACHE = 256 << 20
 """Bytes over which a large step's logits rotate (or `LAUNCHES` buffers, if they are small), so that they come from
 memory; a small step's are in the cache, as they are when a router has just written them."""
 _LARGE = 4096
+COLD_STEPS = (1, 64)
+_MORE_THAN_CACHE = 128 << 20
+"""Bytes that a copy before each launch reads and writes."""
 _BIG_COPY = 1 << 30
 _WAKING = 300
 """Big copies before anything is timed (about 0.2 s): a GPU that was idle runs at a fraction of its clock rate."""
@@ -64,11 +74,14 @@ def times_of(launches: Mapping[str, Callable[[int], None]], replays: int = REPLA
 
     graphs = {name: captured(launch) for name, launch in launches.items()}
     times: dict[str, list[float]] = {name: [] for name in graphs}
-    for turn in range(_WARM_UPS + replays):
+    started, turns = time.monotonic(), 0
+    while turns < _WARM_UPS or time.monotonic() - started < _WARM_UP_SECONDS:
+        for replay in graphs.values():
+            time_once(replay)
+        turns += 1
+    for _ in range(replays):
         for name, replay in graphs.items():
-            taken = time_once(replay) / LAUNCHES
-            if turn >= _WARM_UPS:
-                times[name].append(taken)
+            times[name].append(time_once(replay) / LAUNCHES)
     found = {}
     for name, taken_times in times.items():
         low, middle, high = statistics.quantiles(taken_times, n=4)
@@ -85,15 +98,16 @@ def measure_bandwidth(device: torch.device) -> float:
     return 2 * _BIG_COPY / statistics.median(time_once(lambda: floors.copy(source, target)) for _ in range(REPLAYS))
 
 
-def measure(device: torch.device) -> Iterator[Row]:
-    """All six models, T and dtypes; what goals are judged by comes first."""
+def all_rows(device: torch.device) -> Iterator[tuple[str, Callable[[], Record]]]:
+    """All six models, T and dtypes, by name; what goals are judged by comes first."""
     bandwidth = measure_bandwidth(device)
-    torch.cuda.empty_cache()
     for dtype in DTYPES:
         for tokens in sorted(STEPS, key=lambda step: step == 512):
             for model in MODELS:
-                yield _measure_one(device, model, tokens, dtype, bandwidth)
-                torch.cuda.empty_cache()
+                name = f"time, {model.name}, T={tokens}, {dtype}"
+                yield name, partial(_measure_one, device, model, tokens, dtype, bandwidth)
+    for tokens, model in itertools.product(COLD_STEPS, MODELS):
+        yield f"time, {model.name}, T={tokens}, cold", partial(_measure_cold, device, model, tokens)
 
 
 def make_logits(
@@ -107,31 +121,43 @@ def make_logits(
     ]
 
 
+class _Inputs:
+    """What the rewrite of a model's layers gets: random logits, and rules of some profiles."""
+
+    def __init__(self, device: torch.device, model: Model, tokens: int, dtype: torch.dtype) -> None:
+        self.generator = torch.Generator(device).manual_seed(5)
+        layers, experts = model.layers, model.experts
+        self.logits = make_logits(device, tokens, experts, dtype, layers, self.generator)
+        shape = (_PROFILES + 1, layers, experts)
+        self.rules = torch.randint(-1, 2, shape, generator=self.generator, device=device).to(torch.int8)
+        self.rules[0] = 0
+        self.steered = torch.randint(
+            1, _PROFILES + 1, (tokens,), generator=self.generator, device=device, dtype=torch.int32
+        )
+        self.nobody = torch.zeros_like(self.steered)
+        self.nothing = torch.zeros(1, device=device)
+        self._active = torch.ones(layers, dtype=torch.bool, device=device)
+
+    def rewrite(self, rules: torch.Tensor, slots: torch.Tensor) -> Callable[[int], None]:
+        """The launch of each layer in turn."""
+        logits, active = self.logits, self._active
+        return lambda i: rewrite_(logits[i % len(logits)], rules, slots, active, i % len(active))
+
+
 def _measure_one(device: torch.device, model: Model, tokens: int, dtype: torch.dtype, bandwidth: float) -> Row:
-    generator = torch.Generator(device).manual_seed(5)
+    inputs = _Inputs(device, model, tokens, dtype)
     layers, experts = model.layers, model.experts
-    logits = make_logits(device, tokens, experts, dtype, layers, generator)
+    logits, rules, steered, nobody = inputs.logits, inputs.rules, inputs.steered, inputs.nobody
     targets = [torch.empty_like(each) for each in logits]
-    rules = torch.randint(-1, 2, (_PROFILES + 1, layers, experts), generator=generator, device=device).to(torch.int8)
-    rules[0] = 0
-    elsewhere = torch.zeros_like(rules)
-    steered = torch.randint(1, _PROFILES + 1, (tokens,), generator=generator, device=device, dtype=torch.int32)
-    nobody = torch.zeros_like(steered)
-    active = torch.ones(layers, dtype=torch.bool, device=device)
-    nothing = torch.zeros(1, device=device)
-    ids = torch.rand((tokens, experts), generator=generator, device=device).argsort(-1)[:, : model.top_k].int()
+    ids = torch.rand((tokens, experts), generator=inputs.generator, device=device).argsort(-1)[:, : model.top_k].int()
     counters = torch.zeros((layers, _PROFILES + 1, experts), dtype=torch.int64, device=device)
-
-    def rewrite(rules: torch.Tensor, slots: torch.Tensor) -> Callable[[int], None]:
-        return lambda i: rewrite_(logits[i % len(logits)], rules, slots, active, i % layers)
-
     times = times_of(
         {
-            "empty": lambda _: floors.empty(nothing),
+            "empty": lambda _: floors.empty(inputs.nothing),
             "copy": lambda i: floors.copy(logits[i % len(logits)], targets[i % len(targets)]),
-            "idle": rewrite(rules, nobody),
-            "elsewhere": rewrite(elsewhere, steered),
-            "steered": rewrite(rules, steered),
+            "idle": inputs.rewrite(rules, nobody),
+            "elsewhere": inputs.rewrite(torch.zeros_like(rules), steered),
+            "steered": inputs.rewrite(rules, steered),
             "count_idle": lambda i: count_(ids, counters, nobody, i % layers),
             "count": lambda i: count_(ids, counters, steered, i % layers),
         }
@@ -144,5 +170,28 @@ def _measure_one(device: torch.device, model: Model, tokens: int, dtype: torch.d
         num_bytes=num_bytes,
         at_bandwidth=num_bytes / bandwidth,
         spread=max(timing.spread for timing in times.values()),
+        clock=clock_rate(),
         **{name: timing.median for name, timing in times.items()},
     )
+
+
+def _measure_cold(device: torch.device, model: Model, tokens: int) -> ColdTime:
+    inputs = _Inputs(device, model, tokens, torch.bfloat16)
+    source = torch.zeros(_MORE_THAN_CACHE // 8, device=device)
+    target = torch.empty_like(source)
+
+    def after_a_copy(launch: Callable[[int], None]) -> Callable[[int], None]:
+        def run(index: int) -> None:
+            floors.copy(source, target)
+            launch(index)
+
+        return run
+
+    launches: dict[str, Callable[[int], None]] = {
+        "empty": lambda _: floors.empty(inputs.nothing),
+        "idle": inputs.rewrite(inputs.rules, inputs.nobody),
+        "steered": inputs.rewrite(inputs.rules, inputs.steered),
+    }
+    times = times_of({name: after_a_copy(launch) for name, launch in launches.items()})
+    empty = times["empty"].median
+    return ColdTime(model.name, tokens, times["idle"].median - empty, times["steered"].median - empty)
