@@ -10,6 +10,14 @@ from pathlib import Path
 from expert_registry.errors import RankingFormatError
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder that can be looked at; a name that no path can be is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bounded(path: Path, limit: int, *, head: bool = False, inside: Path | None = None) -> bytes:
     """The bytes of a regular file, of which no more than `limit` are ever read.
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from expert_registry.card import RankingCard
 from expert_registry.errors import RankingFormatError
+from expert_registry.files import is_folder
 from expert_registry.format import SUFFIX, read_bytes, read_card
 
 BUNDLED = Path(__file__).parent / "rankings"
@@ -31,16 +33,31 @@ def model_key(model: str) -> str:
 
 
 def user_folder() -> Path:
-    """Where the user's own rankings live: $STEERMOE_REGISTRY or ~/.local/share/steermoe/rankings."""
+    """Where the user's own rankings live: $STEERMOE_REGISTRY or ~/.local/share/steermoe/rankings.
+
+    Raises:
+        RankingFormatError: neither is known, as in a container whose user has no home folder.
+    """
     named = os.environ.get(USER_FOLDER_VARIABLE)
-    return Path(named) if named else Path.home() / ".local" / "share" / "steermoe" / "rankings"
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".local" / "share" / "steermoe" / "rankings"
+    except RuntimeError:
+        raise RankingFormatError(
+            f"there is no home folder for rankings; set {USER_FOLDER_VARIABLE} to a folder"
+        ) from None
 
 
 def default_folders() -> tuple[Path, ...]:
     """The project's folder if there is one, the user's, and the rankings that ship with the package."""
     # Absolute, so that a later change of the working directory does not swap it.
     project = PROJECT_FOLDER.absolute()
-    return (*((project,) if project.is_dir() else ()), user_folder(), BUNDLED)
+    folders = [project] if is_folder(project) else []
+    # Whoever steers nothing need not have a home.
+    with suppress(RankingFormatError):
+        folders.append(user_folder())
+    return (*folders, BUNDLED)
 
 
 @dataclass(frozen=True, slots=True)

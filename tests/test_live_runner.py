@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.live_runner import check_live_runner, guard_model, lift_guard
+from vllm_steermoe_plugin.runner_state import show_state, state_of
 from vllm_steermoe_plugin.runner_v1 import V1_METHODS, install_v1_hooks
 from vllm_steermoe_plugin.runner_v2 import with_steering
 from vllm_steermoe_plugin.state import SteeringState
@@ -61,6 +62,16 @@ def test_vllms_own_runners_pass() -> None:
     check_live_runner(runner_of(RunnerV1), state, configured_v2=False)
     reporting = object.__new__(with_steering(SomeState, state))
     check_live_runner(runner_of(RunnerV2, model_state=reporting), state, configured_v2=True)
+
+
+def test_the_model_that_was_loaded_last_is_the_one_that_counts() -> None:
+    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    first.steering_state, second.steering_state = new_state(), new_state()
+    runner = runner_of(RunnerV1, model=first)
+    assert state_of(runner) is first.steering_state
+    runner.model = second
+    assert state_of(runner) is first.steering_state, "remembered, for it is asked in every step"
+    assert show_state(runner) is second.steering_state is state_of(runner)
 
 
 @pytest.mark.parametrize("cls", [RunnerV1, RunnerV2])

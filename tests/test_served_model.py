@@ -35,9 +35,9 @@ def test_an_engine_that_generates_has_the_shape_of_its_model() -> None:
     [
         ({"encoders": True}, "runs only its encoders"),
         ({"runner": "pooling"}, "the engine pools"),
-        ({"kv": "ExampleConnector"}, "ExampleConnector may bring in"),
-        ({"kv": "NixlConnector"}, "NixlConnector may bring in"),
-        ({"kv": "MultiConnector"}, "MultiConnector may bring in"),
+        ({"kv": "ExampleConnector"}, "ExampleConnector, as it is configured, may bring in"),
+        ({"kv": "NixlConnector"}, "NixlConnector, as"),
+        ({"kv": "MultiConnector"}, "MultiConnector, as"),
         ({"architectures": ["Llama4ForConditionalGeneration"]}, "sigmoid"),
     ],
 )
@@ -53,6 +53,28 @@ def test_a_kv_connector_that_keeps_steerings_apart_is_no_obstacle(connector: str
     own.kv_transfer_config.kv_connector_module_path = "somebody.elses"
     with pytest.raises(NotSteerable, match=connector):
         served_shape(own)
+
+
+@pytest.mark.parametrize(
+    ("extra", "steerable"),
+    [
+        ({"spec_name": "TieringOffloadingSpec", "secondary_tiers": [{"type": "fs"}, {"type": "obj"}]}, True),
+        ({"spec_name": "CPUOffloadingSpec"}, True),
+        ({"spec_name": "Mine", "spec_module_path": "somebody.elses"}, False),
+        ({"spec_name": "TieringOffloadingSpec", "secondary_tiers": [{"type": "fs"}, {"type": "p2p"}]}, False),
+        ({"spec_name": "TieringOffloadingSpec", "secondary_tiers": [{"type": "kvcr"}]}, False),
+        ({"spec_name": "TieringOffloadingSpec", "secondary_tiers": [{"type": "fs", "module_path": "m"}]}, False),
+        ({"spec_name": "TieringOffloadingSpec", "secondary_tiers": ["fs"]}, False),
+    ],
+)
+def test_what_is_behind_offloading_is_looked_at(extra: dict[str, Any], steerable: bool) -> None:
+    engine = engine_config(kv="OffloadingConnector")
+    engine.kv_transfer_config.kv_connector_extra_config = extra
+    if steerable:
+        assert served_shape(engine) == shape_of(config())
+    else:
+        with pytest.raises(NotSteerable, match="OffloadingConnector, as it is configured"):
+            served_shape(engine)
 
 
 @pytest.mark.parametrize("connector", sorted(SALTED))

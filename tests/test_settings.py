@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,9 +78,14 @@ def test_a_refusal_names_the_behaviour_that_it_is_about() -> None:
         check_policy(parse_request("refusal+digits:reverse"), Settings(), served=True)
 
 
-@pytest.mark.parametrize("config", [None, {}, {"other": 1}, {"steermoe": {}}, object()])
+@pytest.mark.parametrize("config", [None, {}, {"other": 1}, {"steermoe": {}}])
 def test_without_a_section_the_defaults_hold(config: object) -> None:
     assert read_settings(config) == Settings()
+
+
+def test_settings_that_cannot_be_looked_up_are_not_passed_over() -> None:
+    with pytest.raises(PolicyError, match="additional_config is a SimpleNamespace"):
+        read_settings(SimpleNamespace(steermoe={"enabled": False}))
 
 
 def test_a_section_is_read() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from expert_registry.errors import EngineError
+from expert_registry.files import is_folder
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.architectures import shape_of
@@ -56,7 +57,7 @@ def _is_lab(model: str) -> bool:
     return (
         model == lab.NAME
         or path == lab.MODEL_DIR
-        or (path.is_dir() and lab.MODEL_DIR.is_dir() and path.samefile(lab.MODEL_DIR))
+        or (is_folder(path) and is_folder(lab.MODEL_DIR) and path.samefile(lab.MODEL_DIR))
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.runner_state import state_of
+from vllm_steermoe_plugin.runner_state import show_state
 from vllm_steermoe_plugin.runner_v1 import V1_METHODS
 from vllm_steermoe_plugin.runner_v2 import reports_to
 from vllm_steermoe_plugin.selected_ids import count_selections
@@ -102,7 +102,7 @@ def _wrong(runner: str, why: str) -> EngineError:
 def _checked_first(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_kv_cache_spec(self: Any) -> Any:
         runner = self.model_runner
-        model, state = runner.get_model(), state_of(runner)
+        model, state = runner.get_model(), show_state(runner)
         if state is not None:
             check_live_runner(runner, state, configured_v2=self.vllm_config.use_v2_model_runner)
             if state.groups:

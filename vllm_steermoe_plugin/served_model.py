@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from expert_registry.shape import MoEShape
@@ -12,6 +13,27 @@ SALTED = frozenset({"LMCacheMPConnector", "MooncakeStoreConnector", "OffloadingC
 """vLLM's KV connectors that find what they keep by vLLM's block hashes or with the cache salt, and so by the steering
 under which it was computed (but not by what is counted: beside counting, `binding.py` refuses them all). Others go by
 the tokens alone, or take what another engine has computed, under whatever."""
+
+
+_SPECS = frozenset({"CPUOffloadingSpec", "TieringOffloadingSpec"})
+_TIERS = frozenset({"fs", "obj"})
+"""What `OffloadingConnector` may have behind it: vLLM's own, which keep blocks by their hashes. A tier that fetches
+from another engine takes its address from whoever sends the request."""
+
+
+def _is_salted(transfer: Any) -> bool:
+    """Whether a KV connector, as configured, brings in only what was computed under the same steering."""
+    if transfer.kv_connector not in SALTED or transfer.kv_connector_module_path is not None:
+        return False
+    extra = transfer.kv_connector_extra_config or {}
+    tiers = extra.get("secondary_tiers") or []
+    return (
+        extra.get("spec_name", "CPUOffloadingSpec") in _SPECS
+        and extra.get("spec_module_path") is None
+        and all(
+            isinstance(tier, Mapping) and tier.get("type") in _TIERS and not tier.get("module_path") for tier in tiers
+        )
+    )
 
 
 def served_shape(vllm_config: Any) -> MoEShape:
@@ -42,10 +64,10 @@ def served_shape(vllm_config: Any) -> MoEShape:
             "pooling requests carry no steering"
         )
     transfer = vllm_config.kv_transfer_config
-    connector = transfer.kv_connector if transfer is not None else None
-    if connector is not None and (connector not in SALTED or transfer.kv_connector_module_path is not None):
+    if transfer is not None and transfer.kv_connector is not None and not _is_salted(transfer):
         raise NotSteerable(
-            f"this engine cannot be steered: {connector} may bring in a KV cache that was computed under other "
-            f"steering; with vLLM's {', '.join(sorted(SALTED))}, or without a KV connector, it can"
+            f"this engine cannot be steered: {transfer.kv_connector}, as it is configured, may bring in a KV cache "
+            f"that was computed under other steering; with vLLM's {', '.join(sorted(SALTED))}, keeping blocks in memory "
+            "or in files of its own, or without a KV connector, it can"
         )
     return shape_of(model.hf_config, model.architecture)

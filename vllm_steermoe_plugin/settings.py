@@ -53,9 +53,16 @@ def read_settings(additional_config: object) -> Settings:
     """The settings in vLLM's `additional_config`.
 
     Raises:
-        PolicyError: an unknown key or a value of the wrong type, named.
+        PolicyError: an unknown key or a value of the wrong type, named; or no dict at all.
     """
-    section = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
+    if not isinstance(additional_config, Mapping):
+        if additional_config:
+            raise PolicyError(
+                f"additional_config is a {type(additional_config).__name__}, in which {KEY!r} cannot be looked up; "
+                "give a dict"
+            )
+        additional_config = {}
+    section = additional_config.get(KEY, {})
     try:
         return Settings.model_validate(section)
     except ValidationError as error:
