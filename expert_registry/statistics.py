@@ -208,8 +208,11 @@ def clustered_by(ranking: Ranking) -> str:
     return "cluster" if shared else "pair"
 
 
-def cautions(counts: RoutingCounts, clusters: ClusterSummary | None) -> list[str]:
-    """What a reader of the ranking should know before believing it; empty if nothing speaks against it."""
+def cautions(counts: RoutingCounts, clusters: ClusterSummary | None, unit: str = "cluster") -> list[str]:
+    """What a reader of the ranking should know before believing it; empty if nothing speaks against it.
+
+    `unit` is what the clusters are called, see `clustered_by`.
+    """
     n1, n2 = (int(x) for x in counts.tokens)
     found = []
     if max(n1, n2) >= UNEQUAL * min(n1, n2):
@@ -222,18 +225,17 @@ def cautions(counts: RoutingCounts, clusters: ClusterSummary | None) -> list[str
     n, effective = int(clusters.examples[0]), effective_examples(counts, clusters)
     if n < FEW_EXAMPLES:
         found.append(
-            f"only {n} cluster{'s' * (n > 1)} (of one pair, or of pairs that share something): below about "
-            f"{FEW_EXAMPLES}, intervals and tests rest on too little"
+            f"only {n} {unit}{'s' * (n > 1)}: below about {FEW_EXAMPLES}, intervals and tests rest on too little"
         )
     elif effective < FEW_EXAMPLES:
         found.append(
-            f"a few long clusters hold most of the counted tokens: {n} clusters say as much as {effective:.0f} of "
+            f"a few long {unit}s hold most of the counted tokens: {n} {unit}s say as much as {effective:.0f} of "
             "equal length, too few for intervals and tests; even them out"
         )
     certain = int(((standard_errors(counts, clusters) == 0) & (counts.risk_difference() != 0)).sum())
     if certain:
         found.append(
-            f"{certain} experts differ in the same way in every cluster, so their standard error is zero: that says "
-            "that the clusters are alike, not that others would be"
+            f"{certain} experts differ in the same way in every {unit}, so their standard error is zero: that says "
+            f"that the {unit}s are alike, not that others would be"
         )
     return found

@@ -126,8 +126,8 @@ def printed(capsys: pytest.CaptureFixture[str], examples: int, permutations: int
 def test_the_summary_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = printed(capsys, 60, 99)
     assert (
-        "95 % intervals by pair; q: false-discovery rate among all 10 experts; p of 99 permutations, of that expert "
-        "alone and (family-wise) among all"
+        "95 % intervals by pair; q: false-discovery rate among all 10 experts; p of 99 permutations "
+        "(in brackets family-wise, among all)"
     ) in out
     first = out.splitlines()[1]
     assert first.split()[:4] == ["layer", "1", "expert", "0"] and "  p 0.010 (0.010)" in first
@@ -138,7 +138,7 @@ def test_the_summary_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str
 
 def test_few_clusters_are_cautioned_about_and_not_turned_into_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = printed(capsys, 29, 99, pairs=300)
-    assert "independent ones" not in out and "only 29 clusters (" in err
+    assert "independent ones" not in out and "only 29 clusters:" in err
     assert "  p " in out and "[" in out
     out, err = printed(capsys, 30, 99, pairs=300)
     assert "independent ones" in out and "only" not in err
@@ -155,7 +155,7 @@ def test_the_summary_leaves_out_what_is_not_known(capsys: pytest.CaptureFixture[
     out, _ = printed(capsys, 60, 0)
     assert "  p " not in out and "  q " in out
     out, err = printed(capsys, 1, 99)
-    assert "only 1 cluster (" in err and "  q " not in out and "  p " not in out and "halves" not in out
+    assert "only 1 pair:" in err and "  q " not in out and "  p " not in out and "halves" not in out
 
 
 def test_no_interval_of_no_width_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

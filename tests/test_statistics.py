@@ -421,7 +421,7 @@ def test_one_example_has_no_standard_error_and_is_cautioned_about() -> None:
     selections, tokens = routed(12, 1)
     counts, clusters = summed(selections, tokens)
     assert np.isnan(stats.standard_errors(counts, clusters)).all()
-    assert any("only 1 cluster (" in text for text in stats.cautions(counts, clusters))
+    assert any("only 1 cluster:" in text for text in stats.cautions(counts, clusters))
 
 
 def test_sides_of_different_length_are_cautioned_about() -> None:

@@ -17,7 +17,8 @@ _SHOWN = 10
 def print_summary(ranking: Ranking) -> None:
     """The first experts with intervals and tests, how stable they are, and what speaks against them."""
     counts, clusters = ranking.counts, ranking.clusters
-    for text in cautions(counts, clusters):
+    unit = clustered_by(ranking)
+    for text in cautions(counts, clusters, unit):
         typer.echo(f"caution: {text}", err=True)
     if clusters is None:
         return
@@ -28,10 +29,10 @@ def print_summary(ranking: Ranking) -> None:
     certain, drawn = not np.isnan(low).any(), not np.isnan(permuted).any()
     # Files made before there was an adjusted one have only the other.
     family = drawn and not np.isnan(adjusted).any()
-    number, unit = int(clusters.examples[0]), clustered_by(ranking)
+    number = int(clusters.examples[0])
     if certain:
         permutations = f"; p of {int(clusters.permutations[0])} permutations" if drawn else ""
-        both = ", of that expert alone and (family-wise) among all" if family else ""
+        both = " (in brackets family-wise, among all)" if family else ""
         of = f" ({number} of {ranking.card.data.pairs} pairs)" if unit == "cluster" else ""
         typer.echo(
             f"  95 % intervals by {unit}{of}; q: false-discovery rate among all {low.size} experts{permutations}{both}"
