@@ -288,11 +288,12 @@ def test_permutations_equal_a_loop() -> None:
     )
 
 
-def test_family_wise_p_values_equal_a_loop() -> None:
-    selections, tokens = routed(6, 12, effect=1.0)
+@pytest.mark.parametrize("draws", [60, 9, 8, 7, 6, 5])
+def test_family_wise_p_values_equal_a_loop(draws: int) -> None:
+    selections, tokens = routed(draws, 12, effect=1.0)
     selections[:, :, 1, :2] = tokens[:, :, None]
     selections[:, :, 1, 2:] = 0
-    draws, seed = 60, 3
+    seed = 3
     counts, clusters = summed(selections, tokens, draws, seed)
     swaps = np.stack([np.random.default_rng((seed, i)).integers(0, 2, draws + 1, dtype=np.int8) for i in range(12)])
 
