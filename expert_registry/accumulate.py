@@ -14,8 +14,17 @@ from expert_registry.ranking import Counts, RoutingCounts
 
 _EXACT_IN_FLOAT32 = 1 << 24
 _ROWS_AT_ONCE = 64
-_SQUARES = ("squares_1", "squares_2", "with_tokens_1", "with_tokens_2", "products", "with_other_1", "with_other_2")
-_SUMS = (*_SQUARES, "half_1", "half_2")
+_SUMS = (
+    "squares_1",
+    "squares_2",
+    "with_tokens_1",
+    "with_tokens_2",
+    "products",
+    "with_other_1",
+    "with_other_2",
+    "half_1",
+    "half_2",
+)
 _NONE = -1
 """Number of the last cluster before there is one."""
 _ROUNDING = 1e-12
