@@ -1,7 +1,8 @@
-"""The clustering summary of a ranking: what standard errors by example need, beside the counts.
+"""The clustering summary of a ranking: what standard errors by cluster need, beside the counts.
 
-Axes: L MoE layers, E routed experts per layer. An example is one contrastive pair, both sides together;
-A1_i, A2_i are its selections of an expert and N1_i, N2_i its counted tokens.
+Axes: L MoE layers, E routed experts per layer. An example is a cluster of contrastive pairs, both sides together:
+all pairs that share a document or the like, or one pair that shares nothing. A1_i, A2_i are its selections of an
+expert and N1_i, N2_i its counted tokens.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ SUMMARY_AXES = {
     "permutations": 1,
 }
 """Number of axes of each tensor of the summary in a file; there are all of them or none."""
+OPTIONAL_AXES = {"exceeded_by_any": 2}
+"""Of those that a summary may have too."""
 _LENGTHS = {"examples": 1, "token_products": 3, "half_tokens": 2, "permutations": 1}
 _SLACK = 1e-9
 """Relative; products of sums are compared in float64."""
@@ -42,7 +45,7 @@ class ClusterSummary:
     """Sums over examples; all int64.
 
     Attributes:
-        examples: `[1]`, number of examples n.
+        examples: `[1]`, number of examples n: of clusters, not of pairs.
         token_products: `[3]`, sums of N1_i^2, N2_i^2 and N1_i N2_i.
         squares_1, squares_2: `[L, E]`, sums of A1_i^2 and A2_i^2.
         with_tokens_1, with_tokens_2: `[L, E]`, sums of A1_i N1_i and A2_i N2_i.
@@ -53,6 +56,10 @@ class ClusterSummary:
         exceeded: `[L, E]`, in how many of the permutations (sides swapped at random within each example) the
             absolute risk difference was at least the one that was observed.
         permutations: `[1]`, how many were drawn; 0 if none.
+        exceeded_by_any: `[L, E]`, in how many of them the largest difference of this expert and of those that differ
+            less was at least this expert's observed one, each divided by its root mean square over the permutations
+            and the observed labelling; what `statistics.family_wise_p_values` needs. None if none were drawn, and in
+            files made without.
     """
 
     examples: Counts
@@ -69,16 +76,20 @@ class ClusterSummary:
     half_tokens: Counts
     exceeded: Counts
     permutations: Counts
+    exceeded_by_any: Counts | None = None
 
     def tensors(self) -> dict[str, Counts]:
         """By name, as they stand in a file."""
-        return {field.name: np.ascontiguousarray(getattr(self, field.name), dtype=np.int64) for field in fields(self)}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: np.ascontiguousarray(tensor, dtype=np.int64) for name, tensor in found.items() if tensor is not None
+        }
 
     def check(self, counts: RoutingCounts, shape: MoEShape) -> None:
         """Raise RankingFormatError unless this can be the summary of examples that add up to `counts`."""
         expected = (len(shape.layers), shape.num_experts)
         for name, tensor in self.tensors().items():
-            wanted = expected if SUMMARY_AXES[name] == 2 else (_LENGTHS[name],)
+            wanted = (_LENGTHS[name],) if name in _LENGTHS else expected
             if tensor.shape != wanted or tensor.min() < 0:
                 raise RankingFormatError(f"{name} must have shape {list(wanted)} and no negative number")
         n = int(self.examples[0])
@@ -111,6 +122,9 @@ class ClusterSummary:
             sums = half.sum(axis=1)
             _require(_all(sums == shape.top_k * self.half_tokens[side - 1]), f"half_{side} does not add up")
         _require(_all(self.exceeded <= self.permutations[0]), "exceeded is larger than permutations")
+        if self.exceeded_by_any is not None:
+            between = (self.exceeded <= self.exceeded_by_any) & (self.exceeded_by_any <= self.permutations[0])
+            _require(_all(between), "exceeded_by_any is not between exceeded and permutations")
 
 
 def _all(found: NDArray[np.bool_]) -> bool:

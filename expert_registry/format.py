@@ -13,7 +13,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from expert_registry.card import RankingCard
-from expert_registry.clusters import SUMMARY_AXES, ClusterSummary
+from expert_registry.clusters import OPTIONAL_AXES, SUMMARY_AXES, ClusterSummary
 from expert_registry.documents import parse_document
 from expert_registry.errors import ProfileError, RankingFormatError
 from expert_registry.files import read_bounded, write_atomic
@@ -104,7 +104,10 @@ def parse_ranking(data: bytes, name: str) -> Ranking:
         tensors = load_tensors(data)
     except SafetensorError as error:
         raise RankingFormatError(f"{name} is not a safetensors file: {error}") from None
-    axes = _NDIM | SUMMARY_AXES if set(tensors) & set(SUMMARY_AXES) else _NDIM
+    summary: dict[str, int] = {}
+    if set(tensors) & set(SUMMARY_AXES | OPTIONAL_AXES):
+        summary = SUMMARY_AXES | {key: ndim for key, ndim in OPTIONAL_AXES.items() if key in tensors}
+    axes = _NDIM | summary
     if set(tensors) != set(axes):
         raise RankingFormatError(f"{name} holds tensors {sorted(tensors)}; a ranking holds {sorted(axes)}")
     for key, ndim in axes.items():
@@ -114,7 +117,7 @@ def parse_ranking(data: bytes, name: str) -> Ranking:
     if tensors["tokens"].shape != (2,):
         raise RankingFormatError(f"{name}: tokens must have shape [2], got {list(tensors['tokens'].shape)}")
     counts = RoutingCounts(**{key: tensors[key] for key in _NDIM})
-    clusters = ClusterSummary(**{key: tensors[key] for key in SUMMARY_AXES}) if axes is not _NDIM else None
+    clusters = ClusterSummary(**{key: tensors[key] for key in summary}) if summary else None
     ranking = Ranking(counts, card, clusters)
     try:
         counts.check(ranking.shape)

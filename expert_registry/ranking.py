@@ -90,7 +90,7 @@ class Ranking:
     counts: RoutingCounts
     card: RankingCard
     clusters: ClusterSummary | None = None
-    """What standard errors by example need; None in rankings that were made without."""
+    """What standard errors by cluster need; None in rankings that were made without."""
 
     @property
     def shape(self) -> MoEShape:

@@ -1,12 +1,13 @@
-"""How sure a ranking is: standard errors clustered by example, intervals, tests, stability. Plain numpy.
+"""How sure a ranking is: standard errors by cluster, intervals, tests, stability. Plain numpy.
 
 The risk difference is `A1/N1 - A2/N2`, a difference of two ratios of sums over examples. Its variance is the
 usual linearised one of survey statistics (Taylor series; Woodruff, JASA 66, 1971): with p = A/N,
 
     u_i = (A1_i - p1 N1_i) / N1 - (A2_i - p2 N2_i) / N2        var = n / (n - 1) * sum of u_i^2
 
-Tokens of one example are not independent, so the example (both sides of a pair together) is the unit. Intervals and
-p-values go by Student's t with n - 1 degrees of freedom.
+Tokens of one text are not independent, nor are pairs that share a document. The unit, called an example in names, is
+the cluster: all pairs that share something, both sides together, or one pair that shares nothing. n is their number.
+Intervals and p-values go by Student's t with n - 1 degrees of freedom.
 
 Axes: L MoE layers, E routed experts per layer.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expert_registry.clusters import ClusterSummary
-from expert_registry.ranking import RoutingCounts, rank_experts
+from expert_registry.ranking import Ranking, RoutingCounts, rank_experts
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +32,12 @@ UNEQUAL = 1.5
 
 
 def standard_errors(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
-    """Of the risk difference, clustered by example; float64 `[L, E]`, NaN with a single example."""
+    """Of the risk difference, by cluster; float64 `[L, E]`, NaN with a single cluster."""
+    return np.asarray(np.sqrt(_variances(counts, clusters, paired=True)))
+
+
+def _variances(counts: RoutingCounts, clusters: ClusterSummary, *, paired: bool) -> Floats:
+    """Of the risk difference, `[L, E]`; not `paired`: as if the sides came from different clusters."""
     n = int(clusters.examples[0])
     if n < 2:
         return np.full(counts.activations_1.shape, np.nan)
@@ -41,12 +47,14 @@ def standard_errors(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
     a1, a2 = _exact(counts.activations_1), _exact(counts.activations_2)
     own_1 = _exact(clusters.squares_1) * n1**2 - 2 * a1 * n1 * _exact(clusters.with_tokens_1) + a1**2 * t11
     own_2 = _exact(clusters.squares_2) * n2**2 - 2 * a2 * n2 * _exact(clusters.with_tokens_2) + a2**2 * t22
-    both = _exact(clusters.products) * n1 * n2 + a1 * a2 * t12
-    both = both - a2 * n1 * _exact(clusters.with_other_1) - a1 * n2 * _exact(clusters.with_other_2)
-    total = own_1 * n2**4 + own_2 * n1**4 - 2 * both * (n1 * n2) ** 2
-    # A file may hold sums that no examples have.
+    total = own_1 * n2**4 + own_2 * n1**4
+    if paired:
+        both = _exact(clusters.products) * n1 * n2 + a1 * a2 * t12
+        both = both - a2 * n1 * _exact(clusters.with_other_1) - a1 * n2 * _exact(clusters.with_other_2)
+        total = total - 2 * both * (n1 * n2) ** 2
     variance = (total * n / ((n - 1) * (n1 * n2) ** 4)).astype(np.float64)
-    return np.asarray(np.sqrt(np.maximum(variance, 0.0)))
+    # A file may hold sums that no examples have.
+    return np.asarray(np.maximum(variance, 0.0))
 
 
 def _exact(counts: NDArray[np.int64]) -> Any:
@@ -57,7 +65,7 @@ def _exact(counts: NDArray[np.int64]) -> Any:
 def intervals(counts: RoutingCounts, clusters: ClusterSummary, level: float = 0.95) -> tuple[Floats, Floats]:
     """Lower and upper ends of intervals for the risk difference, float64 `[L, E]` within [-1, 1].
 
-    NaN with a single example.
+    NaN with a single cluster.
     """
     # A third of a second to import, and the look-up of rankings needs none of it.
     from scipy.special import stdtrit
@@ -79,24 +87,30 @@ def log_odds(counts: RoutingCounts) -> Floats:
 
 
 def design_effects(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
-    """Variance clustered by example over the variance if tokens were independent (Kish); NaN for experts never or
-    always selected."""
+    """Variance by cluster over the variance if tokens were independent (Kish), float64 `[L, E]`; NaN for experts
+    never or always selected.
+
+    How alike the tokens of one side of a cluster are. That the two sides of a cluster are alike too, which narrows
+    intervals, makes no token more: both variances leave it out.
+    """
     n1, n2 = (float(x) for x in counts.tokens)
     p1, p2 = counts.activations_1 / n1, counts.activations_2 / n2
     naive = p1 * (1 - p1) / n1 + p2 * (1 - p2) / n2
-    clustered = standard_errors(counts, clusters) ** 2
+    clustered = _variances(counts, clusters, paired=False)
     return np.divide(clustered, naive, out=np.full_like(naive, np.nan), where=naive > 0)
 
 
 def effective_tokens(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
-    """How many independent tokens would say as much, `(N1 + N2) / design effect`, float64 `[L, E]`."""
+    """How many independent tokens would say as much, `(N1 + N2) / design effect`, float64 `[L, E]`.
+
+    At most N1 + N2: a design effect below 1 (an expert that is selected evenly, once in each text) is left at 1.
+    """
     effects = design_effects(counts, clusters)
-    whole = float(counts.tokens.sum())
-    return np.divide(whole, effects, out=np.full_like(effects, np.nan), where=effects > 0)
+    return np.asarray(float(counts.tokens.sum()) / np.maximum(effects, 1.0))
 
 
 def effective_examples(counts: RoutingCounts, clusters: ClusterSummary) -> float:
-    """How many examples of equal length would say as much, `N^2 / sum of N_i^2` (Kish), of the side with fewer."""
+    """How many clusters of equal length would say as much, `N^2 / sum of N_i^2` (Kish), of the side with fewer."""
     squares = clusters.token_products[:2].tolist()
     return float(min(n * n / square for n, square in zip(counts.tokens.tolist(), squares, strict=True)))
 
@@ -104,8 +118,8 @@ def effective_examples(counts: RoutingCounts, clusters: ClusterSummary) -> float
 def p_values(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
     """Two-sided, of the risk difference over its standard error, `[L, E]`; 1 where nothing differs.
 
-    None is below 2^(1 - n), the least that swapping the sides of n examples could show: a few examples that happen
-    to be alike have a standard error near zero and prove nothing. NaN with a single example.
+    None is below 2^(1 - n), the least that swapping the sides of n clusters could show: a few clusters that happen
+    to be alike have a standard error near zero and prove nothing. NaN with a single cluster.
     """
     from scipy.special import stdtr
 
@@ -118,30 +132,56 @@ def p_values(counts: RoutingCounts, clusters: ClusterSummary) -> Floats:
 
 
 def permutation_p_values(clusters: ClusterSummary) -> Floats:
-    """`(1 + exceeded) / (1 + permutations)`, `[L, E]`: sides swapped at random within each example.
+    """`(1 + exceeded) / (1 + permutations)`, `[L, E]`: sides swapped at random, all pairs of a cluster at once.
 
-    Counting the observed labelling as one of the draws keeps the test valid at any number of draws. NaN if none
-    were drawn.
+    Of each expert for itself; for all of them see `family_wise_p_values`. Counting the observed labelling as one of
+    the draws keeps the test valid at any number of draws. NaN if none were drawn.
     """
+    return _permutation_p(clusters, clusters.exceeded)
+
+
+def family_wise_p_values(clusters: ClusterSummary) -> Floats:
+    """p-values of the permutation test, adjusted for looking at all experts, `[L, E]`; NaN if there are none.
+
+    Choosing the experts with a value of at most a picks, with a probability of at most a, any whose routing would be
+    the same with the sides swapped. Each permutation's largest difference is what an observed one is held against
+    (step-down maxT: Westfall and Young, Resampling-Based Multiple Testing, 1993; for brain images Nichols and Holmes,
+    Human Brain Mapping 15, 2002). So B permutations can show 1 / (B + 1) among any number of experts, where by
+    Benjamini and Hochberg's rule on `permutation_p_values` one expert alone cannot get below their number over B + 1.
+
+    Each expert's differences are divided by their root mean square over the permutations and the observed
+    labelling, lest the experts that vary most decide alone. As that is the same whichever labelling was observed, it
+    costs the test nothing of its exactness.
+    """
+    if clusters.exceeded_by_any is None:
+        return np.full(clusters.exceeded.shape, np.nan)
+    return _permutation_p(clusters, clusters.exceeded_by_any)
+
+
+def _permutation_p(clusters: ClusterSummary, exceeded: NDArray[np.int64]) -> Floats:
     drawn = int(clusters.permutations[0])
-    return np.where(drawn > 0, (1 + clusters.exceeded) / (1 + drawn), np.nan)
+    return np.where(drawn > 0, (1 + exceeded) / (1 + drawn), np.nan)
 
 
 def false_discovery_rates(p_values: Floats) -> Floats:
     """Benjamini and Hochberg's (1995) adjusted p-values over all experts, in the shape of `p_values`.
 
-    Choosing the experts with a value of at most q keeps the expected share of false ones at q.
+    Choosing the experts with a value of at most q keeps the expected share of false ones at q. Where there is no
+    p-value (NaN) there is no rate, and the others are adjusted among themselves.
     """
-    flat = p_values.reshape(-1)
+    adjusted = np.full_like(p_values, np.nan)
+    known = np.isfinite(p_values)
+    flat = p_values[known]
     order = np.argsort(flat, kind="stable")
     scaled = flat[order] * flat.size / np.arange(1, flat.size + 1)
-    adjusted = np.empty_like(flat)
-    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return adjusted.reshape(p_values.shape)
+    rates = np.empty_like(flat)
+    rates[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    adjusted[known] = rates
+    return adjusted
 
 
 def split_half_overlap(counts: RoutingCounts, clusters: ClusterSummary, top: int) -> float:
-    """Share of the top n that two random halves of the examples have in common; NaN if a half has no tokens."""
+    """Share of the top n that two random halves of the clusters have in common; NaN if a half has no tokens."""
     rest = counts.tokens - clusters.half_tokens
     if not (clusters.half_tokens.all() and rest.all()):
         return math.nan
@@ -162,8 +202,17 @@ def overlap(one: RoutingCounts, other: RoutingCounts, top: int) -> float:
     return len(chosen[0] & chosen[1]) / len(chosen[0]) if chosen[0] else math.nan
 
 
-def cautions(counts: RoutingCounts, clusters: ClusterSummary | None) -> list[str]:
-    """What a reader of the ranking should know before believing it; empty if nothing speaks against it."""
+def clustered_by(ranking: Ranking) -> str:
+    """What the statistics take as independent, in a word: `cluster`, or `pair` where each pair is its own."""
+    shared = ranking.clusters is not None and int(ranking.clusters.examples[0]) < ranking.card.data.pairs
+    return "cluster" if shared else "pair"
+
+
+def cautions(counts: RoutingCounts, clusters: ClusterSummary | None, unit: str = "cluster") -> list[str]:
+    """What a reader of the ranking should know before believing it; empty if nothing speaks against it.
+
+    `unit` is what the clusters are called, see `clustered_by`.
+    """
     n1, n2 = (int(x) for x in counts.tokens)
     found = []
     if max(n1, n2) >= UNEQUAL * min(n1, n2):
@@ -172,21 +221,21 @@ def cautions(counts: RoutingCounts, clusters: ClusterSummary | None) -> list[str
             "position; balance them"
         )
     if clusters is None:
-        return [*found, "there is no clustering summary, so no standard errors by example"]
+        return [*found, "there is no clustering summary, so no standard errors by cluster"]
     n, effective = int(clusters.examples[0]), effective_examples(counts, clusters)
     if n < FEW_EXAMPLES:
         found.append(
-            f"only {n} example{'s' * (n > 1)}: below about {FEW_EXAMPLES}, intervals and tests rest on too little"
+            f"only {n} {unit}{'s' * (n > 1)}: below about {FEW_EXAMPLES}, intervals and tests rest on too little"
         )
     elif effective < FEW_EXAMPLES:
         found.append(
-            f"a few long examples hold most of the counted tokens: {n} examples say as much as {effective:.0f} of "
+            f"a few long {unit}s hold most of the counted tokens: {n} {unit}s say as much as {effective:.0f} of "
             "equal length, too few for intervals and tests; even them out"
         )
     certain = int(((standard_errors(counts, clusters) == 0) & (counts.risk_difference() != 0)).sum())
     if certain:
         found.append(
-            f"{certain} experts differ in the same way in every example, so their standard error is zero: that says "
-            "that the examples are alike, not that others would be"
+            f"{certain} experts differ in the same way in every {unit}, so their standard error is zero: that says "
+            f"that the {unit}s are alike, not that others would be"
         )
     return found

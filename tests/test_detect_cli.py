@@ -113,9 +113,11 @@ def test_a_folder_is_known_by_the_name_that_it_bears(tmp_path: Path) -> None:
         _name_of(str(tmp_path))
 
 
-def printed(capsys: pytest.CaptureFixture[str], examples: int, permutations: int) -> tuple[str, str]:
+def printed(capsys: pytest.CaptureFixture[str], examples: int, permutations: int, pairs: int = 0) -> tuple[str, str]:
     counts, clusters = summed(*routed(4, examples, effect=2.0), permutations=permutations)
-    print_summary(ranking_of(counts, clusters))
+    ranking = ranking_of(counts, clusters)
+    data = ranking.card.data.model_copy(update={"pairs": pairs or examples})
+    print_summary(replace(ranking, card=ranking.card.model_copy(update={"data": data})))
     found = capsys.readouterr()
     assert "nan" not in found.out + found.err
     return found.out, found.err
@@ -123,17 +125,37 @@ def printed(capsys: pytest.CaptureFixture[str], examples: int, permutations: int
 
 def test_the_summary_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = printed(capsys, 60, 99)
-    assert "q: false-discovery rate among all 10 experts; p of 99 permutations" in out
+    assert (
+        "95 % intervals by pair; q: false-discovery rate among all 10 experts; p of 99 permutations "
+        "(in brackets family-wise, among all)"
+    ) in out
     first = out.splitlines()[1]
-    assert first.split()[:4] == ["layer", "1", "expert", "0"] and "  p 0.010" in first
+    assert first.split()[:4] == ["layer", "1", "expert", "0"] and "  p 0.010 (0.010)" in first
     assert "independent ones" in out and "two halves of the pairs share" in out
+    out, _ = printed(capsys, 60, 99, pairs=300)
+    assert "intervals by cluster (60 of 300 pairs); q" in out and "two halves of the clusters share" in out
+
+
+def test_few_clusters_are_cautioned_about_and_not_turned_into_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = printed(capsys, 29, 99, pairs=300)
+    assert "independent ones" not in out and "only 29 clusters:" in err
+    assert "  p " in out and "[" in out
+    out, err = printed(capsys, 30, 99, pairs=300)
+    assert "independent ones" in out and "only" not in err
+
+
+def test_a_ranking_of_before_has_the_p_values_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    counts, clusters = summed(*routed(4, 60, effect=2.0), permutations=99)
+    print_summary(ranking_of(counts, replace(clusters, exceeded_by_any=None)))
+    out = capsys.readouterr().out
+    assert "family-wise" not in out and "  p 0.010\n" in out
 
 
 def test_the_summary_leaves_out_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = printed(capsys, 60, 0)
     assert "  p " not in out and "  q " in out
     out, err = printed(capsys, 1, 99)
-    assert "only 1 example:" in err and "  q " not in out and "  p " not in out and "halves" not in out
+    assert "only 1 pair:" in err and "  q " not in out and "  p " not in out and "halves" not in out
 
 
 def test_no_interval_of_no_width_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

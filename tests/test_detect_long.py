@@ -57,7 +57,7 @@ def test_the_summary_equals_the_slow_reference_pair_by_pair(engine: Any) -> None
     assert ranking.clusters.token_products.tolist() == [
         int(tokens[:, 0] @ tokens[:, 0]), int(tokens[:, 1] @ tokens[:, 1]), int(tokens[:, 0] @ tokens[:, 1])
     ]  # fmt: skip
-    assert any("only 6 examples" in text for text in cautions(ranking.counts, ranking.clusters))
+    assert any("only 6 clusters" in text for text in cautions(ranking.counts, ranking.clusters))
     assert np.isfinite(standard_errors(ranking.counts, ranking.clusters)).all()
 
 
@@ -98,6 +98,51 @@ def test_a_killed_detection_goes_on_and_counts_nothing_twice(
     # Until its ranking is safe, what a detection has counted stays.
     same(whole, detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options))
     assert "22 of 22 pairs are counted" in said[2]
+
+
+def test_pairs_of_a_cluster_are_one_example_in_any_chunk_and_after_a_kill(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = few("digits", 17)
+    # Scattered: 4 clusters of 3 to 5 pairs, some longer than a chunk of 4; the first pair of one cannot be counted.
+    scattered = tuple(replace(pair, cluster=f"c{i * i % 7}") for i, pair in enumerate(pairs.pairs))
+    bad = replace(scattered[1], side_2=replace(scattered[1].side_2, target="not there"))
+    clustered = replace(pairs, pairs=(scattered[0], bad, *scattered[2:]))
+    plain = DetectionOptions(permutations=20, skip_bad=True)
+    options = replace(plain, checkpoint=tmp_path / "progress", checkpoint_every=0.0)
+    take, calls = module.take_counts, 0
+
+    def killed(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (3, 5):
+            raise KeyboardInterrupt
+        return take(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "take_counts", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                detect(engine, lab.NAME, clustered, BEHAVIOUR, options=options)
+        ranking = detect(engine, lab.NAME, clustered, BEHAVIOUR, options=options)
+    same(ranking, detect(engine, lab.NAME, clustered, BEHAVIOUR, options=plain))
+    counted = [pair for pair in scattered if pair is not scattered[1]]
+    names = list(dict.fromkeys(pair.cluster for pair in scattered))
+    assert ranking.clusters is not None and ranking.clusters.examples.tolist() == [len(names)] == [4]
+    assert ranking.card.data.pairs == 16
+    # Each cluster by itself, pair by pair, and their counts as one.
+    squares = np.zeros_like(ranking.counts.activations_1)
+    for name in names:
+        mine = tuple(replace(pair, cluster=None) for pair in counted if pair.cluster == name)
+        alone = detect(
+            engine, lab.NAME, replace(pairs, pairs=mine), BEHAVIOUR, options=DetectionOptions(permutations=0)
+        )
+        squares += alone.counts.activations_1**2
+    np.testing.assert_array_equal(ranking.clusters.squares_1, squares)
+    unclustered = replace(pairs, pairs=tuple(replace(pair, cluster=None) for pair in counted))
+    apart = detect(engine, lab.NAME, unclustered, BEHAVIOUR, options=plain)
+    np.testing.assert_array_equal(apart.counts.activations_1, ranking.counts.activations_1)
+    assert apart.clusters is not None and apart.clusters.examples.tolist() == [16]
 
 
 def test_a_bad_pair_found_late_loses_nothing_that_was_counted(engine: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from planted import planted_ranking
 from test_statistics import ranking_of, routed, summed
 from typer.testing import CliRunner
 
-from expert_registry import ModelRef, Ranking, RoutingCounts, write_ranking
+from expert_registry import DataRef, ModelRef, Ranking, RoutingCounts, write_ranking
 from expert_registry.errors import EngineError, RequestError
 from expert_registry.statistics import overlap
 from vllm_steermoe_plugin import figures
@@ -117,10 +118,13 @@ def test_what_the_sides_are_called_is_no_formula(kind: str, tmp_path: Path) -> N
 def test_intervals_are_drawn_where_they_are_known(drawn: list[Figure]) -> None:
     counts, clusters = summed(*routed(3, 40))
     one = summed(*routed(3, 1))
-    for ranking in (ranking_of(counts, clusters), ranking_of(counts, None), ranking_of(*one)):
+    shared = ranking_of(counts, clusters)
+    shared = replace(shared, card=shared.card.model_copy(update={"data": DataRef(name="made", pairs=200)}))
+    for ranking in (ranking_of(counts, clusters), ranking_of(counts, None), ranking_of(*one), shared):
         figures.draw_experts([ranking], Path("unused"), 4)
     said = [figure.axes[0].get_xlabel() for figure in drawn]
     assert "95 % intervals by pair" in said[0] and "no clustering summary" in said[1] and "from one pair" in said[2]
+    assert "95 % intervals by cluster" in said[3]
     assert len(drawn[0].axes[0].collections) == 1 and not drawn[1].axes[0].collections
     assert len(drawn[0].axes[0].patches) == 4
 

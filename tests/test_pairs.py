@@ -119,6 +119,25 @@ def test_the_first_few_are_named_as_such_and_the_rule_is_said(tmp_path: Path) ->
     assert read_pairs(write(tmp_path, CHAT), count="user").rule.endswith("else all messages of role 'user'")
 
 
+def test_pairs_of_one_cluster_come_together_where_the_first_of_them_stood(tmp_path: Path) -> None:
+    given = ["a", None, 7, "b", "a", None, "7", "a"]
+    lines = [TEXT | ({"cluster": name} if place else {"cluster": "a"}) for place, name in enumerate(given)]
+    pairs = read_pairs(write(tmp_path, *lines))
+    assert [pair.cluster for pair in pairs.pairs] == ["a", None, "7", "b", "a", None, "7", "a"]
+    assert pairs.clusters() == (0, 1, 2, 3, 0, 5, 2, 0)
+    grouped = pairs.grouped()
+    assert [int(pair.origin[-1]) for pair in grouped.pairs] == [1, 5, 8, 2, 3, 7, 4, 6]
+    assert grouped.clusters() == (0, 0, 0, 3, 4, 4, 6, 7) and grouped.grouped() == grouped
+    # The first few are those of the file, whatever comes together.
+    assert [int(pair.origin[-1]) for pair in pairs.first(5).grouped().pairs] == [1, 5, 2, 3, 4]
+    assert (grouped.name, grouped.sha256, grouped.rule) == (pairs.name, pairs.sha256, pairs.rule)
+
+
+def test_without_clusters_the_order_is_the_files_and_each_pair_its_own(tmp_path: Path) -> None:
+    pairs = read_pairs(write(tmp_path, TEXT, CHAT, TEXT | {"cluster": None}, TEXT))
+    assert pairs.grouped() == pairs and pairs.clusters() == (0, 1, 2, 3)
+
+
 def test_pairs_made_in_python_hash_as_the_file_that_they_would_be(tmp_path: Path) -> None:
     made = PairSet.from_messages("pairs.jsonl", [(CHAT["messages_1"], CHAT["messages_2"])] * 2)
     line = json.dumps(CHAT, ensure_ascii=False).encode()
@@ -149,10 +168,15 @@ def test_pairs_made_in_python_hash_as_the_file_that_they_would_be(tmp_path: Path
         (b'{"text_1": "\\ud83d", "text_2": "x"}', "line 2"),
         (b'{"text_1": "a", "text_2": "b", "text_1": "c"}', "text_1 stands twice"),
         (b'{"text_1": NaN, "text_2": "b"}', "text_1"),
+        (TEXT | {"cluster": ""}, "cluster"),
+        (TEXT | {"cluster": True}, "cluster"),
+        (TEXT | {"cluster": 1.5}, "cluster"),
+        (TEXT | {"cluster": [1]}, "cluster"),
+        (b'{"text_1": "a", "text_2": "b", "cluster": ' + b"9" * 5000 + b"}", "line 2"),
         (b"[" * 100_000, "line 2"),
         (b'{"text_1": "' + b"x" * MAX_LINE + b'", "text_2": "x"}', str(MAX_LINE)),
     ],
-    ids=range(23),
+    ids=range(28),
 )
 def test_a_bad_line_is_refused_by_file_line_and_field(tmp_path: Path, line: object, names: str) -> None:
     path = write(tmp_path, TEXT, line, TEXT)

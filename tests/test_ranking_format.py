@@ -348,6 +348,7 @@ def _too_often(tensors: dict[str, np.ndarray]) -> None:
         (_as("layers", np.bool_), "BOOL"),
         (lambda tensors: tensors.pop("layers"), "layers"),
         (_put("activations_3", [1]), "activations_3"),
+        (_put("exceeded_by_any", np.zeros((3, 6))), "a ranking holds .*squares_1"),
     ],
 )
 def test_wrong_tensors_are_refused_by_name(change: Callable[[dict[str, np.ndarray]], None], names: str) -> None:

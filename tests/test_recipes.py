@@ -59,6 +59,24 @@ def test_faithfulness_has_the_document_on_side_one_and_counts_the_question(tmp_p
         assert pair.side_1.target == pair.side_2.target == two.removeprefix("Question: ")
 
 
+def test_questions_about_one_document_are_one_cluster(tmp_path: Path) -> None:
+    rows = [{**row, "context": SQUAD[i // 3]["context"] + " " * (i % 2)} for i, row in enumerate(SQUAD)]
+    recipe = find_recipe("faithfulness", MODEL, data_file=write(tmp_path, rows), limit=30, seed=3)
+    documents: dict[str, set[str | None]] = {}
+    for pair in recipe.pairs.pairs:
+        assert pair.side_1.messages
+        document, _, _ = pair.side_1.messages[0].content.partition(" Question: ")
+        documents.setdefault(document, set()).add(pair.cluster)
+    clusters = [mine for (mine,) in documents.values()]
+    assert None not in clusters and len(set(clusters)) == len(clusters) > 10
+    # Limit and seed still draw questions, not documents: as many documents as may be, and none preferred.
+    assert [pair.origin for pair in recipe.pairs.pairs] == [
+        pair.origin
+        for pair in find_recipe("faithfulness", MODEL, data_file=write(tmp_path, SQUAD), limit=30, seed=3).pairs.pairs
+    ]
+    assert all(pair.cluster is None for pair in find_recipe("digits", MODEL).pairs.pairs)
+
+
 def test_safety_takes_each_unsafe_prompt_once_and_varies_the_refusals(tmp_path: Path) -> None:
     recipe = find_recipe("safety", MODEL, data_file=write(tmp_path, BEAVERTAILS))
     chats = [(pair.side_1.messages, pair.side_2.messages) for pair in recipe.pairs.pairs]
@@ -77,6 +95,7 @@ def test_digits_needs_nothing() -> None:
     chats = [(pair.side_1.messages or (), pair.side_2.messages or ()) for pair in recipe.pairs.pairs]
     answers = [(one[1].content, two[1].content) for one, two in chats]
     assert all(not any(c.isalpha() for c in one) and not any(c.isdigit() for c in two) for one, two in answers)
+    assert "crossed" in find_recipe("digits", MODEL).behaviour.note
     with pytest.raises(DataError, match="takes no --data-file"):
         find_recipe("digits", MODEL, data_file=Path("rows"))
 
@@ -187,6 +206,8 @@ def test_a_data_set_with_the_columns_of_pairs_is_read(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "q", "name": None}, {"role": "assistant", "content": "a", "name": None}]
     (folder / "train.jsonl").write_text(json.dumps({"messages_1": chat, "messages_2": chat[:1] + chat}))
     assert pairs_from_hub(str(folder)).pairs[0].side_1.messages is not None
+    (folder / "train.jsonl").write_text(json.dumps({"text_1": "a", "text_2": "b", "cluster": 3}))
+    assert pairs_from_hub(str(folder)).pairs[0].cluster == "3"
     (folder / "train.jsonl").write_text(json.dumps({"chosen": "a", "rejected": "b"}))
     with pytest.raises(DataError, match=r"row 0 has the columns chosen, rejected; pairs have some of messages_1"):
         pairs_from_hub(str(folder))

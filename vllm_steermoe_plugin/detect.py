@@ -35,6 +35,7 @@ def detect(
 
     Each text is one prompt in vLLM's normal batches; the counted positions are counted on the
     device, from the experts that the router really selected. What is kept of them does not grow with the pairs.
+    Pairs of one cluster are counted one after another, and are one example for the statistics.
 
     Args:
         engine: started with the setting `count_groups`, best `COUNT_GROUPS` (see `start_engine`).
@@ -53,6 +54,7 @@ def detect(
             tokenizer gives no character offsets.
     """
     options = options or DetectionOptions()
+    pairs = pairs.grouped()
     check_described(model_id, behaviour, pairs)
     config = engine.llm_engine.vllm_config.model_config
     shape = shape_of(config.hf_config, config.architecture)
@@ -81,7 +83,7 @@ def detect(
             options.report(f"going on from {checkpoint.path}: {progress.done} of {len(pairs.pairs)} pairs are counted")
     engine.collective_rpc("steermoe_reset_counts")
     stopped = DetectionLoop(engine, shape, pairs, options, progress, checkpoint).run(f"count {behaviour.name}")
-    if not sums.examples:
+    if not sums.pairs:
         raise PairsError(f"{pairs.name}: no pair is left to count; the first bad one: {progress.skipped[0]}")
     counts = sums.counts(shape.layers)
     counts.check(shape)
@@ -89,7 +91,7 @@ def detect(
         ModelRef(id=model_id, revision=revision, architecture=shape.architecture),
         shape,
         behaviour,
-        DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.examples),
+        DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.pairs),
         pairs.rule + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
         _notes(str(config.dtype).rpartition(".")[2], bool(tokenizer.chat_template), progress, pairs, options, stopped),
     )

@@ -84,6 +84,7 @@ class DetectionLoop:
         self._engine = engine
         self._shape = shape
         self._pairs = pairs
+        self._clusters = pairs.clusters()
         self._options = options
         self._progress = progress
         self._checkpoint = checkpoint
@@ -138,7 +139,7 @@ class DetectionLoop:
         if counted is None:
             return
         progress, chunk = self._progress, counted.chunk
-        numbers = [number for number, _, _ in chunk.encoded]
+        numbers = [self._clusters[place] for place, _, _ in chunk.encoded]
         progress.add(chunk.done, numbers, counted.selections, counted.tokens, chunk.skipped, chunk.merged)
         # A chunk without a pair that counts says nothing about the top.
         if self._options.stop_when_stable is not None and numbers:

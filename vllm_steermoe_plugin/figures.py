@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from expert_registry import Ranking, intervals
 from expert_registry.errors import ProfileError, RequestError
+from expert_registry.statistics import clustered_by
 
 _SIDE_1, _SIDE_2, _CHANCE = "#b2182b", "#2166ac", "#777777"
 Curve = NDArray[np.float64]
@@ -170,9 +171,10 @@ def _title(ranking: Ranking) -> str:
 def _intervals_in_words(ranking: Ranking) -> str:
     if ranking.clusters is None:
         return "no intervals: no clustering summary"
+    unit = clustered_by(ranking)
     if int(ranking.clusters.examples[0]) < 2:
-        return "no intervals from one pair"
-    return "95 % intervals by pair; for experts chosen as the first ones too narrow"
+        return f"no intervals from one {unit}"
+    return f"95 % intervals by {unit}; for experts chosen as the first ones too narrow"
 
 
 def _plain(legend: Any) -> None:

@@ -6,6 +6,9 @@ counts (its last occurrence). Instead of a target, `count_1` and `count_2` may s
 `"all"`; a role's name, for every message of that role; `[start, stop]`, characters of the text;
 or `[message, start, stop]`, characters of a message (numbered from 0). With neither, the last
 assistant message counts, or, in plain text, everything.
+
+Pairs that share something that others do not have (several questions about one document) are no independent evidence:
+the same `cluster` (a string or a whole number) says so. A pair without one is its own.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ class _Line(BaseModel):
     target_2: Annotated[str, Field(min_length=1)] | None = None
     count_1: _Count | None = None
     count_2: _Count | None = None
+    cluster: Annotated[int, Field(strict=True)] | Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _both_sides_alike(self) -> Self:
@@ -96,11 +100,15 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class ContrastivePair:
-    """Side 1 shows the behaviour, side 2 does not. `origin` names file and line in errors."""
+    """Side 1 shows the behaviour, side 2 does not. `origin` names file and line in errors.
+
+    Pairs with the same `cluster` (7 and "7" are the same) share something; None for a pair that shares nothing.
+    """
 
     side_1: Side
     side_2: Side
     origin: str
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,23 @@ class PairSet:
         if number is None or number >= len(self.pairs):
             return self
         return replace(self, name=f"{self.name}, first {number} of {len(self.pairs)}", pairs=self.pairs[:number])
+
+    def grouped(self) -> PairSet:
+        """The same with pairs of one cluster next to each other, in the place of the first of them.
+
+        What is counted cluster by cluster needs them so, and what they share is found in the prefix cache.
+        """
+        places = self.clusters()
+        order = sorted(range(len(places)), key=places.__getitem__)
+        return replace(self, pairs=tuple(self.pairs[place] for place in order))
+
+    def clusters(self) -> tuple[int, ...]:
+        """Of each pair the place of the first one of its cluster."""
+        first: dict[str, int] = {}
+        return tuple(
+            place if pair.cluster is None else first.setdefault(pair.cluster, place)
+            for place, pair in enumerate(self.pairs)
+        )
 
 
 def read_pairs(path: Path, *, count: str | None = None, skip_bad: bool = False) -> PairSet:
@@ -226,7 +251,7 @@ def _pair(line: bytes, origin: str, count: str | None) -> ContrastivePair:
         Side(messages, text, target, count if target is None and said is None else said)
         for messages, text, target, said in sides
     )
-    return ContrastivePair(one, two, origin)
+    return ContrastivePair(one, two, origin, None if value.cluster is None else str(value.cluster))
 
 
 def _each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:

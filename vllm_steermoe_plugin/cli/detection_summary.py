@@ -9,6 +9,7 @@ import typer
 
 from expert_registry import Ranking, cautions, intervals
 from expert_registry import statistics as stats
+from expert_registry.statistics import clustered_by
 
 _SHOWN = 10
 
@@ -16,31 +17,40 @@ _SHOWN = 10
 def print_summary(ranking: Ranking) -> None:
     """The first experts with intervals and tests, how stable they are, and what speaks against them."""
     counts, clusters = ranking.counts, ranking.clusters
-    for text in cautions(counts, clusters):
+    unit = clustered_by(ranking)
+    for text in cautions(counts, clusters, unit):
         typer.echo(f"caution: {text}", err=True)
     if clusters is None:
         return
     low, high = intervals(counts, clusters)
     rates = stats.false_discovery_rates(stats.p_values(counts, clusters))
-    permuted = stats.permutation_p_values(clusters)
+    permuted, adjusted = stats.permutation_p_values(clusters), stats.family_wise_p_values(clusters)
     rows = {layer: row for row, layer in enumerate(ranking.shape.layers)}
     certain, drawn = not np.isnan(low).any(), not np.isnan(permuted).any()
+    # Files made before there was an adjusted one have only the other.
+    family = drawn and not np.isnan(adjusted).any()
+    number = int(clusters.examples[0])
     if certain:
         permutations = f"; p of {int(clusters.permutations[0])} permutations" if drawn else ""
-        typer.echo(f"  95 % intervals by pair; q: false-discovery rate among all {low.size} experts{permutations}")
+        both = " (in brackets family-wise, among all)" if family else ""
+        of = f" ({number} of {ranking.card.data.pairs} pairs)" if unit == "cluster" else ""
+        typer.echo(
+            f"  95 % intervals by {unit}{of}; q: false-discovery rate among all {low.size} experts{permutations}{both}"
+        )
     for expert in ranking.experts()[:_SHOWN]:
         at = rows[expert.layer], expert.expert
         typer.echo(
             f"  layer {expert.layer:3d}  expert {expert.expert:3d}  risk difference {expert.risk_difference:+.3f}"
-            + (f"  {_interval(low[at], high[at])}  q {rates[at]:.1e}" if certain else "")
+            + (f"  {_interval(low[at], high[at], unit)}  q {rates[at]:.1e}" if certain else "")
             + (f"  p {permuted[at]:.3f}" if certain and drawn else "")
+            + (f" ({adjusted[at]:.3f})" if certain and family else "")
         )
     if not certain:
         return
     n1, n2 = counts.tokens.tolist()
     first = [(rows[expert.layer], expert.expert) for expert in ranking.experts()[:_SHOWN]]
     effective = [stats.effective_tokens(counts, clusters)[at] for at in first]
-    if not np.isnan(effective).all():
+    if number >= stats.FEW_EXAMPLES and not np.isnan(effective).all():
         typer.echo(
             f"  {n1} + {n2} tokens say of these as much as {np.nanmedian(effective):.0f} independent ones (median)"
         )
@@ -48,8 +58,8 @@ def print_summary(ranking: Ranking) -> None:
     top = max(numbers.activate + numbers.deactivate, 1)
     shared = stats.split_half_overlap(counts, clusters, top)
     if not math.isnan(shared):
-        typer.echo(f"  two halves of the pairs share {shared:.0%} of the top {top}")
+        typer.echo(f"  two halves of the {unit}s share {shared:.0%} of the top {top}")
 
 
-def _interval(low: float, high: float) -> str:
-    return f"[{low:+.3f}, {high:+.3f}]" if low < high else "[alike in all pairs]"
+def _interval(low: float, high: float, unit: str) -> str:
+    return f"[{low:+.3f}, {high:+.3f}]" if low < high else f"[alike in all {unit}s]"
