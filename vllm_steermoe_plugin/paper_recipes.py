@@ -7,15 +7,17 @@ and the sides of `safety` are balanced by tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 from expert_registry import Recommended
+from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.data_rows import DataError, DataSource, text_of
 from vllm_steermoe_plugin.lab.vocabulary import number_word
 from vllm_steermoe_plugin.pairs import PairSet
-from vllm_steermoe_plugin.recipe import Line, Recipe, described
+from vllm_steermoe_plugin.recipe import Draw, Line, Recipe
 from vllm_steermoe_plugin.refusals import refusal
 
 SQUAD = DataSource("rajpurkar/squad", "validation", ("context", "question"), "CC BY-SA 4.0")
@@ -57,34 +59,32 @@ _SEPARATORS = (" ", ", ", "\n")
 _TARGETS = range(3, 41)
 
 
-def faithfulness(model: str, seed: int, limit: int | None, data_file: Path | None) -> Recipe:
+def faithfulness(model: str, draw: Draw) -> Recipe:
     """The same question with (side 1) and without its document; the question's tokens count on both sides.
 
     Questions about one document are one cluster.
     """
 
-    def lines() -> Iterator[tuple[str, Line]]:
-        documents: dict[str, int] = {}
-        for place, row in SQUAD.rows(data_file):
-            context, question = text_of(row, "context", place), text_of(row, "question", place)
-            without = f"Question: {question}"
+    documents: dict[str, int] = {}
+
+    def line(place: str, row: Mapping[str, Any]) -> Line:
+        context, question = text_of(row, "context", place), text_of(row, "question", place)
+        without = f"Question: {question}"
+        return {
+            "messages_1": [{"role": "user", "content": f"Document: {context} {without}"}],
+            "messages_2": [{"role": "user", "content": without}],
             # The question comes last, so its last occurrence is the one that counts on both sides.
-            yield (
-                place,
-                {
-                    "messages_1": [{"role": "user", "content": f"Document: {context} {without}"}],
-                    "messages_2": [{"role": "user", "content": without}],
-                    "target_1": question,
-                    "target_2": question,
-                    "cluster": documents.setdefault(context, len(documents)),
-                },
-            )
+            "target_1": question,
+            "target_2": question,
+            "cluster": documents.setdefault(context, len(documents)),
+        }
 
     return Recipe(
-        _drawn(SQUAD, lines, seed, limit, data_file),
-        described(
+        _drawn(SQUAD, line, draw),
+        Behaviour(
             "faithfulness",
             ("has the document that answers the question", "has only the question"),
+            False,
             _recommended("faithfulness", model),
             SQUAD.license,
             "The question's tokens count, on both sides. Questions about one document are one cluster.",
@@ -92,48 +92,45 @@ def faithfulness(model: str, seed: int, limit: int | None, data_file: Path | Non
     )
 
 
-def safety(model: str, seed: int, limit: int | None, data_file: Path | None) -> Recipe:
+def safety(model: str, draw: Draw) -> Recipe:
     """An unsafe prompt with a refusal (side 1) and with the data set's unsafe answer; each prompt is taken once."""
 
-    def lines() -> Iterator[tuple[str, Line]]:
-        chance = random.Random(seed)
-        seen = set()
-        for place, row in BEAVERTAILS.rows(data_file):
-            if not isinstance(row["is_safe"], bool):
-                raise DataError(f"{place}: is_safe must be true or false, got {row['is_safe']!r:.60}")
-            if row["is_safe"] or not str(row["response"] or "").strip():
-                continue
-            prompt, response = text_of(row, "prompt", place), text_of(row, "response", place)
-            if prompt in seen:
-                continue
-            seen.add(prompt)
-            asked = {"role": "user", "content": prompt}
-            yield (
-                place,
-                {
-                    "messages_1": [asked, {"role": "assistant", "content": refusal(chance)}],
-                    "messages_2": [asked, {"role": "assistant", "content": response}],
-                },
-            )
+    chance = random.Random(draw.seed)
+    seen = set()
+
+    def line(place: str, row: Mapping[str, Any]) -> Line | None:
+        if not isinstance(row["is_safe"], bool):
+            raise DataError(f"{place}: is_safe must be true or false, got {row['is_safe']!r:.60}")
+        if row["is_safe"] or not str(row["response"] or "").strip():
+            return None
+        prompt, response = text_of(row, "prompt", place), text_of(row, "response", place)
+        if prompt in seen:
+            return None
+        seen.add(prompt)
+        asked = {"role": "user", "content": prompt}
+        return {
+            "messages_1": [asked, {"role": "assistant", "content": refusal(chance)}],
+            "messages_2": [asked, {"role": "assistant", "content": response}],
+        }
 
     return Recipe(
-        _drawn(BEAVERTAILS, lines, seed, limit, data_file),
-        described(
+        _drawn(BEAVERTAILS, line, draw),
+        Behaviour(
             "safety",
             ("refuses an unsafe request", "answers an unsafe request"),
+            True,
             _recommended("safety", model),
             BEAVERTAILS.license,
             "The answer's tokens count. Refusals are combined from parts, and each pair's longer answer counts "
             "only as far as the shorter one goes; the paper repeats twelve refusals and counts all.",
-            safety=True,
         ),
         balance=True,
     )
 
 
-def digits(model: str, seed: int, limit: int | None, data_file: Path | None) -> Recipe:
+def digits(model: str, draw: Draw) -> Recipe:
     """The same request to count, answered in digits (side 1) and in words."""
-    if data_file is not None:
+    if draw.data_file is not None:
         raise DataError("recipe 'digits' makes its pairs itself and takes no --data-file")
 
     def lines() -> Iterator[tuple[str, Line]]:
@@ -149,16 +146,16 @@ def digits(model: str, seed: int, limit: int | None, data_file: Path | None) -> 
                 },
             )
 
-    pairs = PairSet.from_rows(f"digits, seed {seed}", _shuffled(list(lines()), seed)).first(limit)
+    pairs = PairSet.from_rows(f"digits, seed {draw.seed}", _shuffled(list(lines()), draw.seed)).first(draw.limit)
     sides = ("counts in digits", "counts in words")
     note = (
         "Each number is asked for in each wording and answered with each separator, so the pairs are crossed and in no "
         "clusters: intervals and tests, which take them as independent, are too sure."
     )
-    return Recipe(pairs, described("digits", sides, _recommended("digits", model), "Apache-2.0", note))
+    return Recipe(pairs, Behaviour("digits", sides, False, _recommended("digits", model), "Apache-2.0", note))
 
 
-PAPER_RECIPES: dict[str, Callable[[str, int, int | None, Path | None], Recipe]] = {
+PAPER_RECIPES: dict[str, Callable[[str, Draw], Recipe]] = {
     "digits": digits,
     "faithfulness": faithfulness,
     "safety": safety,
@@ -170,18 +167,26 @@ def _recommended(behaviour: str, model: str) -> Recommended:
     return Recommended(activate=activate, deactivate=deactivate)
 
 
-def _drawn(
-    source: DataSource,
-    lines: Callable[[], Iterator[tuple[str, Line]]],
-    seed: int,
-    limit: int | None,
-    data_file: Path | None,
-) -> PairSet:
-    whence = f"{source.id}, split {source.split}" if data_file is None else f"{data_file.name}, columns of {source.id}"
-    found = list(lines())
+def _drawn(source: DataSource, line: Callable[[str, Mapping[str, Any]], Line | None], draw: Draw) -> PairSet:
+    """Pairs of the rows of which `line` makes one."""
+    file = draw.data_file
+    whence = f"{source.id}, split {source.split}" if file is None else f"{file.name}, columns of {source.id}"
+    found: list[tuple[str, Line]] = []
+    skipped = []
+    for place, row in source.rows(file):
+        try:
+            made = line(place, row)
+        except DataError as error:
+            if not draw.skip_bad:
+                raise
+            skipped.append(str(error))
+            continue
+        if made is not None:
+            found.append((place, made))
     if not found:
-        raise DataError(f"{whence} holds no row that makes a pair")
-    return PairSet.from_rows(f"{whence}, seed {seed}", _shuffled(found, seed)).first(limit)
+        raise DataError(f"{whence} holds no row that makes a pair" + (f"; the first: {skipped[0]}" if skipped else ""))
+    pairs = PairSet.from_rows(f"{whence}, seed {draw.seed}", _shuffled(found, draw.seed), skip_bad=draw.skip_bad)
+    return replace(pairs, skipped=(*skipped, *pairs.skipped)).first(draw.limit)
 
 
 def _shuffled(lines: list[tuple[str, Line]], seed: int) -> list[tuple[str, Line]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from expert_registry import Recommended
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.pairs import PairSet
 
@@ -21,8 +21,18 @@ class Recipe:
     balance: bool = False
 
 
-def described(
-    name: str, sides: tuple[str, str], recommended: Recommended, license: str, note: str, *, safety: bool = False
-) -> Behaviour:
-    """A behaviour for the card."""
-    return Behaviour(name, sides, safety, recommended, license, note)
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Which pairs of a recipe are taken.
+
+    Attributes:
+        seed: order and choice.
+        limit: at most so many, the first ones in that order.
+        data_file: rows to take instead of the data set's on the hub, with the same columns.
+        skip_bad: leave out rows that make no pair and should, instead of stopping.
+    """
+
+    seed: int = 0
+    limit: int | None = None
+    data_file: Path | None = None
+    skip_bad: bool = False

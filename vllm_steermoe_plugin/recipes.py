@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from expert_registry import Recommended
 from expert_registry.errors import RequestError, one_of
 from vllm_steermoe_plugin import lab
@@ -11,7 +9,7 @@ from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.lab import world
 from vllm_steermoe_plugin.pairs import PairSet
 from vllm_steermoe_plugin.paper_recipes import PAPER_RECIPES
-from vllm_steermoe_plugin.recipe import Recipe
+from vllm_steermoe_plugin.recipe import Draw, Recipe
 
 _LAB_LICENSE = "Apache-2.0"
 _LAB_SIDES = {
@@ -23,31 +21,28 @@ _LAB_NUMBERS = Recommended(activate=6, deactivate=6)
 """Of all three behaviours; chosen on the tuning split, see lab/README.md."""
 
 
-def find_recipe(
-    name: str, model: str, *, seed: int = 0, limit: int | None = None, data_file: Path | None = None
-) -> Recipe:
+def find_recipe(name: str, model: str, draw: Draw | None = None) -> Recipe:
     """A recipe by its name: for steermoe-lab its own three and `safety`, else those of the paper.
 
     Args:
         name: of the recipe.
         model: that will be looked at; the recommended numbers depend on it.
-        seed: order and choice of the pairs.
-        limit: at most so many pairs.
-        data_file: rows to take instead of the data set's on the hub, with the same columns.
+        draw: which of its pairs.
 
     Raises:
         RequestError: an unknown recipe, or a file for one that takes none.
         DataError: the data cannot be had.
     """
+    draw = draw or Draw()
     # The names that the paper has too mean its pairs when the model is another.
     if name in world.BEHAVIOURS and (model == lab.NAME or name not in PAPER_RECIPES):
-        if data_file is not None:
+        if draw.data_file is not None:
             raise RequestError(f"recipe {name!r} of {lab.NAME} takes no --data-file")
-        pairs, described = lab_recipe(model, name, seed)
-        return Recipe(pairs.first(limit), described)
+        pairs, described = lab_recipe(model, name, draw.seed)
+        return Recipe(pairs.first(draw.limit), described)
     if name not in PAPER_RECIPES:
         raise RequestError(one_of(name, {*PAPER_RECIPES, *world.BEHAVIOURS}, "recipe"))
-    return PAPER_RECIPES[name](model, seed, limit, data_file)
+    return PAPER_RECIPES[name](model, draw)
 
 
 def lab_recipe(model: str, behaviour: str, seed: int = 0) -> tuple[PairSet, Behaviour]:

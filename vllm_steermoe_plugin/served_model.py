@@ -67,7 +67,7 @@ def served_shape(vllm_config: Any) -> MoEShape:
     if transfer is not None and transfer.kv_connector is not None and not _is_salted(transfer):
         raise NotSteerable(
             f"this engine cannot be steered: {transfer.kv_connector}, as it is configured, may bring in a KV cache "
-            f"that was computed under other steering; with vLLM's {', '.join(sorted(SALTED))}, keeping blocks in memory "
+            f"that was computed under other steering; with {', '.join(sorted(SALTED))}, keeping blocks in memory "
             "or in files of its own, or without a KV connector, it can"
         )
     return shape_of(model.hf_config, model.architecture)

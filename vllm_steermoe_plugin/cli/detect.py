@@ -82,7 +82,7 @@ def detect(
     from vllm_steermoe_plugin.detection_loop import DetectionOptions
     from vllm_steermoe_plugin.engine import start_engine
     from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
-    from vllm_steermoe_plugin.recipe import Recipe
+    from vllm_steermoe_plugin.recipe import Draw, Recipe
     from vllm_steermoe_plugin.recipes import find_recipe
 
     arguments = json_object(engine_args)
@@ -98,7 +98,7 @@ def detect(
         given = [f"--{name}" for name, value in own.items() if value is not None] + ["--safety"] * safety
         if given:
             raise RequestError(f"recipe {recipe!r} says itself what {', '.join(given)} would; leave that out")
-        found = find_recipe(recipe, model, seed=seed, limit=limit, data_file=data_file)
+        found = find_recipe(recipe, model, Draw(seed, limit, data_file, skip_bad))
     else:
         if behaviour is None:
             raise RequestError(f"--{'pairs' if pairs is not None else 'dataset'} needs --behaviour NAME")
