@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from loopback import Loopback
 from released import LICENSE, MODEL, index_of
+from safetensors.numpy import save
 from test_ranking_format import make_ranking
 from typer.testing import CliRunner, Result
 
 from expert_registry import read_ranking, write_ranking
 from expert_registry.errors import PolicyError, RankingFormatError, RequestError, SteerMoEError, UnknownRankingError
+from expert_registry.format import CARD_KEY
 from expert_registry.registry import publish
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
@@ -59,6 +61,17 @@ def test_list_shows_mine_and_bundled_and_marks_what_is_bad(mine: Path) -> None:
     assert [row["status"][:16] for row in rows[:2]] == ["damaged: " + str(mine)[:7], "withdrawn: noisy"]
     assert {row["model"] for row in rows} >= {lab.NAME, MODEL}
     assert "withdrawn: noisy" in fine("list")
+
+
+def test_a_foreign_card_cannot_write_to_the_terminal(mine: Path) -> None:
+    path = mine / "org--tiny-moe" / "digits" / "v2.safetensors"
+    ranking = read_ranking(path)
+    hostile = json.dumps(ranking.card.model_dump(mode="json") | {"note": "\x1b]0;mine\x07", "source": None})
+    tensors = {name: getattr(ranking.counts, name) for name in ("activations_1", "activations_2", "tokens", "layers")}
+    path.write_bytes(save(tensors, metadata={CARD_KEY: hostile}))
+    assert "control character U+001B" in refused(RankingFormatError, "show", MODEL, "digits@2")
+    assert any("control character U+001B" in row["status"] for row in json.loads(fine("list", "--json")))
+    assert "\x1b]" not in fine("list")
 
 
 def test_list_shows_what_can_be_pulled(mine: Path) -> None:
