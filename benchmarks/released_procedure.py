@@ -53,12 +53,17 @@ def prefill_one(engine: LLM, token_ids: list[int]) -> None:
 
 
 def count_one_at_a_time(
-    engine: LLM, sides: Sequence[Sequence[TokenSpan]], top_k: int, folder: Path
+    engine: LLM, sides: Sequence[Sequence[TokenSpan]], top_k: int, folder: Path, kept_as: str = "float16"
 ) -> tuple[np.ndarray, list[int]]:
-    """Selections int64 `[2, L, E]` and counted tokens of both sides."""
+    """Selections int64 `[2, L, E]` and counted tokens of both sides.
+
+    In half precision, as there, logits that differ little tie; `kept_as` float32 keeps them apart.
+    """
     dump = LogitsDump(engine, folder)
     try:
-        files = [_write_logits(engine, texts, folder, folder / f"side{n}.npz") for n, texts in enumerate(sides)]
+        files = [
+            _write_logits(engine, texts, folder, folder / f"side{n}.npz", kept_as) for n, texts in enumerate(sides)
+        ]
     finally:
         dump.remove()
     counts, tokens = [], []
@@ -69,8 +74,8 @@ def count_one_at_a_time(
     return np.stack(counts), tokens
 
 
-def _write_logits(engine: LLM, texts: Sequence[TokenSpan], folder: Path, file: Path) -> Path:
-    """Run the texts; write the logits `[L, T, E]` of each, float16."""
+def _write_logits(engine: LLM, texts: Sequence[TokenSpan], folder: Path, file: Path, kept_as: str) -> Path:
+    """Run the texts; write the logits `[L, T, E]` of each."""
     kept = []
     for text in texts:
         paths = [folder / f"{layer}.npy" for layer in range(MOST_LAYERS)]
@@ -78,7 +83,7 @@ def _write_logits(engine: LLM, texts: Sequence[TokenSpan], folder: Path, file: P
             if path.exists():
                 path.unlink()
         prefill_one(engine, list(text.token_ids))
-        kept.append(np.stack([np.load(path).astype(np.float16) for path in paths if path.exists()]))
+        kept.append(np.stack([np.load(path).astype(kept_as) for path in paths if path.exists()]))
     np.savez(file, *kept)
     return file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -18,11 +19,25 @@ def _not_none(name: str) -> str:
     return name
 
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufffe\uffff]")
+"""C0 and C1, which a terminal obeys; line separators; what overrides the direction of writing; no characters."""
+
+
+def _printable(text: str) -> str:
+    """Cards come from strangers and are shown on terminals, in logs and in figures."""
+    found = _CONTROL.search(text)
+    if found is not None:
+        raise ValueError(f"holds the control character U+{ord(found[0]):04X}")
+    return text
+
+
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 SLUG = r"[a-z][a-z0-9_-]{0,63}"
 """Names of behaviours and of profiles, as a regular expression."""
 Slug = Annotated[str, Field(pattern=rf"^{SLUG}$"), AfterValidator(_not_none)]
-Text = Annotated[str, Field(max_length=4000)]
+Text = Annotated[str, Field(max_length=4000), AfterValidator(_printable)]
+"""Words on one line, without control characters."""
+_Tool = Annotated[str, Field(max_length=64), AfterValidator(_printable)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Version = Annotated[int, Field(ge=1, le=999_999)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -85,9 +100,7 @@ class RankingCard(Strict):
     recommended: Recommended
     recommended_reverse: Recommended | None = None
     """Numbers for the reversed direction, where they differ."""
-    tools: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=64)]] = Field(
-        default_factory=dict, max_length=32
-    )
+    tools: dict[_Tool, _Tool] = Field(default_factory=dict, max_length=32)
     created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     license: Text
     note: Text = ""

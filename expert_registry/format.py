@@ -23,17 +23,35 @@ SUFFIX = ".safetensors"
 CARD_KEY = "steermoe"
 MAX_BYTES = 64 << 20
 MAX_CARD_BYTES = 1 << 16
+"""Of the whole header: the card and the entries of the tensors."""
+_ENTRIES = 4096
+"""What the entries of the tensors take at most."""
 _NDIM = {"activations_1": 2, "activations_2": 2, "tokens": 1, "layers": 1}
 
 
 def dump_ranking(ranking: Ranking) -> bytes:
-    """The file's bytes; equal rankings give equal bytes."""
+    """The file's bytes; equal rankings give equal bytes.
+
+    Raises:
+        RankingFormatError: the counts are impossible, or no reader would take so long a card.
+    """
     ranking.counts.check(ranking.shape)
     tensors = {name: np.ascontiguousarray(getattr(ranking.counts, name), dtype=np.int64) for name in _NDIM}
     if ranking.clusters is not None:
         ranking.clusters.check(ranking.counts, ranking.shape)
         tensors |= ranking.clusters.tensors()
+    check_card_size(ranking.card)
     return save_tensors(tensors, metadata={CARD_KEY: _card_json(ranking.card)})
+
+
+def check_card_size(card: RankingCard) -> None:
+    """Raise RankingFormatError if a file with this card could not be read again.
+
+    Each of its texts is bounded, but in JSON a character can take fourteen bytes.
+    """
+    size, most = len(json.dumps(_card_json(card))), MAX_CARD_BYTES - _ENTRIES
+    if size > most:
+        raise RankingFormatError(f"the card would take {size} bytes in the file, at most {most} fit; shorten its texts")
 
 
 def _card_json(card: RankingCard) -> str:
@@ -54,7 +72,7 @@ def write_ranking(ranking: Ranking, path: Path, *, overwrite: bool = False) -> N
     """Write a ranking file atomically: a reader sees the whole file or none.
 
     Raises:
-        RankingFormatError: the file exists and `overwrite` is not given, or the counts are impossible.
+        RankingFormatError: the file exists and `overwrite` is not given, or see `dump_ranking`.
     """
     write_bytes(dump_ranking(ranking), path, overwrite=overwrite)
 

@@ -53,7 +53,7 @@ def pull(
         DownloadError, PickleRefusedError, RankingFormatError: see those who raise them.
     """
     _check_accepted(index, items, accept_license)
-    texts = {source: fetch_license(index, source, folder, base_url=base_url) for source in _sources(items)}
+    texts = {source: fetch_license(index, source, folder, base_url=base_url) for source in sources_of(items)}
     stored = []
     for item in items:
         data = _fetch(index, item.source, item.path, item.size, item.sha256, folder, base_url, advance)
@@ -71,19 +71,29 @@ def import_folder(
         DownloadError: a file has the name but not the hash of one of the index.
         PolicyError, PickleRefusedError, RankingFormatError: as for `pull`.
     """
+    items = items_in(index, directory)
+    _check_accepted(index, items, accept_license)
+    texts = {source: license_in(index, source, directory) for source in sources_of(items)}
+    result = []
+    for item in items:
+        data = _read(directory, item.path, item.size, item.sha256)
+        result.append((item, store_converted(convert(index, item, data), texts[item.source], folder)))
+    return result
+
+
+def items_in(index: PullIndex, directory: Path) -> list[Pullable]:
+    """The rankings of the index whose files the user has.
+
+    Raises:
+        UnknownRankingError: there is none.
+    """
     items = [item for item in index.rankings if (directory / Path(item.path).name).exists()]
     if not items:
         raise UnknownRankingError(
             f"{directory} holds no file of the index; it should hold files such as "
             f"{Path(index.rankings[0].path).name if index.rankings else '(the index is empty)'}"
         )
-    _check_accepted(index, items, accept_license)
-    texts = {source: license_in(index, source, directory) for source in _sources(items)}
-    result = []
-    for item in items:
-        data = _read(directory, item.path, item.size, item.sha256)
-        result.append((item, store_converted(convert(index, item, data), texts[item.source], folder)))
-    return result
+    return items
 
 
 def license_in(index: PullIndex, source: str, directory: Path) -> bytes:
@@ -106,18 +116,17 @@ def convert(index: PullIndex, item: Pullable, data: bytes) -> Ranking:
     return Ranking(read_released_table(data, index.models[item.model].shape), index.card(item))
 
 
-def _sources(items: Iterable[Pullable]) -> list[str]:
+def sources_of(items: Iterable[Pullable]) -> list[str]:
+    """The sources of some rankings, each once."""
     return list(dict.fromkeys(item.source for item in items))
 
 
 def _check_accepted(index: PullIndex, items: Sequence[Pullable], accepted: bool) -> None:
     if accepted:
         return
-    source = index.sources[items[0].source]
-    raise PolicyError(
-        f"{source.repository} is under the {source.license.name}: {source.license.summary} "
-        "Nothing was stored. If you accept the licence, say so with --accept-license"
-    )
+    sources = [index.sources[name] for name in sources_of(items)]
+    terms = " ".join(f"{s.repository} is under the {s.license.name}: {s.license.summary}" for s in sources)
+    raise PolicyError(f"{terms} Nothing was stored. If you accept the licence, say so with --accept-license")
 
 
 def _read(directory: Path, path: str, size: int, sha256: str) -> bytes:

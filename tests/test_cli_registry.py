@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 from loopback import Loopback
 from released import LICENSE, MODEL, index_of
+from safetensors.numpy import save
 from test_ranking_format import make_ranking
 from typer.testing import CliRunner, Result
 
 from expert_registry import read_ranking, write_ranking
 from expert_registry.errors import PolicyError, RankingFormatError, RequestError, SteerMoEError, UnknownRankingError
+from expert_registry.format import CARD_KEY
 from expert_registry.registry import publish
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
@@ -59,6 +62,17 @@ def test_list_shows_mine_and_bundled_and_marks_what_is_bad(mine: Path) -> None:
     assert [row["status"][:16] for row in rows[:2]] == ["damaged: " + str(mine)[:7], "withdrawn: noisy"]
     assert {row["model"] for row in rows} >= {lab.NAME, MODEL}
     assert "withdrawn: noisy" in fine("list")
+
+
+def test_a_foreign_card_cannot_write_to_the_terminal(mine: Path) -> None:
+    path = mine / "org--tiny-moe" / "digits" / "v2.safetensors"
+    ranking = read_ranking(path)
+    hostile = json.dumps(ranking.card.model_dump(mode="json") | {"note": "\x1b]0;mine\x07", "source": None})
+    tensors = {name: getattr(ranking.counts, name) for name in ("activations_1", "activations_2", "tokens", "layers")}
+    path.write_bytes(save(tensors, metadata={CARD_KEY: hostile}))
+    assert "control character U+001B" in refused(RankingFormatError, "show", MODEL, "digits@2")
+    assert any("control character U+001B" in row["status"] for row in json.loads(fine("list", "--json")))
+    assert "\x1b]" not in fine("list")
 
 
 def test_list_shows_what_can_be_pulled(mine: Path) -> None:
@@ -169,6 +183,55 @@ def test_pull_shows_the_licence_first_and_publishes_only_when_told(mine: Path) -
     assert not Path("a/org--tiny-moe/safety").exists()
     assert "not yours to publish" in refused(RankingFormatError, "publish", "a", MODEL, "safety")
     assert fine("publish", "a", "--include-converted").count("published") == 1
+
+
+def two_sources(url: str) -> tuple[str, bytes]:
+    """An index whose two rankings have a source and a licence each, and the other licence."""
+    other = b"No use on Sundays.\n"
+    tables = {**TABLES, "faithfulness": (DATA / "released-31-columns.pkl").read_bytes()}
+    index = json.loads(index_of(tables, RANKING, url).model_dump_json())
+    terms = {"name": "Other licence", "summary": "Not on Sundays.", "path": "OTHER", "size": len(other)}
+    terms["sha256"] = hashlib.sha256(other).hexdigest()
+    index["sources"]["other"] = {**index["sources"]["made-up"], "repository": "org/second", "license": terms}
+    index["rankings"][1]["source"] = "other"
+    Path("two.json").write_text(json.dumps(index))
+    return "two.json", other
+
+
+def check_both_licences(done: Result, other: bytes) -> None:
+    assert done.exit_code == 1 and isinstance(done.exception, PolicyError)
+    assert done.stdout.count(LICENSE.decode()) == done.stdout.count(other.decode()) == 1
+    for text, repository in ((LICENSE, "org/release"), (other, "org/second")):
+        assert done.stdout.index(text.decode()) < done.stdout.index(f"{repository} at ")
+    first, second = "org/release is under the Made-up licence: ", "org/second is under the Other licence: "
+    assert first in str(done.exception) and second in str(done.exception)
+
+
+def test_of_two_sources_each_licence_is_shown_and_named(mine: Path) -> None:
+    files = {"/tables/[safety].pkl": TABLES["safety"], "/LICENSE": LICENSE}
+    with Loopback(files) as server:
+        index, other = two_sources(server.url)
+        server.files |= {"/OTHER": other, "/tables/[faithfulness].pkl": (DATA / "released-31-columns.pkl").read_bytes()}
+        check_both_licences(registry("pull", MODEL, "--index", index), other)
+        only_one = registry("pull", MODEL, "faithfulness", "--index", index)
+        assert "org/release" not in only_one.stdout + str(only_one.exception) and other.decode() in only_one.stdout
+        shown = fine("pull", MODEL, "--index", index, "--accept-license")
+        assert "org/second at " in shown and "org/release at " in shown and other.decode() not in shown
+    licences = {text.parent.name: text.read_bytes() for text in (mine / "org--tiny-moe").rglob("LICENSE")}
+    assert licences == {"safety": LICENSE, "faithfulness": other}
+
+
+def test_import_from_two_sources_shows_the_licences_of_the_files_at_hand(mine: Path) -> None:
+    index, other = two_sources("http://127.0.0.1:9/")
+    Path("release").mkdir()
+    Path("release", "[faithfulness].pkl").write_bytes((DATA / "released-31-columns.pkl").read_bytes())
+    Path("release", "OTHER").write_bytes(other)
+    done = registry("import", "release", "--index", index)
+    assert other.decode() in done.stdout and "org/release" not in done.stdout + str(done.exception)
+    Path("release", "[safety].pkl").write_bytes(TABLES["safety"])
+    Path("release", "LICENSE").write_bytes(LICENSE)
+    check_both_licences(registry("import", "release", "--index", index), other)
+    assert fine("import", "release", "--index", index, "--accept-license").count("stored: ") == 2
 
 
 def test_import_shows_the_licence_first(mine: Path) -> None:

@@ -66,7 +66,9 @@ def test_pairs_and_notes_that_no_card_holds_are_refused_before_the_engine_starts
     for some, about, field in (
         (replace(pairs, name="a\udcff.jsonl"), behaviour, "name"),
         (replace(pairs, name="x" * 5000), behaviour, "name"),
+        (replace(pairs, name="two\nlines.jsonl"), behaviour, "name"),
         (pairs, replace(behaviour, note="x" * 3900), "note"),
+        (pairs, replace(behaviour, sides=("🤖" * 2500,) * 2), "what describes digits: the card would take"),
     ):
         with pytest.raises(RequestError, match=f"cannot hold {field}"):
             check_described("a/model", about, some)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from expert_registry import DataRef, ModelRef, Ranking, RankingCard, Recommended, RoutingCounts, SteerMoEError
+from expert_registry.clusters import SUMMARY_AXES
 from expert_registry.errors import RankingFormatError
 from expert_registry.format import (
     CARD_KEY,
@@ -273,6 +274,15 @@ def test_a_header_without_a_card_is_refused(header: object, tmp_path: Path) -> N
         ({"safety": 1}, "safety"),
         ({"note": "x" * 4001}, "note"),
         ({"surprise": 1}, "surprise"),
+        ({"sides": ["\x1b[2J\x1b]0;title\x07", "b"]}, r"sides\.0.*U\+001B"),
+        ({"note": "two\nlines"}, r"note.*U\+000A"),
+        ({"span": "\x00"}, r"span.*U\+0000"),
+        ({"license": "\x9b31m"}, r"license.*U\+009B"),
+        ({"data": {"name": "\u202efdp.exe"}}, r"data\.name.*U\+202E"),
+        ({"model": {"id": "x", "architecture": "A", "revision": "\u2066"}}, r"model\.revision.*U\+2066"),
+        ({"tools": {"a\x7f": ""}}, r"tools.*U\+007F"),
+        ({"tools": {"a": "\r"}}, r"tools.*U\+000D"),
+        ({"note": "\ufffe"}, r"note.*U\+FFFE"),
     ],
 )
 def test_a_wrong_field_of_the_card_is_refused_by_name(changes: dict[str, Any], names: str) -> None:
@@ -280,6 +290,40 @@ def test_a_wrong_field_of_the_card_is_refused_by_name(changes: dict[str, Any], n
     data = save(tensors_of(ranking), metadata={CARD_KEY: card_of(ranking, **changes)})
     with pytest.raises(RankingFormatError, match=names):
         parse_ranking(data, "card")
+
+
+def test_words_of_any_language_stand_in_a_card() -> None:
+    words = "עברית \u200fعربى\u200e, 日本語, e\u0301 é, 👩\u200d👧, a\u00ad\u200bb, \U0001f1ee\U0001f1f1"
+    ranking = make_ranking(sides=(words, words), note=words)
+    assert parse_ranking(dump_ranking(ranking), "it").card.note == words
+
+
+@pytest.mark.parametrize("character", ["x", "é", '"', "\\", "🤖"])
+def test_a_card_that_is_written_can_be_read_again(character: str, tmp_path: Path) -> None:
+    """The lengths of its texts are bounded, but the file's header is too, and escaped a character takes up to 14."""
+    written = []
+    for length in range(0, 4001, 50):
+        texts = (length * character,) * 2
+        ranking = make_ranking(sides=texts, note=texts[0])
+        try:
+            data = dump_ranking(ranking)
+        except RankingFormatError as error:
+            assert "the card would take" in str(error) and "shorten its texts" in str(error)
+            continue
+        assert parse_ranking(data, "it").card.sides == texts
+        written.append(length)
+    assert written == list(range(0, written[-1] + 50, 50)) and written[-1] >= 1400
+    long = make_ranking(sides=("🤖" * 2500,) * 2)
+    with pytest.raises(RankingFormatError, match="the card would take"):
+        write_ranking(long, tmp_path / "a" / "v1.safetensors")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_entries_of_the_tensors_fit_beside_the_longest_card() -> None:
+    """With every tensor that a file can hold, and numbers as long as they get."""
+    names = [*TENSORS, *SUMMARY_AXES]
+    entry = {"dtype": "I64", "shape": [1024, 4096], "data_offsets": [MAX_BYTES, MAX_BYTES]}
+    assert len(json.dumps(dict.fromkeys(names, entry) | {"__metadata__": {CARD_KEY: ""}})) < 4096 - 8
 
 
 def test_a_field_that_is_missing_is_refused_by_name() -> None:

@@ -1,7 +1,9 @@
 """The authors' twelve tables, where a copy of them is at hand: `shared/upstream-rankings` in or beside the project.
 
-What is compiled from them through the registry is compared with a computation of its own: another reader of the
-pickles, the definitions of the paper written as loops, and the authors' numbers from `num_experts.jsonl`.
+Their licence allows noncommercial research only, so they are not in this repository; without a copy these tests are
+skipped, and counted. What is ranked and compiled from them through the registry is compared with a computation of its
+own: another reader of the pickles, the definitions of the paper written as loops, and the authors' numbers from
+`num_experts.jsonl`.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expert_registry import Registry
+from expert_registry import Registry, RoutingCounts, rank_experts
 from expert_registry.errors import PolicyError
 from expert_registry.pull import import_folder
 from expert_registry.pull_index import load_index
 from expert_registry.sharing import LICENSE_FILE
+from expert_registry.statistics import cautions, log_odds
 from vllm_steermoe_plugin.request import parse_request
 from vllm_steermoe_plugin.resolve import resolve
 from vllm_steermoe_plugin.rules import compile_rules
@@ -183,6 +186,42 @@ def test_counts_and_card_are_those_of_the_release(folder: Path, item: Any) -> No
     assert card.source is not None and card.source.sha256 == item.sha256
     assert card.safety == (item.behaviour == "safety") and "Noncommercial" in card.license
     assert (found.entry.path.parent / LICENSE_FILE).read_text().startswith("**ADOBE RESEARCH LICENSE**")
+
+
+def check_order_and_sign(counts: RoutingCounts, columns: dict[str, list[Any]]) -> None:
+    """Our ranking of counts against the rows of a table: the same experts, in the same order, on the same sides."""
+    theirs = list(zip(columns["layer"], columns["expert"], columns["risk_diff"], strict=True))
+    mine = [tuple(entry) for entry in rank_experts(counts)]
+    signed = {(layer, expert): value for layer, expert, value in mine}
+    assert len(mine) == len(theirs) == len(signed) == counts.activations_1.size
+    assert all(signed[layer, expert] == pytest.approx(value, abs=1e-12) for layer, expert, value in theirs)
+    sizes = [abs(value) for *_, value in theirs]
+    for place, ((*found, _), (*wanted, _)) in enumerate(zip(mine, theirs, strict=True)):
+        # Among equals the authors' order is chance; everywhere else there is one right expert for the place.
+        around = [sizes[i] for i in (place - 1, place + 1) if 0 <= i < len(sizes)]
+        if any(abs(size - sizes[place]) < 1e-12 for size in around):
+            assert abs(abs(signed[tuple(found)]) - sizes[place]) < 1e-12, place
+        else:
+            assert found == wanted, place
+
+
+@pytest.mark.parametrize("item", INDEX.rankings, ids=lambda item: f"{item.model} {item.behaviour}")
+def test_our_order_from_their_counts_is_theirs_and_so_are_the_sides(folder: Path, item: Any) -> None:
+    counts = _find(folder)(item).ranking.counts
+    columns = plain_columns(item.model, item.behaviour)
+    check_order_and_sign(counts, columns)
+    assert min(columns["risk_diff"]) < 0 < max(columns["risk_diff"])
+    # Sides that are swapped have the same absolute values.
+    swapped = RoutingCounts(counts.activations_2, counts.activations_1, counts.tokens[::-1], counts.layers)
+    with pytest.raises(AssertionError):
+        check_order_and_sign(swapped, columns)
+
+
+@pytest.mark.parametrize("model", TABLE)
+def test_their_unequal_sides_would_be_cautioned_about(folder: Path, model: str) -> None:
+    counts = Registry((folder,)).find([model], "safety").ranking.counts
+    assert "differ in length" in cautions(counts, None)[0]
+    assert np.isfinite(log_odds(counts)).all()
 
 
 def test_converting_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from expert_registry import DataRef, ModelRef, MoEShape, RankingCard
-from expert_registry.errors import RequestError
+from expert_registry.errors import RankingFormatError, RequestError
+from expert_registry.format import check_card_size
 from vllm_steermoe_plugin.versions import tool_versions
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def check_described(model_id: str, behaviour: Behaviour, pairs: PairSet) -> None
     try:
         data = DataRef(name=pairs.name, sha256=pairs.sha256, pairs=len(pairs.pairs))
         model = ModelRef(id=model_id, architecture="any")
-        detection_card(model, shape, behaviour, data, pairs.rule, [_MOST_NOTES * "x"])
+        check_card_size(detection_card(model, shape, behaviour, data, pairs.rule, [_MOST_NOTES * "x"]))
+    except RankingFormatError as error:
+        raise RequestError(f"a ranking's card cannot hold what describes {behaviour.name}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -8,8 +8,15 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.progress import track as rich_track
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 T = TypeVar("T")
 
@@ -17,17 +24,30 @@ LINE_EVERY = 60.0
 """Seconds between two lines of progress in a log."""
 
 
-def track(items: Sequence[T], description: str) -> Iterator[T]:
-    """Iterate over `items` with a progress bar; where standard error is no terminal, with a line a minute."""
-    console = Console(stderr=True)
+def track(items: Sequence[T], description: str, done: int = 0) -> Iterator[T]:
+    """Iterate over `items` with a progress bar; where standard error is no terminal, with a line a minute.
+
+    `done` items came before these, in an earlier run that this one goes on from; progress starts there.
+    """
+    console, total = Console(stderr=True), done + len(items)
     if console.is_terminal:
-        yield from rich_track(items, description=f"{description:<22}", console=console)
+        columns = (
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(description, total=total, completed=done)
+            for item in items:
+                yield item
+                bar.advance(task)
         return
     said = time.monotonic()
-    for done, item in enumerate(items):
+    for number, item in enumerate(items, start=done):
         if time.monotonic() - said >= LINE_EVERY:
             said = time.monotonic()
-            console.print(f"{description}: {done / len(items):.0%}", markup=False, highlight=False)
+            console.print(f"{description}: {number / total:.0%}", markup=False, highlight=False)
         yield item
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vllm_steermoe_plugin.pairs import ALL, ChatMessage, PairsError, Side
 
 _MARKER = "[[steermoe-answer]]"
+_SPACE = "Ġ"
+"""A space in a token's name, in byte-level vocabularies."""
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -97,9 +100,11 @@ def encode_sides(sides: Sequence[tuple[Side, str]], tokenizer: Any) -> list[Toke
             [text for _, text, _ in some], add_special_tokens=special, return_offsets_mapping=True, verbose=False
         )
         for row, (place, text, spans) in enumerate(some):
-            ranges, merged = _positions(encoding["offset_mapping"][row], spans)
+            ids, offsets = encoding["input_ids"][row], encoding["offset_mapping"][row]
+            whole = partial(_with_spaces, text, ids, offsets, tokenizer)
+            ranges, merged = _positions(offsets, spans, whole)
             if ranges:
-                found[place] = TokenSpan(tuple(encoding["input_ids"][row]), ranges, merged)
+                found[place] = TokenSpan(tuple(ids), ranges, merged)
             else:
                 shown = "".join(text[start:stop] for start, stop in spans)
                 found[place] = PairsError(f"{sides[place][1]}: the counted span {shown!r:.60} holds no token")
@@ -112,22 +117,47 @@ def balanced(one: TokenSpan, other: TokenSpan) -> tuple[TokenSpan, TokenSpan]:
     return one.first(number), other.first(number)
 
 
-def _positions(offsets: Sequence[tuple[int, int]], spans: Ranges) -> tuple[Ranges, int]:
-    """Token ranges that touch the character ranges `spans`, and how many tokens reach over an edge."""
+def _positions(
+    offsets: Sequence[tuple[int, int]], spans: Ranges, whole: Callable[[int], tuple[int, int]]
+) -> tuple[Ranges, int]:
+    """Token ranges that touch the character ranges `spans`, and how many tokens reach over an edge.
+
+    `whole` gives the characters of a token with the spaces that its offsets may leave out.
+    """
     ranges: list[tuple[int, int]] = []
     merged = 0
     for start, stop in spans:
         covered = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start]
         if not covered:
+            # Spaces alone are in no token's offsets if those leave them out.
+            reached = ((i, *whole(i)) for i in range(len(offsets)))
+            covered = [i for i, a, b in reached if a < stop and b > start]
+        if not covered:
             continue
-        merged += offsets[covered[0]][0] < start
-        merged += offsets[covered[-1]][1] > stop
+        merged += whole(covered[0])[0] < start
+        merged += whole(covered[-1])[1] > stop
         # Two spans may share a token, or touch.
         first = covered[0]
         if ranges and ranges[-1][1] >= first:
             first = ranges.pop()[0]
         ranges.append((first, covered[-1] + 1))
     return tuple(ranges), merged
+
+
+def _with_spaces(
+    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], tokenizer: Any, place: int
+) -> tuple[int, int]:
+    """A token's characters, with the spaces at its ends: some byte-level tokenizers trim their offsets."""
+    start, stop = offsets[place]
+    name: str = tokenizer.convert_ids_to_tokens(ids[place])
+    bare, shown = name.lstrip(_SPACE), text[start:stop]
+    before = len(name) - len(bare) - (len(shown) - len(shown.lstrip(" ")))
+    while before > 0 and text[start - 1 : start] == " ":
+        start, before = start - 1, before - 1
+    after = len(bare) - len(bare.rstrip(_SPACE)) - (len(shown) - len(shown.rstrip(" ")))
+    while after > 0 and text[stop : stop + 1] == " ":
+        stop, after = stop + 1, after - 1
+    return start, stop
 
 
 def _characters(side: Side, tokenizer: Any, origin: str) -> tuple[str, Ranges]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from expert_registry import pull as pulling
 from expert_registry.errors import RequestError
 from expert_registry.hub import HubRepository
 from expert_registry.places import user_folder
-from expert_registry.pull_index import DEFAULT_INDEX, Pullable, PullIndex, load_index
+from expert_registry.pull_index import DEFAULT_INDEX, PullIndex, load_index
 from expert_registry.sharing import Stored
 from vllm_steermoe_plugin.progress import byte_progress
 
@@ -42,7 +43,9 @@ def pull(
         return
     known = load_index(index)
     items = known.find(model, behaviour)
-    _show_license(known, items, None if accept_license else _text(known, items, folder, source_url))
+    sources = pulling.sources_of(items)
+    texts = [] if accept_license else [pulling.fetch_license(known, s, folder, base_url=source_url) for s in sources]
+    _show_licenses(known, sources, texts)
     with byte_progress(sum(item.size for item in items), "pull") as advance:
         done = pulling.pull(known, items, folder, accept_license=accept_license, base_url=source_url, advance=advance)
     for stored in done:
@@ -56,20 +59,16 @@ def import_files(
 ) -> None:
     """Convert published rankings from files that you have. No network is used."""
     known = load_index(index)
-    if not accept_license and known.rankings:
-        source = known.rankings[0].source
-        _show_license(known, known.rankings, pulling.license_in(known, source, directory))
+    if not accept_license:
+        sources = pulling.sources_of(pulling.items_in(known, directory))
+        _show_licenses(known, sources, [pulling.license_in(known, source, directory) for source in sources])
     for _, stored in pulling.import_folder(known, directory, user_folder(), accept_license=accept_license):
         _report(stored)
 
 
-def _text(index: PullIndex, items: list[Pullable], folder: Path, base_url: str | None) -> bytes:
-    return pulling.fetch_license(index, items[0].source, folder, base_url=base_url)
-
-
-def _show_license(index: PullIndex, items: tuple[Pullable, ...] | list[Pullable], text: bytes | None) -> None:
-    """Show the whole licence until it is accepted, and from then on one line."""
-    for name in dict.fromkeys(item.source for item in items):
+def _show_licenses(index: PullIndex, sources: list[str], texts: list[bytes]) -> None:
+    """Show the whole licence of each source until they are accepted, and from then on (no `texts`) one line each."""
+    for name, text in zip_longest(sources, texts):
         source = index.sources[name]
         if text is not None:
             typer.echo(text.decode("utf-8", "replace"))
