@@ -12,7 +12,7 @@ from few_pairs import BEHAVIOUR, few, same
 from planted import planted_ranking
 
 from expert_registry.errors import RequestError
-from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin import detection_loop, lab, pair_counting
 from vllm_steermoe_plugin.attribute import attribute
 from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.detection_loop import DetectionOptions
@@ -104,3 +104,28 @@ def test_a_top_of_all_experts_is_always_stable_and_refused(engine: Any, number: 
     options = replace(PLAIN, stop_when_stable=number)
     with pytest.raises(RequestError, match="the first 1 to 95 of 96 experts"):
         detect(engine, lab.NAME, few("digits", 5), BEHAVIOUR, options=options)
+
+
+def test_a_resumed_detection_shows_how_far_it_is(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = replace(PLAIN, checkpoint=tmp_path / "progress", checkpoint_every=0.0)
+    pairs = few("digits", 22)
+    shown: list[tuple[int, int]] = []
+    original = detection_loop.track
+
+    def track(chunks: Any, title: str, done: int = 0) -> Any:
+        shown.append((done, done + len(chunks)))
+        return original(chunks, title, done)
+
+    monkeypatch.setattr(detection_loop, "track", track)
+    with monkeypatch.context() as some:
+        take, calls = pair_counting.take_counts, iter(range(9))
+        some.setattr(pair_counting, "take_counts", lambda *given: take(*given) if next(calls) < 3 else interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    # Twenty-two pairs are six chunks of four; the third was added up beside the fourth, which was interrupted.
+    assert shown == [(0, 6), (3, 6)]
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

@@ -102,7 +102,8 @@ class DetectionLoop:
         # The sums are numpy's work, which leaves the engine alone even where it runs in this process. Encoding is
         # Python's: two threads of that would wait for each other at every operation.
         with ThreadPoolExecutor(1, "steermoe-sums") as beside:
-            for _ in track(range(progress.done, total, self._pairs_at_once), title):
+            chunks = range(progress.done, total, self._pairs_at_once)
+            for _ in track(chunks, title, done=-(-progress.done // self._pairs_at_once)):
                 if isinstance(coming, PairsError):
                     self._keep(counted)
                     raise coming
