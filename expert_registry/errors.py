@@ -1,4 +1,4 @@
-"""Every error that this project raises on purpose.
+"""The base of every error that this project raises on purpose, and those that several files raise.
 
 One base, so that a caller can catch the project's errors and nothing else. A
 message names what was asked, what exists, and what to do.

@@ -35,6 +35,11 @@ class MoEShape:
             f"{self.num_experts} experts, top-{self.top_k}"
         )
 
+    @property
+    def rows(self) -> dict[int, int]:
+        """Checkpoint index of each layer -> its row, from 0, in all arrays `[L, E]`."""
+        return {layer: row for row, layer in enumerate(self.layers)}
+
     def differences(self, other: MoEShape) -> list[str]:
         """In what this shape is not as `other`, in words; empty if they are equal."""
         result = []

@@ -94,7 +94,7 @@ def _weights(ranking: Ranking, top: int | None) -> NDArray[np.float64]:
     if top is None:
         return difference
     kept = np.zeros_like(difference)
-    rows = {layer: row for row, layer in enumerate(ranking.shape.layers)}
+    rows = ranking.shape.rows
     for expert in ranking.experts()[:top]:
         kept[rows[expert.layer], expert.expert] = expert.risk_difference
     return kept

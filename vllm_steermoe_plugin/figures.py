@@ -82,7 +82,7 @@ def draw_experts(rankings: Sequence[Ranking], path: Path, top: int) -> None:
         axis.barh(places, values, color=colours, height=0.6)
         if ranking.clusters is not None:
             low, high = intervals(ranking.counts, ranking.clusters)
-            rows = {layer: row for row, layer in enumerate(ranking.shape.layers)}
+            rows = ranking.shape.rows
             at = ([rows[e.layer] for e in experts], [e.expert for e in experts])
             axis.hlines(places, low[at], high[at], color="black", linewidth=1.2)
         axis.set_yticks(places, [f"layer {e.layer}, expert {e.expert}" for e in experts], fontsize=7)

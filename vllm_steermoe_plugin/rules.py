@@ -38,7 +38,7 @@ def compile_rules(profile: SteeringProfile, shape: MoEShape) -> RuleTable:
         ProfileError: a layer without routed experts, an expert out of range, more than K
             activated or more than E - K deactivated in one layer.
     """
-    rows = {layer: row for row, layer in enumerate(shape.layers)}
+    rows = shape.rows
     rules = np.zeros((len(shape.layers), shape.num_experts), dtype=np.int8)
     limits = (
         ("activate", profile.activate, 1, shape.top_k, f"a token has only {shape.top_k} experts"),

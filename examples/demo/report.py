@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lm_eval_tasks.intervals import Interval, mean_over_draws, paired_change, rate
+from lm_eval_tasks.report import percent
 
 Outcomes = list[float]
 
@@ -54,8 +55,8 @@ def print_table(measured: dict[str, Measured], console: Console) -> None:
     table = Table("", *columns, title="lm-eval, test splits: % with 95 % interval", title_justify="left")
     for name, one in measured.items():
         found = one.intervals()
-        table.add_row(name, *(_percent(found[column]) for column in columns))
-        table.add_row("  control", *(_percent(found[f"control_{column}"]) for column in columns), end_section=True)
+        table.add_row(name, *(percent(found[column]) for column in columns))
+        table.add_row("  control", *(percent(found[f"control_{column}"]) for column in columns), end_section=True)
     console.print(table)
     changes = Table(
         "",
@@ -68,7 +69,7 @@ def print_table(measured: dict[str, Measured], console: Console) -> None:
         title_justify="left",
     )
     for name, one in measured.items():
-        changes.add_row(name, *(_points(interval, sign=key != "random") for key, interval in one.changes().items()))
+        changes.add_row(name, *(percent(interval, sign=key != "random") for key, interval in one.changes().items()))
     console.print(changes)
 
 
@@ -83,12 +84,3 @@ def write_json(measured: dict[str, Measured], seconds: dict[str, float], extra: 
         }
     value = {"behaviours": behaviours, "seconds": {k: round(v, 1) for k, v in seconds.items()}, **extra}
     path.write_text(json.dumps(value, indent=1) + "\n")
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-def _points(interval: Interval, *, sign: bool) -> str:
-    form = "+.1f" if sign else ".1f"
-    return f"{100 * interval.value:{form}} [{100 * interval.low:{form}}, {100 * interval.high:{form}}]"

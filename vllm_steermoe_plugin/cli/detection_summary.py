@@ -25,7 +25,7 @@ def print_summary(ranking: Ranking) -> None:
     low, high = intervals(counts, clusters)
     rates = stats.false_discovery_rates(stats.p_values(counts, clusters))
     permuted, adjusted = stats.permutation_p_values(clusters), stats.family_wise_p_values(clusters)
-    rows = {layer: row for row, layer in enumerate(ranking.shape.layers)}
+    rows = ranking.shape.rows
     certain, drawn = not np.isnan(low).any(), not np.isnan(permuted).any()
     # Files made before there was an adjusted one have only the other.
     family = drawn and not np.isnan(adjusted).any()

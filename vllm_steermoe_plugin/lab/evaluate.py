@@ -97,8 +97,9 @@ def rules_from(difference: np.ndarray, activate: int, deactivate: int) -> dict[C
     rules: dict[Cell, int] = {}
     for sign, wanted, cap in ((1, activate, TOP_K), (-1, deactivate, EXPERTS - TOP_K)):
         used = [0] * LAYERS
-        for layer, expert in order:
-            if sum(used) < wanted and used[layer] < cap and sign * difference[layer, expert] > 0:
+        for layer, expert in [cell for cell in order if sign * difference[cell] > 0][:wanted]:
+            # As the plugin does it: what a full layer cannot take is left out, and no other comes in its place.
+            if used[layer] < cap:
                 rules[layer, expert] = sign
                 used[layer] += 1
     return rules
