@@ -13,10 +13,11 @@ from lm_eval_tasks.backend import load_vllm_backend
 from lm_eval_tasks.response_cache import claim_cache
 from lm_eval_tasks.steering_args import SteeringArgs
 from vllm_steermoe_plugin.architectures import shape_of
-from vllm_steermoe_plugin.engine import check_plugin_allowed, engine_options
+from vllm_steermoe_plugin.engine import engine_options
 from vllm_steermoe_plugin.engine_hooks import front_end_of
+from vllm_steermoe_plugin.plugin_names import check_plugin_allowed
+from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.resolve import Resolved, Source
-from vllm_steermoe_plugin.state import STEER_KEY
 from vllm_steermoe_plugin.versions import tool_versions
 
 _VLLM: Any = load_vllm_backend().VLLM

@@ -16,6 +16,7 @@ from expert_registry import Recommended, read_ranking, write_ranking
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.counting import COUNT_KEY
 from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.engine import read_counts
 from vllm_steermoe_plugin.lab.planting import planted
@@ -24,7 +25,6 @@ from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.pairs import ContrastivePair, PairsError, PairSet, Side, read_pairs
 from vllm_steermoe_plugin.recipes import lab_recipe
 from vllm_steermoe_plugin.spans import encode_side
-from vllm_steermoe_plugin.state import COUNT_KEY
 
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 

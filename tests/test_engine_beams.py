@@ -17,7 +17,7 @@ from vllm.sampling_params import BeamSearchParams
 from vllm_steermoe_plugin import lab, vllm_internals
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.engine_hooks import front_end_of
-from vllm_steermoe_plugin.state import STEER_KEY
+from vllm_steermoe_plugin.request import STEER_KEY
 
 Engines = Callable[..., Any]
 PROMPTS = [{"prompt_token_ids": [5 + i, *range(10, 30)]} for i in range(3)]

@@ -26,10 +26,10 @@ from vllm import SamplingParams
 
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.engine import read_counts
 from vllm_steermoe_plugin.gate import SteeredGateLinear
-from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+from vllm_steermoe_plugin.request import STEER_KEY
 
 NEAR = 4 * 2.0**-8
 """Relative to a row's largest magnitude: two implementations round twice, by half a unit in the last place each."""

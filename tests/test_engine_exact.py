@@ -16,9 +16,9 @@ from vllm import SamplingParams
 
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.engine import read_counts
-from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
+from vllm_steermoe_plugin.request import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]

@@ -14,7 +14,7 @@ from test_engine_exact import as_text, prompt, random_rules
 from vllm import SamplingParams
 
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.state import STEER_KEY
+from vllm_steermoe_plugin.request import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]

@@ -27,10 +27,10 @@ from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import binding
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.engine import read_counts
+from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 LENGTH = 24

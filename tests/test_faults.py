@@ -32,12 +32,13 @@ from expert_registry import Registry, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
 from vllm_steermoe_plugin.engine import read_counts
 from vllm_steermoe_plugin.front_end import FrontEnd, Prepared
 from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.state import COUNT_KEY, SHARED_KEY, STEER_KEY, SteeringState
+from vllm_steermoe_plugin.state import SteeringState
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]

@@ -15,12 +15,13 @@ from test_ranking_format import make_ranking
 from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
 from expert_registry.registry import publish
-from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
 from vllm_steermoe_plugin.front_end import SALT_PREFIX, FrontEnd, Prepared, compose_salt
 from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.selection import select_experts
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.state import COUNT_KEY, SHARED_KEY, STEER_KEY, SteeringState
+from vllm_steermoe_plugin.state import SteeringState
 
 MODEL = "org/Tiny-MoE"
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)

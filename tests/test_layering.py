@@ -154,12 +154,21 @@ def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_profiles_are_compiled_without_torch_and_requests_are_checked_without_vllm() -> None:
-    light = ["request", "resolve", "settings", "rules", "selection", "counting", "pairs", "spans", "checkpoints", "cli"]
-    first = "; ".join(f"import vllm_steermoe_plugin.{name}" for name in light)
-    report = f"print([name for name in {HEAVY} if name in sys.modules])"
-    code = f"import sys; {first}; {report}; import vllm_steermoe_plugin.front_end; print('vllm' in sys.modules)"
+def loaded_after(*modules: str) -> list[set[str]]:
+    """Which heavy packages are loaded after each import, one after the other in a fresh process."""
+    lines = [f"import {name}; print(*(name for name in {HEAVY} if name in sys.modules))" for name in modules]
+    code = "\n".join(("import sys", *lines))
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
     )
-    assert found.stdout.split() == ["[]", "False"]
+    return [set(line.split()) for line in found.stdout.splitlines()]
+
+
+def test_profiles_are_compiled_and_requests_checked_without_torch_or_vllm() -> None:
+    light = ["request", "resolve", "settings", "rules", "selection", "counting", "pairs", "spans", "checkpoints", "cli"]
+    light += ["plugin_names", "front_end"]
+    assert loaded_after(*(f"vllm_steermoe_plugin.{name}" for name in light)) == [set()] * len(light)
+
+
+def test_talking_to_a_server_needs_no_torch() -> None:
+    assert loaded_after("lm_eval_tasks.server_probe", "lm_eval_tasks.served") == [set(), {"lm_eval"}]

@@ -34,9 +34,8 @@ from vllm_steermoe_plugin.operator_key import read_key
 from vllm_steermoe_plugin.plugin_names import names_with_endpoints
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.profile_file import StoreError
-from vllm_steermoe_plugin.request import parse_request
+from vllm_steermoe_plugin.request import STEER_KEY, parse_request
 from vllm_steermoe_plugin.settings import Settings, check_policy
-from vllm_steermoe_plugin.state import STEER_KEY
 
 KEY = "env:STEERMOE_MANAGE_KEY"
 OTHER = '{"deactivate": {"0": [1, 2]}}'

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from expert_registry import MoEShape, SteerMoEError
 from expert_registry.errors import EngineError, ProfileError, RequestError
-from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.ops import count_, rewrite_
 from vllm_steermoe_plugin.profile import PHASES, Phase, SteeringProfile
+from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.rewrite import apply_rules
 from vllm_steermoe_plugin.rules import RuleTable
 from vllm_steermoe_plugin.staging import Carrier
-from vllm_steermoe_plugin.state import COUNT_KEY, STEER_KEY, BatchRow, SteeringState
+from vllm_steermoe_plugin.state import BatchRow, SteeringState
 
 SHAPE = MoEShape("Qwen3MoeForCausalLM", (0, 1, 3, 6), 6, 2)
 CPU = torch.device("cpu")

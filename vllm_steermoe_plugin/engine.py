@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,12 @@ from numpy.typing import NDArray
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import resolve_checkpoint
+from vllm_steermoe_plugin.plugin_names import check_plugin_allowed
 from vllm_steermoe_plugin.settings import KEY, read_settings
 from vllm_steermoe_plugin.worker import EXTENSION
 
 if TYPE_CHECKING:
     from vllm import LLM
-
-ENTRY_POINT = "steermoe"
 
 LAB_OPTIONS: dict[str, Any] = {
     "dtype": "bfloat16",
@@ -29,16 +27,6 @@ LAB_OPTIONS: dict[str, Any] = {
     "gpu_memory_utilization": 0.2,
 }
 """Engine options that fit steermoe-lab on any machine."""
-
-
-def check_plugin_allowed() -> None:
-    """Raise EngineError if vLLM will not load this plugin; what is asked for would then run unsteered."""
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and ENTRY_POINT not in allowed.split(","):
-        raise EngineError(
-            f"steering is asked for, but VLLM_PLUGINS={allowed!r} keeps vLLM from loading the plugin; "
-            f"add {ENTRY_POINT!r} to it or unset it"
-        )
 
 
 def engine_options(model: str, settings: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:

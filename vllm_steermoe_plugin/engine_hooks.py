@@ -7,8 +7,6 @@ whether they steer, once.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
-import os
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
@@ -20,14 +18,14 @@ from expert_registry.errors import EngineError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.checkpoints import names_of
-from vllm_steermoe_plugin.engine import ENTRY_POINT
 from vllm_steermoe_plugin.front_end import OPERATORS_ERRORS, FrontEnd, compose_salt
 from vllm_steermoe_plugin.http_bodies import install_http_hook
 from vllm_steermoe_plugin.operator_key import read_key
+from vllm_steermoe_plugin.plugin_names import check_routes_allowed
+from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.roll_call import CALL, why_not_all
 from vllm_steermoe_plugin.served_model import served_shape
 from vllm_steermoe_plugin.settings import Settings, read_settings
-from vllm_steermoe_plugin.state import STEER_KEY
 
 _FRONT_END = "steermoe_front_end"
 
@@ -79,16 +77,7 @@ def _check_manageable(settings: Settings, parallel: Any) -> None:
     """Raise EngineError if profiles could not be managed as the settings say."""
     assert settings.manage is not None
     read_key(settings.manage)
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is None or ENTRY_POINT not in allowed.split(","):
-        raise EngineError(
-            "setting 'manage' adds HTTP routes, which vLLM loads only if VLLM_PLUGINS names them: set "
-            f"VLLM_PLUGINS={ENTRY_POINT} (and other plugins that you use), or start with `steermoe serve`, which does"
-        )
-    if ENTRY_POINT not in importlib.metadata.entry_points(group=vllm.ENDPOINT_GROUP).names:
-        raise EngineError(
-            "setting 'manage': this installation of the package does not declare its HTTP routes; install it again"
-        )
+    check_routes_allowed()
     vllm.API_PROCESSES.load()
     if settings.profile_store is None and (parallel._api_process_count > 1 or parallel.data_parallel_size > 1):
         raise EngineError(

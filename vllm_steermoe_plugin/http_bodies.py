@@ -11,7 +11,7 @@ from typing import Any
 
 from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.state import STEER_KEY
+from vllm_steermoe_plugin.request import STEER_KEY
 
 READ_XARGS = (
     "/v1/chat/completions",

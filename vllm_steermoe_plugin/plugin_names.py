@@ -1,4 +1,4 @@
-"""VLLM_PLUGINS, vLLM's allow-list: let this plugin's HTTP routes in and change nothing else.
+"""VLLM_PLUGINS, vLLM's allow-list: does it let this plugin in, and its HTTP routes?
 
 Unset, it means all plugins but no HTTP routes; set, only those that it names, of every kind.
 """
@@ -6,11 +6,48 @@ Unset, it means all plugins but no HTTP routes; set, only those that it names, o
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Callable, Iterable
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.engine import ENTRY_POINT
 from vllm_steermoe_plugin.vllm_internals import ENDPOINT_GROUP, PLUGIN_GROUPS
+
+ENTRY_POINT = "steermoe"
+"""Name of this plugin in the groups of entry points."""
+VARIABLE = "VLLM_PLUGINS"
+
+
+def allow_list() -> str | None:
+    """The value of VLLM_PLUGINS; None if it is not set."""
+    return os.environ.get(VARIABLE)
+
+
+def names_this_plugin(allowed: str | None) -> bool:
+    """Whether an allow-list is set and names this plugin."""
+    return allowed is not None and ENTRY_POINT in allowed.split(",")
+
+
+def check_plugin_allowed() -> None:
+    """Raise EngineError if vLLM will not load this plugin; what is asked for would then run unsteered."""
+    allowed = allow_list()
+    if allowed is not None and not names_this_plugin(allowed):
+        raise EngineError(
+            f"steering is asked for, but {VARIABLE}={allowed!r} keeps vLLM from loading the plugin; "
+            f"add {ENTRY_POINT!r} to it or unset it"
+        )
+
+
+def check_routes_allowed() -> None:
+    """Raise EngineError if vLLM will not load this plugin's HTTP routes."""
+    if not names_this_plugin(allow_list()):
+        raise EngineError(
+            f"setting 'manage' adds HTTP routes, which vLLM loads only if {VARIABLE} names them: set "
+            f"{VARIABLE}={ENTRY_POINT} (and other plugins that you use), or start with `steermoe serve`, which does"
+        )
+    if ENTRY_POINT not in _installed(ENDPOINT_GROUP):
+        raise EngineError(
+            "setting 'manage': this installation of the package does not declare its HTTP routes; install it again"
+        )
 
 
 def _installed(group: str) -> Iterable[str]:

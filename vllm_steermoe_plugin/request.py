@@ -23,6 +23,8 @@ from expert_registry.card import SLUG
 from expert_registry.errors import RequestError, one_of
 from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
 
+STEER_KEY = "steermoe"
+"""Key of this text in `SamplingParams.extra_args`; as JSON, with the experts, when it reaches a worker."""
 NONE = "none"
 MAX_PARTS = 16
 _NAME = re.compile(rf"({SLUG})(?:@([1-9][0-9]{{0,5}}|latest))?")

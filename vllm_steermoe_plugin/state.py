@@ -25,18 +25,12 @@ from numpy.typing import NDArray
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.rules import RuleTable, compile_rules
 from vllm_steermoe_plugin.staging import Carrier
 from vllm_steermoe_plugin.step_buffers import StepBuffers, Table
-
-STEER_KEY = "steermoe"
-"""Key of a request's profile in `SamplingParams.extra_args`, as JSON when it reaches a worker."""
-COUNT_KEY = "steermoe_count"
-"""Key of a request's counted spans, likewise."""
-SHARED_KEY = "steermoe_shared"
-"""Key that the front end writes for a counted request: `[first counted position, a text no other request has]`."""
 
 
 class BatchRow(NamedTuple):

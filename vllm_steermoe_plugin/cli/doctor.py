@@ -35,14 +35,14 @@ def examine(model: str | None) -> dict[str, Any]:
     """What `steermoe doctor` reports; `problems` is empty if steering will work."""
     from vllm_steermoe_plugin import vllm_internals
     from vllm_steermoe_plugin.architectures import ARCHITECTURES, condition_of
-    from vllm_steermoe_plugin.engine import check_plugin_allowed
+    from vllm_steermoe_plugin.plugin_names import VARIABLE, allow_list, check_plugin_allowed
     from vllm_steermoe_plugin.refused_architectures import REFUSED
     from vllm_steermoe_plugin.versions import tool_versions
 
     problems: list[str] = []
     report: dict[str, Any] = {
         "versions": tool_versions(),
-        "VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "(unset: all plugins are loaded)"),
+        VARIABLE: "(unset: all plugins are loaded)" if (allowed := allow_list()) is None else allowed,
         "internals": len(vllm_internals.LEDGER),
     }
     for check in (check_plugin_allowed, vllm_internals.check_ledger):

@@ -35,8 +35,7 @@ def serve(
     profile_store: Annotated[Path | None, typer.Option(help="File that keeps profiles loaded over HTTP.")] = None,
 ) -> None:
     """Serve a model over HTTP. All other options go to `vllm serve` as they are."""
-    from vllm_steermoe_plugin.engine import check_plugin_allowed
-    from vllm_steermoe_plugin.plugin_names import names_with_endpoints
+    from vllm_steermoe_plugin.plugin_names import VARIABLE, allow_list, check_plugin_allowed, names_with_endpoints
 
     check_plugin_allowed()
     given = {
@@ -52,7 +51,7 @@ def serve(
     }
     changed = read_settings({KEY: given}).model_dump(exclude_defaults=True)
     if manage is not None:
-        os.environ["VLLM_PLUGINS"] = names_with_endpoints(os.environ.get("VLLM_PLUGINS"))
+        os.environ[VARIABLE] = names_with_endpoints(allow_list())
     command = [
         sys.executable,
         "-m",
