@@ -77,6 +77,22 @@ def test_doctor_notices_that_the_plugin_is_kept_out(monkeypatch: pytest.MonkeyPa
     assert "VLLM_PLUGINS" in json.loads(result.stdout)["problems"][0]
 
 
+def test_doctor_notices_that_vllm_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What we read of a configuration is gone, or a method that is to be wrapped."""
+    from vllm.config import ModelConfig
+    from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
+
+    for place, name, what in (
+        (ModelConfig, "get_layers_start_end_indices", "vllm.config:ModelConfig of vLLM"),
+        (BeamSearchOfflineMixin, "beam_search", "BeamSearchOfflineMixin.beam_search"),
+    ):
+        with monkeypatch.context() as without:
+            without.delattr(place, name)
+            result = RUN.invoke(app, ["doctor", "--json"])
+            problems = json.loads(result.stdout)["problems"]
+            assert result.exit_code == 1 and what in problems[0] and name in problems[0]
+
+
 def test_plot_writes_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "r.safetensors"
     write_ranking(planted_ranking("refusal"), path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +20,9 @@ from vllm_steermoe_plugin import register, vllm_internals
 from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.engine_hooks import _shape
 from vllm_steermoe_plugin.variant_names import architecture_of, variant_name
-from vllm_steermoe_plugin.vllm_internals import LEDGER, Internal
+from vllm_steermoe_plugin.vllm_internals import LEDGER, Internal, provides, wrap_once
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("internal", LEDGER, ids=lambda internal: internal.path)
@@ -33,6 +38,92 @@ def test_a_symbol_that_moved_is_named_with_what_it_was_for() -> None:
 def test_a_changed_signature_is_an_error() -> None:
     with pytest.raises(EngineError, match="was expected"):
         Internal(vllm_internals.PROCESS_INPUTS.path, "steer", ("self", "prompt")).load()
+
+
+def some_class() -> Any:
+    class Base:
+        declared: int
+
+        def __init__(self) -> None:
+            self.made = 1
+
+    class Derived(Base):
+        @property
+        def asked(self) -> int:
+            return self.elsewhere.kept  # type: ignore[attr-defined, no-any-return]
+
+    return Derived
+
+
+@pytest.mark.parametrize("name", ["declared", "made", "asked", "__init__"])
+def test_an_attribute_is_found_where_a_class_has_it_or_makes_it(name: str) -> None:
+    assert provides(some_class(), name)
+
+
+@pytest.mark.parametrize("name", ["elsewhere", "kept", "gone"])
+def test_an_attribute_that_is_only_read_or_not_there_is_missing(name: str) -> None:
+    assert not provides(some_class(), name)
+
+
+READING = [internal for internal in LEDGER if internal.reads]
+
+
+@pytest.mark.parametrize("internal", READING, ids=lambda internal: internal.path)
+def test_an_attribute_that_went_away_is_named_with_what_it_was_for(internal: Internal) -> None:
+    renamed = tuple(f"{name}_of_another_release" for name in internal.reads)
+    with pytest.raises(EngineError, match=re.escape(f"{internal.path} of vLLM")) as error:
+        replace(internal, reads=(*internal.reads, *renamed)).load()
+    assert f"has no {', '.join(renamed)}; it is needed to" in str(error.value)
+
+
+def attributes_of(module: str) -> set[str]:
+    tree = ast.parse((ROOT / "vllm_steermoe_plugin" / f"{module}.py").read_text(encoding="utf-8"))
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def test_no_field_of_vllms_configuration_is_read_that_the_ledger_lacks() -> None:
+    """Wherever a file of ours that is handed configurations reads a name that one of vLLM's has."""
+    ours = {path.stem for path in (ROOT / "vllm_steermoe_plugin").glob("*.py")} - {"vllm_internals"}
+    configs = [internal for internal in LEDGER if internal.module.startswith("vllm.config")]
+    listed = {name for internal in configs for name in internal.reads}
+    there = set()
+    for config in (internal.load() for internal in configs if "." not in internal.path.partition(":")[2]):
+        there |= {name for name in (*vars(config), *config.__dataclass_fields__) if not name.startswith("__")}
+    read = set().union(*(attributes_of(module) for module in ("binding", "served_model", "engine_hooks", "variants")))
+    assert len(read & there) >= 25 and (read & there) - listed == set()
+    assert listed <= set().union(*map(attributes_of, ours))
+
+
+def test_what_is_wrapped_is_in_the_ledger_with_its_signature() -> None:
+    """So that `steermoe doctor` sees it move: by the source, each call names an entry."""
+    named: set[str] = set()
+    for path in (ROOT / "vllm_steermoe_plugin").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "vllm.wrap_once":
+                named.add(ast.unparse(node.args[0]).removeprefix("vllm."))
+    assert len(named) >= 14
+    wrapped = [*vllm_internals.TO_BEAMS, *(getattr(vllm_internals, name) for name in named - {"to_beams"})]
+    assert {id(internal) for internal in wrapped} <= {id(internal) for internal in LEDGER}
+    assert [internal.path for internal in wrapped if internal.parameters is None] == []
+    assert [
+        internal.path for internal in wrapped if "(wrapped" not in internal.why and "wrapped)" not in internal.why
+    ] == []
+
+
+def test_what_moved_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubled(x: int) -> int:
+        return 2 * x
+
+    module = ModuleType("moved")
+    monkeypatch.setitem(sys.modules, "moved", module)
+    monkeypatch.setattr(module, "doubled", doubled, raising=False)
+    for path, parameters in (("moved:doubled", ("y",)), ("moved:tripled", ("x",)), ("moved:Class.doubled", ("x",))):
+        with pytest.raises(EngineError, match="needed to test"):
+            wrap_once(Internal(path, "test", parameters), lambda original: original)
+    assert vars(module)["doubled"] is doubled
+    for _ in range(2):
+        wrap_once(Internal("moved:doubled", "test", ("x",)), lambda original: lambda x: original(x) + 1)
+    assert vars(module)["doubled"](3) == 7
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from vllm_steermoe_plugin.counting import SHARED_KEY
 
 def install_block_keys() -> None:
     """Wrap vLLM's function, once per process."""
-    vllm.BLOCK_KEYS.load()
-    vllm.wrap_once(vllm.KV_CACHE_UTILS, "generate_block_hash_extra_keys", _block_keys)
+    vllm.CORE_REQUEST.load()
+    vllm.wrap_once(vllm.BLOCK_KEYS, _block_keys)
 
 
 def _block_keys(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,23 +32,24 @@ _FRONT_END = "steermoe_front_end"
 
 def install_front_end_hooks() -> None:
     """Wrap the places below, once per process."""
+    # What the hooks call and read, so that it is missed now and not with a request.
     for internal in (
-        vllm.PROCESS_INPUTS,
+        vllm.INPUT_PROCESSOR,
+        vllm.ENGINE_REQUEST,
+        vllm.LLM_ENGINE,
+        vllm.ASYNC_LLM,
         vllm.VALIDATION_ERROR,
         vllm.SERVER_ERROR,
-        vllm.LLM_ENGINE_TASKS,
-        vllm.ASYNC_LLM_TASKS,
-        vllm.ASYNC_ADD_REQUEST,
         vllm.ASYNC_CALL_ALL,
         vllm.ENGINE_CALL,
     ):
         internal.load()
-    vllm.wrap_once(vllm.INPUT_PROCESSOR, "__init__", _processor_init)
-    vllm.wrap_once(vllm.INPUT_PROCESSOR, "process_inputs", _process_inputs)
-    vllm.wrap_once(vllm.LLM_ENGINE, "__init__", _engine_init)
-    vllm.wrap_once(vllm.LLM_ENGINE, "get_supported_tasks", _tasks)
-    vllm.wrap_once(vllm.ASYNC_LLM, "get_supported_tasks", _tasks_of_server)
-    vllm.wrap_once(vllm.ASYNC_LLM, "add_request", _add_request)
+    vllm.wrap_once(vllm.INPUT_PROCESSOR_INIT, _processor_init)
+    vllm.wrap_once(vllm.PROCESS_INPUTS, _process_inputs)
+    vllm.wrap_once(vllm.LLM_ENGINE_INIT, _engine_init)
+    vllm.wrap_once(vllm.LLM_ENGINE_TASKS, _tasks)
+    vllm.wrap_once(vllm.ASYNC_LLM_TASKS, _tasks_of_server)
+    vllm.wrap_once(vllm.ASYNC_ADD_REQUEST, _add_request)
 
 
 def front_end_of(processor: Any) -> FrontEnd:
@@ -78,7 +79,7 @@ def _check_manageable(settings: Settings, parallel: Any) -> None:
     assert settings.manage is not None
     read_key(settings.manage)
     check_routes_allowed()
-    vllm.API_PROCESSES.load()
+    vllm.PARALLEL_CONFIG.load()
     if settings.profile_store is None and (parallel._api_process_count > 1 or parallel.data_parallel_size > 1):
         raise EngineError(
             "setting 'manage' with several front-end processes (--api-server-count, --data-parallel-size): a profile "
@@ -155,11 +156,13 @@ def install_beam_search_hooks() -> None:
     It drops a request's extra arguments. And it asks for one token at a time, with what it has so far as the prompt,
     so that a default by phase would take generated tokens for the prompt's.
     """
-    for protocol in vllm.BEAM_SEARCH_REQUESTS:
-        if protocol.module in sys.modules:
-            vllm.wrap_once(protocol, "to_beam_search_params", _to_beam_search_params)
-    vllm.wrap_once(vllm.BEAM_SEARCH_OFFLINE, "beam_search", _beam_search(lambda llm: llm.llm_engine))
-    vllm.wrap_once(vllm.BEAM_SEARCH_ONLINE, "beam_search", _beam_search(lambda serving: serving.engine_client))
+    for to_beams in vllm.TO_BEAMS:
+        if to_beams.module in sys.modules:
+            vllm.wrap_once(to_beams, _to_beam_search_params)
+    vllm.OFFLINE.load()
+    vllm.ONLINE.load()
+    vllm.wrap_once(vllm.BEAM_SEARCH_OFFLINE, _beam_search(lambda llm: llm.llm_engine))
+    vllm.wrap_once(vllm.BEAM_SEARCH_ONLINE, _beam_search(lambda serving: serving.engine_client))
 
 
 def _beam_search(engine_of: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

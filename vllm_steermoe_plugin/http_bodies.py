@@ -50,8 +50,7 @@ def check_body(path: str, body: object) -> None:
 
 def install_http_hook() -> None:
     """Look at the JSON bodies of this process's server; wraps once per process."""
-    vllm.VALIDATE_JSON.load()
-    vllm.wrap_once(vllm.API_UTILS, "validate_json_request", _then_the_body)
+    vllm.wrap_once(vllm.VALIDATE_JSON, _then_the_body)
 
 
 def _read_at(path: str) -> Place | None:

@@ -26,9 +26,9 @@ _UNBOUND = "_steermoe_unbound"
 
 def install_worker_check() -> None:
     """Have each worker show its runner and model before the first forward pass; wraps once per process."""
-    vllm.WORKER_KV_CACHE_SPEC.load()
+    vllm.WORKER.load()
     # vLLM asks each worker for this once its model is loaded.
-    vllm.wrap_once(vllm.WORKER, "get_kv_cache_spec", _checked_first)
+    vllm.wrap_once(vllm.WORKER_KV_CACHE_SPEC, _checked_first)
 
 
 def guard_model(model: torch.nn.Module) -> None:

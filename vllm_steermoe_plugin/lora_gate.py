@@ -13,9 +13,9 @@ from vllm_steermoe_plugin.gate import SteeredGateLinear
 
 def install_lora_hook() -> None:
     """Wrap the LoRA layer that vLLM puts around gates, once per process."""
-    vllm.LORA_APPLY.load()
+    vllm.LORA_LAYER.load()
     vllm.LORA_ADD.load()
-    vllm.wrap_once(vllm.LORA_LAYER, "apply", _apply)
+    vllm.wrap_once(vllm.LORA_APPLY, _apply)
 
 
 def _apply(original: Callable[..., Any]) -> Callable[..., Any]:

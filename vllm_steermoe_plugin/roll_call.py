@@ -16,15 +16,14 @@ from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.runner_state import state_of
 from vllm_steermoe_plugin.versions import DISTRIBUTION
 
-CALL = "check_health"
+CALL = vllm.WORKER_CHECK_HEALTH.name
 """The worker method that carries the answer."""
 _UNBOUND = "whose model is vLLM's own"
 
 
 def install_roll_call() -> None:
     """Let the workers of this process say whether they steer; wraps once per process."""
-    vllm.WORKER_CHECK_HEALTH.load()
-    vllm.wrap_once(vllm.WORKER, CALL, _say_so)
+    vllm.wrap_once(vllm.WORKER_CHECK_HEALTH, _say_so)
 
 
 def present() -> str:

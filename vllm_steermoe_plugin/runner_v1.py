@@ -9,16 +9,16 @@ from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.runner_state import state_of
 from vllm_steermoe_plugin.state import BatchRow, SteeringState
 
-V1_METHODS = ("_prepare_inputs", "_dummy_run")
+V1_METHODS = (vllm.V1_PREPARE_INPUTS.name, vllm.V1_DUMMY_RUN.name)
 """The methods of the runner that are wrapped."""
 
 
 def install_v1_hooks() -> None:
     """Wrap `_prepare_inputs` and `_dummy_run`, once per process. Runners of other models are left alone."""
-    vllm.V1_PREPARE_INPUTS.load()
-    vllm.V1_DUMMY_RUN.load()
-    vllm.wrap_once(vllm.V1_RUNNER, "_prepare_inputs", _prepare_inputs)
-    vllm.wrap_once(vllm.V1_RUNNER, "_dummy_run", _dummy_run)
+    for internal in (vllm.V1_RUNNER, vllm.V1_BATCH, vllm.V1_REQUEST, vllm.V1_SCHEDULED):
+        internal.load()
+    vllm.wrap_once(vllm.V1_PREPARE_INPUTS, _prepare_inputs)
+    vllm.wrap_once(vllm.V1_DUMMY_RUN, _dummy_run)
 
 
 def _prepare_inputs(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,7 +29,14 @@ def steered_model_state(model: Any, vllm_config: Any, upstream: type | None, sta
         upstream: the class that vLLM's own model class chooses; None if it leaves the choice to vLLM.
         state: None if steering is switched off.
     """
-    for internal in (vllm.V2_ADD_REQUEST, vllm.V2_REMOVE_REQUEST, vllm.V2_PREPARE_INPUTS, vllm.V2_PREPARE_DUMMY):
+    for internal in (
+        vllm.V2_ADD_REQUEST,
+        vllm.V2_REMOVE_REQUEST,
+        vllm.V2_PREPARE_INPUTS,
+        vllm.V2_PREPARE_DUMMY,
+        vllm.V2_BATCH,
+        vllm.V2_REQUEST,
+    ):
         internal.load()
     base: type = upstream or vllm.V2_RESOLVE_STATE.load()(vllm_config, _WithoutOwnState(model))
     return base if state is None else with_steering(base, state)

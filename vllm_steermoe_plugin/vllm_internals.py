@@ -1,21 +1,24 @@
 """The one file that names vLLM's internals: the ledger of what is touched, why, and how we notice that it moved.
 
 Every other file reaches vLLM's internals through an entry below (`GATE_LINEAR.load()`).
-Loading an entry that has moved, or whose signature changed, raises an EngineError that
-names it, so a vLLM upgrade fails at start and never in the numbers. `check_ledger` does
-that for all entries at once; the tests and `steermoe doctor` call it.
+Loading an entry that has moved, whose signature changed or that lacks an attribute that we read, raises
+an EngineError that names it, so a vLLM upgrade fails at start and never in the numbers.
+`check_ledger` does that for all entries at once; the tests and `steermoe doctor` call it.
+What is wrapped is an entry too: `wrap_once` takes nothing else.
 
 (vLLM's public names, `LLM`, `SamplingParams`, may be imported anywhere.)
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType, FunctionType
 from typing import Any
 
 from expert_registry.errors import EngineError
@@ -37,32 +40,31 @@ class Internal:
         path: `module:attribute[.attribute]`, or a whole module.
         why: what we use it for.
         parameters: names that its signature must begin with; None if it is not called by position.
+        reads: attributes of a class, or of its instances, that we read or call by name.
     """
 
     path: str
     why: str
     parameters: tuple[str, ...] | None = None
+    reads: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
         """The part of `path` before the colon."""
         return self.path.partition(":")[0]
 
+    @property
+    def name(self) -> str:
+        """The last part of `path`: what its owner has it under."""
+        return self.path.replace(":", ".").rpartition(".")[2]
+
     def load(self) -> Any:
         """Import it.
 
         Raises:
-            EngineError: it is not there, or its parameters changed.
+            EngineError: it is not there, its parameters changed, or it has not all that we read.
         """
-        module, _, attributes = self.path.partition(":")
-        try:
-            value: Any = importlib.import_module(module)
-            for attribute in attributes.split(".") if attributes else ():
-                value = getattr(value, attribute)
-        except (ImportError, AttributeError) as error:
-            raise EngineError(
-                f"vLLM {vllm_version()} has no {self.path} ({error}); it is needed to {self.why}"
-            ) from None
+        value = self._find(self.path.partition(":")[2])
         if self.parameters is not None:
             found = tuple(inspect.signature(inspect.unwrap(value)).parameters)
             if found[: len(self.parameters)] != self.parameters:
@@ -70,10 +72,62 @@ class Internal:
                     f"{self.path} of vLLM {vllm_version()} takes {found}, but {self.parameters} was expected; "
                     f"it is needed to {self.why}"
                 )
+        missing = [name for name in self.reads if not provides(value, name)]
+        if missing:
+            raise EngineError(
+                f"{self.path} of vLLM {vllm_version()} has no {', '.join(missing)}; it is needed to {self.why}"
+            )
+        return value
+
+    def owner(self) -> Any:
+        """Import the class or module that has it.
+
+        Raises:
+            EngineError: it is not there.
+        """
+        return self._find(self.path.partition(":")[2].rpartition(".")[0])
+
+    def _find(self, attributes: str) -> Any:
+        try:
+            value: Any = importlib.import_module(self.module)
+            for attribute in attributes.split(".") if attributes else ():
+                value = getattr(value, attribute)
+        except (ImportError, AttributeError) as error:
+            raise EngineError(
+                f"vLLM {vllm_version()} has no {self.path} ({error}); it is needed to {self.why}"
+            ) from None
         return value
 
 
-MODEL_REGISTRY = Internal("vllm.model_executor.models.registry:ModelRegistry", "register the variants by lazy strings")
+def provides(owner: Any, name: str) -> bool:
+    """Whether a class has an attribute, or its instances will: declared as a field, or set by one of its methods."""
+    if hasattr(owner, name):
+        return True
+    for cls in inspect.getmro(owner) if inspect.isclass(owner) else ():
+        if name in vars(cls).get("__annotations__", {}):
+            return True
+        for member in vars(cls).values():
+            code = inspect.unwrap(member).__code__ if isinstance(member, FunctionType) else None
+            if code is not None and name in code.co_names and ("STORE_ATTR", name) in _operations(code):
+                return True
+    return False
+
+
+def _operations(code: CodeType) -> set[tuple[str, Any]]:
+    return {(instruction.opname, instruction.argval) for instruction in dis.get_instructions(code)}
+
+
+MODEL_REGISTRY = Internal(
+    "vllm.model_executor.models.registry:ModelRegistry",
+    "register the variants by lazy strings, and see what other plugins registered",
+    reads=("models", "register_model"),
+)
+LAZY_MODEL = Internal(
+    "vllm.model_executor.models.registry:_LazyRegisteredModel", "see who registered it", reads=("module_name",)
+)
+REGISTERED_MODEL = Internal(
+    "vllm.model_executor.models.registry:_RegisteredModel", "see who registered it", reads=("model_cls",)
+)
 BUILT_IN_MODELS = Internal(
     "vllm.model_executor.models.registry:_VLLM_MODELS",
     "find the classes to derive variants from (architecture -> module below MODELS_PACKAGE or full, class)",
@@ -81,6 +135,7 @@ BUILT_IN_MODELS = Internal(
 GATE_LINEAR = Internal(
     "vllm.model_executor.layers.fused_moe:GateLinear",
     "rewrite the router logits where every MoE model computes them (replaced through register_oot)",
+    reads=("register_oot", "output_size", "prefix", "out_dtype"),
 )
 GATE_FORWARD = Internal(
     "vllm.model_executor.layers.fused_moe:GateLinear.forward", "call the original gate", ("self", "x")
@@ -88,21 +143,40 @@ GATE_FORWARD = Internal(
 REPLACED_LAYERS = Internal(
     "vllm.model_executor.custom_op:op_registry_oot", "see whether another plugin has replaced the gate"
 )
+INPUT_PROCESSOR_INIT = Internal(
+    "vllm.v1.engine.input_processor:InputProcessor.__init__",
+    "make the front end of an engine with it (wrapped)",
+    ("self",),
+)
+INPUT_PROCESSOR = Internal(
+    "vllm.v1.engine.input_processor:InputProcessor", "read the engine's configuration", reads=("vllm_config",)
+)
 PROCESS_INPUTS = Internal(
-    "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+    INPUT_PROCESSOR.path + ".process_inputs",
     "check a request, resolve its steering and salt the prefix cache before it runs (wrapped)",
     ("self", "request_id", "prompt", "params"),
 )
-INPUT_PROCESSOR = Internal("vllm.v1.engine.input_processor:InputProcessor", "own process_inputs")
-LLM_ENGINE = Internal(
-    "vllm.v1.engine.llm_engine:LLMEngine", "know in-process use from a server (its __init__ is wrapped)"
+ENGINE_REQUEST = Internal(
+    "vllm.v1.engine:EngineCoreRequest",
+    "write the resolved steering and the salt into what process_inputs returns",
+    reads=("prompt_token_ids", "sampling_params", "cache_salt"),
 )
+LLM_ENGINE = Internal(
+    "vllm.v1.engine.llm_engine:LLMEngine",
+    "reach the front end, the workers and the configuration of an engine in this process",
+    reads=("input_processor", "collective_rpc", "vllm_config", "model_config"),
+)
+LLM_ENGINE_INIT = Internal(LLM_ENGINE.path + ".__init__", "know in-process use from a server (wrapped)", ("self",))
 LLM_ENGINE_TASKS = Internal(
-    "vllm.v1.engine.llm_engine:LLMEngine.get_supported_tasks",
+    LLM_ENGINE.path + ".get_supported_tasks",
     "ask the workers whether they steer (wrapped; vLLM calls it before it processes a request)",
     ("self",),
 )
-ASYNC_LLM = Internal("vllm.v1.engine.async_llm:AsyncLLM", "own the two methods below (reads input_processor)")
+ASYNC_LLM = Internal(
+    "vllm.v1.engine.async_llm:AsyncLLM",
+    "reach the front end and the engines of a server",
+    reads=("input_processor", "engine_core"),
+)
 ASYNC_LLM_TASKS = Internal(
     ASYNC_LLM.path + ".get_supported_tasks",
     "ask the workers whether they steer (wrapped; vLLM awaits it at start and before it processes a request)",
@@ -126,37 +200,50 @@ ENGINE_CALL = Internal(
 RUST_FRONT_END = Internal(
     "vllm.envs:VLLM_USE_RUST_FRONTEND", "refuse a front end without process_inputs, which would steer nothing"
 )
+_XARGS = ("vllm_xargs",)
+_TO_BEAMS = ".to_beam_search_params"
+_NO_BEAMS = "refuse steering in beam search, which drops it (wrapped)"
 CHAT_REQUEST = Internal(
-    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest",
-    "refuse steering in beam search (its to_beam_search_params is wrapped)",
+    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest", "see what is asked for", reads=_XARGS
 )
 COMPLETION_REQUEST = Internal(
-    "vllm.entrypoints.openai.completion.protocol:CompletionRequest",
-    "refuse steering in beam search (its to_beam_search_params is wrapped)",
+    "vllm.entrypoints.openai.completion.protocol:CompletionRequest", "see what is asked for", reads=_XARGS
 )
 TRANSCRIPTION_REQUEST = Internal(
-    "vllm.entrypoints.speech_to_text.transcription.protocol:TranscriptionRequest",
-    "refuse steering in beam search (its to_beam_search_params is wrapped)",
+    "vllm.entrypoints.speech_to_text.transcription.protocol:TranscriptionRequest", "see what is asked for", reads=_XARGS
 )
 TRANSLATION_REQUEST = Internal(
-    "vllm.entrypoints.speech_to_text.translation.protocol:TranslationRequest",
-    "refuse steering in beam search (its to_beam_search_params is wrapped)",
+    "vllm.entrypoints.speech_to_text.translation.protocol:TranslationRequest", "see what is asked for", reads=_XARGS
 )
-BEAM_SEARCH_REQUESTS = (CHAT_REQUEST, COMPLETION_REQUEST, TRANSCRIPTION_REQUEST, TRANSLATION_REQUEST)
-"""Each brings `vllm_xargs`, and a beam search that drops them."""
-API_UTILS = Internal("vllm.entrypoints.serve.utils.api_utils", "own the function below")
+CHAT_TO_BEAMS = Internal(CHAT_REQUEST.path + _TO_BEAMS, _NO_BEAMS, ("self",))
+COMPLETION_TO_BEAMS = Internal(COMPLETION_REQUEST.path + _TO_BEAMS, _NO_BEAMS, ("self",))
+TRANSCRIPTION_TO_BEAMS = Internal(TRANSCRIPTION_REQUEST.path + _TO_BEAMS, _NO_BEAMS, ("self",))
+TRANSLATION_TO_BEAMS = Internal(TRANSLATION_REQUEST.path + _TO_BEAMS, _NO_BEAMS, ("self",))
+TO_BEAMS = (CHAT_TO_BEAMS, COMPLETION_TO_BEAMS, TRANSCRIPTION_TO_BEAMS, TRANSLATION_TO_BEAMS)
 VALIDATE_JSON = Internal(
-    API_UTILS.path + ":validate_json_request",
+    "vllm.entrypoints.serve.utils.api_utils:validate_json_request",
     "refuse bodies whose steering no endpoint would read (wrapped before the endpoints are made, which refer to it)",
     ("raw_request",),
 )
 BEAM_SEARCH_OFFLINE = Internal(
+    "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin.beam_search",
+    "refuse beam search under a default by phase (wrapped)",
+    ("self",),
+)
+OFFLINE = Internal(
     "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin",
-    "refuse beam search under a default by phase (its beam_search is wrapped; reads llm_engine)",
+    "ask its engine's front end there",
+    reads=("llm_engine",),
 )
 BEAM_SEARCH_ONLINE = Internal(
+    "vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin.beam_search",
+    "refuse beam search under a default by phase (wrapped)",
+    ("self",),
+)
+ONLINE = Internal(
     "vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin",
-    "refuse beam search under a default by phase (its beam_search is wrapped; reads engine_client)",
+    "ask its engine's front end there",
+    reads=("engine_client",),
 )
 VALIDATION_ERROR = Internal(
     "vllm.exceptions:VLLMValidationError", "refuse a request with HTTP 400", ("message", "parameter")
@@ -177,39 +264,54 @@ INIT_STATE = Internal(
     "be handed the engine client, whose input_processor has the front end",
     ("self", "engine_client", "state", "args"),
 )
-API_PROCESSES = Internal(
-    "vllm.config:ParallelConfig._api_process_count", "know whether several front-end processes must agree"
-)
-KV_CACHE_UTILS = Internal("vllm.v1.core.kv_cache_utils", "own the function below")
 BLOCK_KEYS = Internal(
-    KV_CACHE_UTILS.path + ":generate_block_hash_extra_keys",
+    "vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys",
     "let a counted request find in the prefix cache what comes before its first counted token, and no more (wrapped; "
-    "the function that hashes a request's blocks calls it by its name in the module, others may have taken it before; "
-    "reads sampling_params)",
+    "the function that hashes a request's blocks calls it by its name in the module, others may have taken it before)",
     ("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
 )
-V1_RUNNER = Internal("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "own the two methods below")
+CORE_REQUEST = Internal("vllm.v1.request:Request", "see whether it is counted", reads=("sampling_params",))
+V1_RUNNER = Internal(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner",
+    "know Model Runner V1 when it is live; see its model, its requests and its batch",
+    reads=("get_model", "requests", "input_batch"),
+)
 V1_PREPARE_INPUTS = Internal(
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs",
-    "learn which request owns which token of a step (wrapped; reads input_batch, requests, finished_req_ids)",
+    V1_RUNNER.path + "._prepare_inputs",
+    "learn which request owns which token of a step (wrapped)",
     ("self", "scheduler_output", "num_scheduled_tokens"),
 )
 V1_DUMMY_RUN = Internal(
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run",
-    "steer and count nothing in dummy runs (wrapped)",
-    ("self", "num_tokens"),
+    V1_RUNNER.path + "._dummy_run", "steer and count nothing in dummy runs (wrapped)", ("self", "num_tokens")
+)
+V1_BATCH = Internal(
+    "vllm.v1.worker.gpu_input_batch:InputBatch",
+    "learn the order of the requests and how far each is",
+    reads=("req_ids", "num_computed_tokens_cpu"),
+)
+V1_REQUEST = Internal(
+    "vllm.v1.worker.gpu_input_batch:CachedRequestState",
+    "see what a request asks for",
+    reads=("sampling_params", "num_prompt_tokens"),
+)
+V1_SCHEDULED = Internal(
+    "vllm.v1.core.sched.output:SchedulerOutput", "see which requests have ended", reads=("finished_req_ids",)
 )
 V2_RUNNER = Internal(
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner", "know Model Runner V2 when it is live (attribute model_state)"
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner",
+    "know Model Runner V2 when it is live, and its model",
+    reads=("get_model", "model_state"),
 )
-WORKER = Internal("vllm.v1.worker.gpu_worker:Worker", "own the two methods below")
+WORKER = Internal(
+    "vllm.v1.worker.gpu_worker:Worker", "reach the model runner of a worker", reads=("model_runner", "vllm_config")
+)
 WORKER_KV_CACHE_SPEC = Internal(
-    "vllm.v1.worker.gpu_worker:Worker.get_kv_cache_spec",
-    "see the live model runner of each worker before its first forward pass (wrapped; reads model_runner)",
+    WORKER.path + ".get_kv_cache_spec",
+    "see the live model runner of each worker before its first forward pass (wrapped)",
     ("self",),
 )
 WORKER_CHECK_HEALTH = Internal(
-    "vllm.v1.worker.gpu_worker:Worker.check_health",
+    WORKER.path + ".check_health",
     "have each worker say whether it steers, which vLLM's own does not (wrapped; its result is None)",
     ("self",),
 )
@@ -232,6 +334,16 @@ V2_PREPARE_DUMMY = Internal(
 V2_PREPARE_INPUTS = Internal(
     V2_MODEL_STATE.path + ".prepare_inputs", "see a step", ("self", "input_batch", "req_states")
 )
+V2_BATCH = Internal(
+    "vllm.v1.worker.gpu.input_batch:InputBatch",
+    "learn which request owns which token of a step",
+    reads=("req_ids", "query_start_loc_np", "num_computed_tokens_np"),
+)
+V2_REQUEST = Internal(
+    "vllm.v1.core.sched.output:NewRequestData",
+    "see what a request asks for",
+    reads=("req_id", "sampling_params", "prompt_len"),
+)
 BIND_CAPTURER = Internal(
     "vllm.model_executor.layers.fused_moe.routed_experts_capturer:bind_routed_experts_capturer",
     "be handed the selected expert ids of every MoE layer, for counting",
@@ -239,7 +351,13 @@ BIND_CAPTURER = Internal(
 )
 MOE_RUNNER = Internal(
     "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner",
-    "refuse layers that read the gate's weights instead of calling it (attribute _fse_fuse_gate)",
+    "look at what selects behind each gate, and refuse layers that read the gate's weights instead of calling it",
+    reads=("_fse_fuse_gate", "layer_id", "moe_config", "router"),
+)
+MOE_CONFIG = Internal(
+    "vllm.model_executor.layers.fused_moe.config:FusedMoEConfig",
+    "see of how many experts a layer selects how many",
+    reads=("num_logical_experts", "experts_per_token"),
 )
 ELEMENTS_TO_LOAD = "weight_loader_numel"
 """Attribute of a tensor: how many of its elements come from a checkpoint."""
@@ -248,41 +366,113 @@ LOAD_NUMEL = Internal(
     f"keep reload_weights from looking for the plugin's buffers in a checkpoint (reads {ELEMENTS_TO_LOAD})",
     ("tensor",),
 )
-LORA_LAYER = Internal("vllm.lora.layers.replicated_linear:ReplicatedLinearWithLoRA", "own the two methods below")
+LORA_LAYER = Internal(
+    "vllm.lora.layers.replicated_linear:ReplicatedLinearWithLoRA",
+    "know whether the layer that an adapter shifts is a gate",
+    reads=("base_layer",),
+)
 LORA_APPLY = Internal(
     LORA_LAYER.path + ".apply",
     "rewrite a gate's logits after the LoRA adapter has shifted them (wrapped)",
     ("self", "x", "bias"),
 )
 LORA_ADD = Internal(LORA_LAYER.path + "._apply_lora_to_output", "add the adapter's part", ("self", "x", "output"))
+_GROUPED = ("scoring_func", "e_score_correction_bias", "num_expert_group", "topk_group")
 FUSED_TOP_K = Internal(
     "vllm.model_executor.layers.fused_moe.router.fused_topk_router:FusedTopKRouter",
-    "see that a layer's router is softmax top-k (attribute scoring_func)",
+    "see that a layer's router is softmax top-k",
+    reads=("scoring_func",),
 )
 GROUPED_TOP_K = Internal(
     "vllm.model_executor.layers.fused_moe.router.grouped_topk_router:GroupedTopKRouter",
-    "see whether a layer's router keeps all groups of experts (attributes num_expert_group, topk_group and more)",
+    "see whether a layer's router keeps all groups of experts",
+    reads=_GROUPED,
 )
 CUSTOM_ROUTING = Internal(
     "vllm.model_executor.layers.fused_moe.router.custom_routing_router:CustomRoutingRouter",
-    "see which selection function a model brings (attribute custom_routing_function)",
+    "see which selection function a model brings",
+    reads=("custom_routing_function",),
 )
 CPU_ROUTER = Internal(
     "vllm.model_executor.layers.fused_moe.router.cpu_router:CPURouter",
-    "see which of its schemes a layer's router uses on CPU (the attributes of the three above)",
+    "see which of its schemes a layer's router uses on CPU",
+    reads=(*_GROUPED, "custom_routing_function", "use_grouped_topk", "_hash_indices_table"),
+)
+VLLM_CONFIG = Internal(
+    "vllm.config:VllmConfig",
+    "find the parts of an engine's configuration; ask which model runner would be live, and whether there is a "
+    "language model at all",
+    reads=(
+        "additional_config",
+        "aux_output_config",
+        "cache_config",
+        "compilation_config",
+        "is_mm_encoder_only",
+        "kv_transfer_config",
+        "lora_config",
+        "model_config",
+        "parallel_config",
+        "scheduler_config",
+        "speculative_config",
+        "use_v2_model_runner",
+    ),
 )
 MODEL_CONFIG = Internal(
     "vllm.config:ModelConfig",
-    "have `steermoe doctor` read a model's config as vLLM does; know the parts and drafts of models from models "
-    "(architecture, hf_config, is_submodel_config, runner_type)",
+    "have `steermoe doctor` read a model's config as vLLM does; know what model an engine serves, under which names, "
+    "and the parts and drafts of models from models",
+    reads=(
+        "architecture",
+        "dtype",
+        "get_layers_start_end_indices",
+        "hf_config",
+        "is_submodel_config",
+        "max_model_len",
+        "model",
+        "runner_type",
+        "served_model_name",
+    ),
 )
-VLLM_CONFIG = Internal("vllm.config:VllmConfig", "ask which model runner would be live (use_v2_model_runner)")
-ENCODER_ONLY = Internal(
-    VLLM_CONFIG.path + ".is_mm_encoder_only", "leave an engine without a language model to vLLM (property)"
+PARALLEL_CONFIG = Internal(
+    "vllm.config:ParallelConfig",
+    "refuse what splits a step's tokens before the gate, and workers that start later; know whether several front-end "
+    "processes must agree",
+    reads=(
+        "_api_process_count",
+        "data_parallel_size",
+        "enable_elastic_ep",
+        "prefill_context_parallel_size",
+        "use_sequence_parallel_moe",
+        "use_ubatching",
+    ),
+)
+CACHE_CONFIG = Internal(
+    "vllm.config:CacheConfig",
+    "refuse that only some of a step's tokens go through the last layers",
+    reads=("kv_sharing_fast_prefill",),
+)
+SPECULATIVE_CONFIG = Internal(
+    "vllm.config:SpeculativeConfig",
+    "refuse that the GPU decides which token belongs to which request",
+    reads=("enable_adaptive_verification",),
+)
+AUX_OUTPUT_CONFIG = Internal(
+    "vllm.config.aux_output:AuxOutputConfig",
+    "refuse counting where vLLM itself takes the selected experts",
+    reads=("enabled",),
+)
+SCHEDULER_CONFIG = Internal(
+    "vllm.config:SchedulerConfig",
+    "allocate for the largest step",
+    reads=("max_num_seqs", "max_num_batched_tokens"),
+)
+COMPILATION_CONFIG = Internal(
+    "vllm.config:CompilationConfig", "allocate for the largest step", reads=("max_cudagraph_capture_size",)
 )
 KV_CONNECTORS = Internal(
     "vllm.config:KVTransferConfig",
-    "refuse KV connectors that do not keep steerings apart (kv_connector, kv_connector_module_path)",
+    "refuse KV connectors that do not keep steerings apart",
+    reads=("kv_connector", "kv_connector_module_path"),
 )
 V2_MISSING = Internal(
     "vllm.config:VllmConfig._get_v2_model_runner_unsupported_features", "say why Model Runner V1 would be live"
@@ -332,16 +522,18 @@ def check_ledger() -> None:
         internal.load()
 
 
-def wrap_once(owner: Internal, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace method or function `name` of class or module `owner` by `make(original)`; a second call does nothing.
+def wrap_once(internal: Internal, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace the method or function of a ledger entry by `make(original)`; a second call does nothing.
 
     Plugins may be loaded more than once in a process; wrapping twice would steer twice.
+
+    Raises:
+        EngineError: it has moved, or its parameters changed.
     """
-    place = owner.load()
-    original = getattr(place, name)
+    original = internal.load()
     if getattr(original, SENTINEL, False):
         return
     # `wraps` keeps the signature, which callers and this file inspect.
     replacement = functools.wraps(original)(make(original))
     setattr(replacement, SENTINEL, True)
-    setattr(place, name, replacement)
+    setattr(internal.owner(), internal.name, replacement)
