@@ -67,6 +67,20 @@ def test_bad_counting_is_named(count: str, reason: str, engine: Any) -> None:
         )
 
 
+def test_several_answers_to_a_counted_prompt_are_refused(engine: Any) -> None:
+    """vLLM makes a request of each; with the prefix cache on they would find some of each other's counted tokens."""
+    params = {"max_tokens": 1, "temperature": 1.0, "seed": 1, "n": 3}
+    counted = {COUNT_KEY: '{"group": 1, "ranges": [[0, 2]]}'}
+    with pytest.raises(VLLMValidationError, match="n=3 answers"):
+        engine.generate({"prompt_token_ids": [3, 4]}, SamplingParams(**params, extra_args=counted), use_tqdm=False)
+    steered = engine.generate(
+        {"prompt_token_ids": [3, 4]},
+        SamplingParams(**params, extra_args={STEER_KEY: '{"activate": {"0": [1]}}'}),
+        use_tqdm=False,
+    )
+    assert len(steered[0].outputs) == 3
+
+
 def test_a_reserved_cache_salt_is_refused(engine: Any) -> None:
     with pytest.raises(VLLMValidationError, match="reserved"):
         engine.generate(

@@ -94,7 +94,7 @@ def test_a_default_by_phase_refuses_beam_search(phase: str, plain: Any, monkeypa
     # A server's beam search is an asynchronous generator; it must refuse before it is iterated.
     serving = SimpleNamespace(engine_client=plain.llm_engine)
     with pytest.raises(VLLMValidationError, match="one phase only by default"):
-        vllm_internals.BEAM_SEARCH_ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
+        vllm_internals.ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
     monkeypatch.undo()
-    generator = vllm_internals.BEAM_SEARCH_ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
+    generator = vllm_internals.ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
     asyncio.run(generator.aclose())

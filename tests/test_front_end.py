@@ -269,11 +269,21 @@ def test_counted_spans_that_are_none_are_refused(registry: Registry, text: objec
 def test_counted_positions_must_lie_in_the_prompt(registry: Registry) -> None:
     prepared = front_end(registry, Settings(count_groups=2)).prepare({COUNT_KEY: SPANS.to_json()})
     assert prepared is not None
-    FrontEnd.check_length(prepared, [0] * 6)
+    FrontEnd.check_counted(prepared, [0] * 6, 1)
     for prompt in ([0] * 5, [], None):
         with pytest.raises(RequestError, match="end at 6"):
-            FrontEnd.check_length(prepared, prompt)
-    FrontEnd.check_length(Prepared({}, None), None)
+            FrontEnd.check_counted(prepared, prompt, 1)
+    FrontEnd.check_counted(Prepared({}, None), None, 1)
+
+
+@pytest.mark.parametrize("samples", [2, 5])
+def test_a_counted_request_has_one_answer(registry: Registry, samples: int) -> None:
+    there = front_end(registry, Settings(count_groups=2))
+    counted, steered = there.prepare({COUNT_KEY: SPANS.to_json()}), there.prepare({STEER_KEY: "digits"})
+    assert counted is not None and steered is not None
+    with pytest.raises(RequestError, match=f"n={samples} answers .*count with n=1"):
+        FrontEnd.check_counted(counted, [0] * 6, samples)
+    FrontEnd.check_counted(steered, [0] * 6, samples)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +392,9 @@ def test_input_in_pieces_is_not_steered(registry: Registry) -> None:
 
     def ask(settings: Settings, extra_args: Any, **kwargs: Any) -> SimpleNamespace:
         processor = SimpleNamespace(**{_FRONT_END: front_end(registry, settings, served=True)})
-        return _process_inputs(original)(processor, "id", "prompt", SimpleNamespace(extra_args=extra_args), **kwargs)
+        return _process_inputs(original)(
+            processor, "id", "prompt", SimpleNamespace(n=1, extra_args=extra_args), **kwargs
+        )
 
     assert ask(Settings(), {STEER_KEY: "digits"}, resumable=False).cache_salt.startswith(SALT_PREFIX)
     assert ask(Settings(), {STEER_KEY: "none"}, resumable=True).cache_salt == "mine"

@@ -35,6 +35,7 @@ def install_front_end_hooks() -> None:
     # What the hooks call and read, so that it is missed now and not with a request.
     for internal in (
         vllm.INPUT_PROCESSOR,
+        vllm.SAMPLING_PARAMS,
         vllm.ENGINE_REQUEST,
         vllm.LLM_ENGINE,
         vllm.ASYNC_LLM,
@@ -212,7 +213,7 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
                 raise EngineError("a request whose input comes in pieces cannot be steered or counted; send it whole")
             request = original(self, request_id, prompt, params, *args, **kwargs)
             if prepared is not None:
-                front_end.check_length(prepared, request.prompt_token_ids)
+                front_end.check_counted(prepared, request.prompt_token_ids, params.n)
                 request.sampling_params.extra_args = prepared.extra_args
             salt = prepared.salt_for(len(request.prompt_token_ids or ())) if prepared is not None else None
             request.cache_salt = compose_salt(salt, request.cache_salt)

@@ -185,9 +185,26 @@ class FrontEnd:
         return spans
 
     @staticmethod
-    def check_length(prepared: Prepared, prompt_token_ids: Sequence[int] | None) -> None:
-        """Raise RequestError if tokens are to be counted that are not in the prompt."""
-        stop = prepared.counted.ranges[-1][1] if prepared.counted is not None else 0
+    def check_counted(prepared: Prepared, prompt_token_ids: Sequence[int] | None, samples: int) -> None:
+        """Check that what is to be counted is there, and once.
+
+        Args:
+            prepared: of the request.
+            prompt_token_ids: of its prompt.
+            samples: how many answers it asks for (`n` of vLLM's SamplingParams).
+
+        Raises:
+            RequestError: positions beyond the prompt are to be counted; or several answers are asked for, which
+                vLLM makes requests of with the same prompt and the same mark, that find some of each other's tokens.
+        """
+        if prepared.counted is None:
+            return
+        if samples != 1:
+            raise RequestError(
+                f"n={samples} answers are asked for and the prompt's routing is to be counted, which would be neither "
+                f"once nor {samples} times; count with n=1"
+            )
+        stop = prepared.counted.ranges[-1][1]
         if stop > len(prompt_token_ids or ()):
             raise RequestError(
                 f"counted positions end at {stop}, after the prompt's {len(prompt_token_ids or ())} tokens"

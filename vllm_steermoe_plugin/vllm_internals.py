@@ -156,6 +156,11 @@ PROCESS_INPUTS = Internal(
     "check a request, resolve its steering and salt the prefix cache before it runs (wrapped)",
     ("self", "request_id", "prompt", "params"),
 )
+SAMPLING_PARAMS = Internal(
+    "vllm:SamplingParams",
+    "see what a request asks for, and of how many answers; write what is resolved",
+    reads=("extra_args", "n"),
+)
 ENGINE_REQUEST = Internal(
     "vllm.v1.engine:EngineCoreRequest",
     "write the resolved steering and the salt into what process_inputs returns",
