@@ -28,6 +28,7 @@ from benchmarks.gpu.records import Record, append, read
 from benchmarks.gpu.reference import expected, fault
 from benchmarks.gpu.report import Report, make_report, write_report
 from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
+from benchmarks.gpu.serve import only_steered_change
 from benchmarks.gpu.serve_report import ServeReport, Speed
 from vllm_steermoe_plugin.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
 from vllm_steermoe_plugin.ops import count_, rewrite_
@@ -348,3 +349,12 @@ def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("after", "holds"),
+    [([[1], [9], [3]], True), ([[1], [2], [3]], False), ([[9], [2], [3]], False), ([[9], [9], [3]], False)],
+    ids=["the steered one", "nothing", "another one", "both"],
+)
+def test_a_mixed_batch_in_which_nothing_changed_shows_nothing(after: list[list[int]], holds: bool) -> None:
+    assert only_steered_change([[1], [2], [3]], after, [None, {"steermoe": "{}"}, None]) is holds
