@@ -99,13 +99,13 @@ def generate(
 
 def read(engine: Any) -> dict[str, Any]:
     """Steered requests that each worker has seen, and the routing counts if there are any."""
-    from vllm_steermoe_plugin.engine import count_groups, read_counts
+    from vllm_steermoe_plugin.engine_counts import count_groups, take_counts
 
     status = engine.collective_rpc("steermoe_status")
     value: dict[str, Any] = {"steered_requests": [each["steered_requests"] for each in status]}
     if count_groups(engine):
         layers = tuple(sorted({layer for each in status for layer in each["layers"]}))
-        selections, tokens = read_counts(engine, layers)
+        selections, tokens = take_counts(engine, layers)
         value |= {"selections": selections[0].tolist(), "tokens": int(tokens[0])}
     return value
 

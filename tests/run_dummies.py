@@ -124,7 +124,7 @@ def model_of(engine: Any) -> Any:
 
 def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
     """Build one model, steer it and count."""
-    from vllm_steermoe_plugin.engine import read_counts
+    from vllm_steermoe_plugin.engine_counts import take_counts
     from vllm_steermoe_plugin.gate import SteeredGateLinear
     from vllm_steermoe_plugin.variants import SteerableMixin
 
@@ -154,7 +154,7 @@ def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
     )
     engine.collective_rpc("steermoe_reset_counts")
     untouched, steered = scores(engine, [None, steering], count=True)
-    selections, tokens = read_counts(engine, state.layers)
+    selections, tokens = take_counts(engine, state.layers)
     for gate in gates:
         gate.steering = None
     unbound, _ = scores(engine, [None, None])

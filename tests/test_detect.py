@@ -18,7 +18,7 @@ from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY
 from vllm_steermoe_plugin.detect import detect
-from vllm_steermoe_plugin.engine import read_counts
+from vllm_steermoe_plugin.engine_counts import take_counts
 from vllm_steermoe_plugin.lab.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
@@ -121,7 +121,7 @@ def test_preempted_requests_count_once(engine: Any, tight: Any) -> None:
         one.collective_rpc("steermoe_reset_counts")
         params = SamplingParams(max_tokens=80, temperature=0.0, ignore_eos=True, extra_args={COUNT_KEY: span})
         one.generate(prompts, params, use_tqdm=False)
-        counts.append(read_counts(one, shape_in(lab.MODEL_DIR).layers))
+        counts.append(take_counts(one, shape_in(lab.MODEL_DIR).layers))
     preempted = sum(m.value for m in tight.get_metrics() if m.name == "vllm:num_preemptions")
     assert preempted > 0, "the test must really preempt"
     assert counts[1][1][:2].tolist() == [4 * 28, 0]

@@ -20,7 +20,7 @@ from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin import pair_counting as module
 from vllm_steermoe_plugin.detect import detect
 from vllm_steermoe_plugin.detection_loop import DetectionOptions
-from vllm_steermoe_plugin.engine import take_counts
+from vllm_steermoe_plugin.engine_counts import take_counts
 from vllm_steermoe_plugin.pairs import PairsError, PairSet, read_pairs
 from vllm_steermoe_plugin.resume import ResumeError
 from vllm_steermoe_plugin.spans import encode_side

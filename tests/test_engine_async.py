@@ -30,7 +30,8 @@ import torch
 from vllm import SamplingParams
 from vllm.platforms.cpu import CpuPlatform
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.engine import read_counts, start_engine
+from vllm_steermoe_plugin.engine import start_engine
+from vllm_steermoe_plugin.engine_counts import take_counts
 
 class Nothing:
     def __init__(self, *_, **__): pass
@@ -87,7 +88,7 @@ for ahead in (False, True):
         while engine.llm_engine.has_unfinished_requests():
             engine.llm_engine.step()
     again = engine.generate(prompts(2), [params(i) for i in range(2)], use_tqdm=False)
-    selections, tokens = read_counts(engine, shape_in(Path(folder)).layers)
+    selections, tokens = take_counts(engine, shape_in(Path(folder)).layers)
     found.append([type(core.scheduler).__name__, core.batch_queue_size, preempted, state.num_requests, tokens.tolist(),
                   selections.tolist(), values(mixed) + values(stopped) + values(long) + values(again)])
 print("RESULT" + json.dumps(found))

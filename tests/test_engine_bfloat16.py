@@ -27,7 +27,7 @@ from vllm import SamplingParams
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.engine import read_counts
+from vllm_steermoe_plugin.engine_counts import take_counts
 from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.request import STEER_KEY
 
@@ -72,7 +72,7 @@ def selected(engine: Any, ids: list[int], rules: Rules, shape: MoEShape) -> tupl
     extra |= {STEER_KEY: as_text(rules)} if rules else {}
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, extra_args=extra)
     output = engine.generate({"prompt_token_ids": ids}, params, use_tqdm=False)[0]
-    selections, tokens = read_counts(engine, shape.layers)
+    selections, tokens = take_counts(engine, shape.layers)
     assert tokens.tolist() == [1] * len(ids)
     pairs = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
     return selections > 0, np.array([entry[token].logprob for entry, token in pairs])

@@ -17,7 +17,7 @@ from vllm import SamplingParams
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.engine import read_counts
+from vllm_steermoe_plugin.engine_counts import take_counts
 from vllm_steermoe_plugin.request import STEER_KEY
 
 Engines = Callable[..., Any]
@@ -92,7 +92,7 @@ def test_logprobs_and_selected_experts_equal_the_reference(
     ]
     # One batch: every request steered in its own way, one not at all.
     outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-    selections, tokens = read_counts(engine, shape.layers)
+    selections, tokens = take_counts(engine, shape.layers)
     assert tokens.tolist() == [len(ids) for ids in prompts]
     for group, (ids, rules, output) in enumerate(zip(prompts, cases, outputs, strict=True)):
         expected, chosen = reference.run(ids, rules)

@@ -31,7 +31,8 @@ import vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method as expe
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.engine import read_counts, start_engine
+from vllm_steermoe_plugin.engine import start_engine
+from vllm_steermoe_plugin.engine_counts import take_counts
 select = experts.select_unquantized_moe_backend
 experts.select_unquantized_moe_backend = lambda moe_config: select(
     dataclasses.replace(moe_config, is_lora_enabled=False))
@@ -58,7 +59,7 @@ def ask(mixes, counted):
                            lora_request=[adapter for _, adapter in mixes])
 
 together = ask(mixes, True)
-selections, tokens = read_counts(engine, shape_in(Path(folder)).layers)
+selections, tokens = take_counts(engine, shape_in(Path(folder)).layers)
 cache = []
 for _ in range(2):
     for mix in mixes:

@@ -197,7 +197,8 @@ import json, sys
 import numpy as np
 from vllm import SamplingParams
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.engine import read_counts, start_engine
+from vllm_steermoe_plugin.engine import start_engine
+from vllm_steermoe_plugin.engine_counts import take_counts
 from pathlib import Path
 folder, steerings = sys.argv[1], json.loads(sys.argv[2])
 found = []
@@ -209,7 +210,7 @@ for eager in (False, True):
                   **({"steermoe": s} if s else {}),
                   "steermoe_count": json.dumps({"group": i, "ranges": [[0, 12]]})}) for i, s in enumerate(steerings, 1)]
     outputs = engine.generate([{"prompt_token_ids": list(range(5, 17))}] * len(params), params, use_tqdm=False)
-    selections, tokens = read_counts(engine, shape_in(Path(folder)).layers)
+    selections, tokens = take_counts(engine, shape_in(Path(folder)).layers)
     found.append([str(engine.llm_engine.vllm_config.compilation_config.mode), selections.tolist(), tokens.tolist(),
                   [[e[t].logprob for e, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids)] for o in outputs]])
     globals()[f"engine_{eager}"] = engine

@@ -28,7 +28,7 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import binding
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.engine import read_counts
+from vllm_steermoe_plugin.engine_counts import take_counts
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.settings import Settings
 
@@ -41,7 +41,8 @@ import json, sys
 from pathlib import Path
 from vllm import SamplingParams
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.engine import read_counts, start_engine
+from vllm_steermoe_plugin.engine import start_engine
+from vllm_steermoe_plugin.engine_counts import take_counts
 if __name__ == "__main__":
     folder, prompts, extras = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     engine = start_engine(folder, {"count_groups": 4}, dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
@@ -51,7 +52,7 @@ if __name__ == "__main__":
     params = [SamplingParams(temperature=0.0, max_tokens=6, logprobs=1, ignore_eos=True, detokenize=False, extra_args=e)
               for e in extras]
     outputs = engine.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
-    selections, tokens = read_counts(engine, shape_in(Path(folder)).layers)
+    selections, tokens = take_counts(engine, shape_in(Path(folder)).layers)
     status = engine.collective_rpc("steermoe_status")
     print("RESULT" + json.dumps([[s["layers"] for s in status], [s["steered_requests"] for s in status],
         selections.tolist(), tokens.tolist(), [[list(o.outputs[0].token_ids),
@@ -120,7 +121,7 @@ def on_one_rank(
         (list(o.token_ids), [entry[t].logprob for entry, t in zip(o.logprobs, o.token_ids, strict=True)])
         for o in outputs
     ]
-    selections, tokens = read_counts(engine, shape_in(folder).layers)
+    selections, tokens = take_counts(engine, shape_in(folder).layers)
     return answers, [selections.tolist(), tokens.tolist()]
 
 

@@ -33,7 +33,7 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
-from vllm_steermoe_plugin.engine import read_counts
+from vllm_steermoe_plugin.engine_counts import take_counts
 from vllm_steermoe_plugin.front_end import FrontEnd, Prepared
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import STEER_KEY
@@ -96,7 +96,7 @@ def requests_for(profiles: list[dict[tuple[int, int], int]], first_group: int, t
 
 def assert_obeyed(engine: Any, shape: MoEShape, profiles: list[dict[tuple[int, int], int]], tokens: int) -> None:
     """Every token of request i selected what profile i activates, and nothing that it deactivates."""
-    selections, counted = read_counts(engine, shape.layers)
+    selections, counted = take_counts(engine, shape.layers)
     assert counted[: len(profiles)].tolist() == [tokens] * len(profiles)
     for group, rules in enumerate(profiles):
         for (layer, expert), rule in rules.items():

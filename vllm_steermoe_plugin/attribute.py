@@ -13,7 +13,7 @@ from expert_registry import RankedExpert, Ranking
 from expert_registry.errors import EngineError, ProfileError
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.counting import CountedSpans
-from vllm_steermoe_plugin.engine import count_groups, take_counts
+from vllm_steermoe_plugin.engine_counts import count_groups, take_counts
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, sent
 from vllm_steermoe_plugin.pairs import ChatMessage, PairsError
 from vllm_steermoe_plugin.spans import render_chat

@@ -13,7 +13,7 @@ from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.checkpoints import revision_of
 from vllm_steermoe_plugin.detection_card import check_described, detection_card
 from vllm_steermoe_plugin.detection_loop import STABLE_CHUNKS, DetectionLoop, DetectionOptions
-from vllm_steermoe_plugin.engine import count_groups
+from vllm_steermoe_plugin.engine_counts import count_groups
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.resume import Checkpoint, Progress, ResumeError, digest_of

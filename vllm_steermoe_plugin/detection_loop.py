@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from expert_registry import rank_experts
 from expert_registry.ranking import Counts
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.engine import count_groups
+from vllm_steermoe_plugin.engine_counts import count_groups
 from vllm_steermoe_plugin.pair_counting import SIDES, Encoded, encode_pairs, sent_pairs, take_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.progress import track

@@ -11,7 +11,7 @@ import numpy as np
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.engine import take_counts
+from vllm_steermoe_plugin.engine_counts import take_counts
 from vllm_steermoe_plugin.pairs import ContrastivePair, PairsError
 from vllm_steermoe_plugin.request import NONE, STEER_KEY
 from vllm_steermoe_plugin.spans import TokenSpan, balanced, encode_sides

@@ -24,15 +24,9 @@ class SteerMoEWorker:
         state = self._steermoe_state()
         return {"layers": list(state.layers), "steered_requests": state.steered_requests}
 
-    def steermoe_counts(self) -> dict[str, Any]:
-        """Selections `[G, L, E]` and counted tokens `[G]` of this worker since the last reset, as lists."""
-        state = self._steermoe_state()
-        selections, tokens = state.read_counts()
-        return {"layers": list(state.layers), "selections": selections.tolist(), "tokens": tokens.tolist()}
-
     def steermoe_take_counts(self) -> dict[str, Any]:
-        """Like `steermoe_counts`, but compactly, and counting starts anew: selections are the bytes of a
-        little-endian int32 `[G, L, E]`."""
+        """Counted tokens `[G]` of this worker since counting started, and their selections: the bytes of a
+        little-endian int32 array of `shape`, `[G, L, E]`. Counting starts anew."""
         state = self._steermoe_state()
         selections, tokens = state.read_counts()
         state.reset_counts()
