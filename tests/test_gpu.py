@@ -52,7 +52,8 @@ def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> N
     from benchmarks.gpu.warmed_up import compiled_kernels
     from expert_registry import MoEShape
     from vllm_steermoe_plugin.profile import SteeringProfile
-    from vllm_steermoe_plugin.state import STEER_KEY, BatchRow, SteeringState
+    from vllm_steermoe_plugin.request import STEER_KEY
+    from vllm_steermoe_plugin.state import BatchRow, SteeringState
 
     shape = MoEShape("Qwen3MoeForCausalLM", (0, 1), 96, 4)
     state = SteeringState(shape, shape.layers, max_requests=4, max_tokens=2048, count_groups=2, device=device)

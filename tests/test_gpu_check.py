@@ -28,7 +28,6 @@ from benchmarks.gpu.records import Record, append, read
 from benchmarks.gpu.reference import expected, fault
 from benchmarks.gpu.report import Report, make_report, write_report
 from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
-from benchmarks.gpu.serve import only_steered_change
 from benchmarks.gpu.serve_report import ServeReport, Speed
 from vllm_steermoe_plugin.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
 from vllm_steermoe_plugin.ops import count_, rewrite_
@@ -352,9 +351,18 @@ def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "holds"),
-    [([[1], [9], [3]], True), ([[1], [2], [3]], False), ([[9], [2], [3]], False), ([[9], [9], [3]], False)],
-    ids=["the steered one", "nothing", "another one", "both"],
+    ("tokens", "logprobs", "holds"),
+    [
+        ([[1], [2], [3]], [["a"], ["z"], ["c"]], True),
+        ([[1], [9], [3]], [["a"], ["z"], ["y"]], True),
+        ([[1], [2], [3]], [["a"], ["b"], ["c"]], False),
+        ([[1], [2], [9]], [["a"], ["z"], ["y"]], False),
+    ],
+    ids=["the steered one", "and by rounding another", "nothing", "another one's tokens too"],
 )
-def test_a_mixed_batch_in_which_nothing_changed_shows_nothing(after: list[list[int]], holds: bool) -> None:
-    assert only_steered_change([[1], [2], [3]], after, [None, {"steermoe": "{}"}, None]) is holds
+def test_a_mixed_batch_in_which_nothing_changed_shows_nothing(
+    tokens: list[list[int]], logprobs: list[list[str]], holds: bool
+) -> None:
+    before = {"tokens": [[1], [2], [3]], "logprobs": [["a"], ["b"], ["c"]]}
+    after = {"tokens": tokens, "logprobs": logprobs}
+    assert serve.only_steered_change(before, after, [None, {"steermoe": "{}"}, None]) is holds
