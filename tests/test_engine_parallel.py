@@ -24,8 +24,8 @@ from test_engine_exact import as_text, prompt, random_rules
 from vllm import SamplingParams
 
 from expert_registry.errors import EngineError
-from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import binding
+from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.engine_counts import take_counts
@@ -203,20 +203,20 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, str]] = {
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_would_run_unsteered_is_refused_at_start(name: str) -> None:
     changes, groups, reason = REFUSALS[name]
-    shape = MoEShape("OlmoeForCausalLM", (0, 1), 4, 2)
-    binding._refuse_unsupported(shape, config(), Settings(count_groups=groups))
+    olmoe = ARCHITECTURES["OlmoeForCausalLM"]
+    binding._refuse_unsupported(olmoe, config(), Settings(count_groups=groups))
     with pytest.raises(EngineError, match=reason) as caught:
-        binding._refuse_unsupported(shape, config(**changes), Settings(count_groups=groups))
+        binding._refuse_unsupported(olmoe, config(**changes), Settings(count_groups=groups))
     assert '"enabled": false' in str(caught.value), "the message must say what to do"
     if groups:
-        binding._refuse_unsupported(shape, config(**changes), Settings())
+        binding._refuse_unsupported(olmoe, config(**changes), Settings())
 
 
 @pytest.mark.parametrize("rocm", [False, True])
 def test_gpt_oss_is_refused_where_its_gate_is_not_called(rocm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     platform = SimpleNamespace(load=lambda: SimpleNamespace(is_rocm=lambda: rocm))
     monkeypatch.setattr(binding.vllm, "CURRENT_PLATFORM", platform)
-    gpt_oss, olmoe = (MoEShape(name, (0,), 4, 2) for name in ("GptOssForCausalLM", "OlmoeForCausalLM"))
+    gpt_oss, olmoe = ARCHITECTURES["GptOssForCausalLM"], ARCHITECTURES["OlmoeForCausalLM"]
     binding._refuse_unsupported(olmoe, config(), Settings())
     if not rocm:
         binding._refuse_unsupported(gpt_oss, config(), Settings())

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from expert_registry import MoEShape
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.architectures import ARCHITECTURES
-from vllm_steermoe_plugin.binding import ROUND_LOGITS, _refuse_later_rounding, _refuse_unsupported
+from vllm_steermoe_plugin.architectures import ARCHITECTURES, language_model_of
+from vllm_steermoe_plugin.binding import _refuse_later_rounding, _refuse_unsupported
 from vllm_steermoe_plugin.settings import Settings
 
-SHAPE = MoEShape("OlmoeForCausalLM", (0, 1), 4, 2)
+OLMOE = ARCHITECTURES["OlmoeForCausalLM"]
 
 
 def config(speculative: Any = None, *, fast_prefill: bool = False, **parallel: Any) -> Any:
@@ -47,8 +46,8 @@ def test_the_fields_are_vllms() -> None:
 
 
 def test_ordinary_configurations_are_taken() -> None:
-    _refuse_unsupported(SHAPE, config(), Settings())
-    _refuse_unsupported(SHAPE, config(SimpleNamespace(enable_adaptive_verification=False)), Settings())
+    _refuse_unsupported(OLMOE, config(), Settings())
+    _refuse_unsupported(OLMOE, config(SimpleNamespace(enable_adaptive_verification=False)), Settings())
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_ordinary_configurations_are_taken() -> None:
 )
 def test_others_are_refused_with_the_reason_and_the_way_out(refused: Any, says: str) -> None:
     with pytest.raises(EngineError, match=says) as error:
-        _refuse_unsupported(SHAPE, refused, Settings())
+        _refuse_unsupported(OLMOE, refused, Settings())
     assert "switch steering off" in str(error.value)
 
 
@@ -71,25 +70,37 @@ def test_logits_that_the_model_rounds_behind_the_gate_are_refused() -> None:
     """In bfloat16 an expert at 0.01 above another may be level with it."""
     wide: Any = {3: SimpleNamespace(out_dtype=torch.float32)}
     narrow: Any = {3: SimpleNamespace(out_dtype=None)}
-    for name in ROUND_LOGITS:
-        shape = MoEShape(name, (3,), 4, 2)
-        with pytest.raises(EngineError, match="layer 3 computes in float32"):
-            _refuse_later_rounding(wide, shape, torch.bfloat16)
-        _refuse_later_rounding(wide, shape, torch.float32)
-        _refuse_later_rounding(narrow, shape, torch.bfloat16)
-    _refuse_later_rounding(wide, SHAPE, torch.bfloat16)
+    for language in (row for row in ARCHITECTURES.values() if row.rounds_logits):
+        with pytest.raises(EngineError, match=f"layer 3 computes in float32, and {language.name} then rounds"):
+            _refuse_later_rounding(wide, language, torch.bfloat16)
+        _refuse_later_rounding(wide, language, torch.float32)
+        _refuse_later_rounding(narrow, language, torch.bfloat16)
+    _refuse_later_rounding(wide, OLMOE, torch.bfloat16)
 
 
-def test_no_other_model_rounds_its_logits() -> None:
-    """By the source of vLLM's model classes."""
+def source_of(architecture: str) -> str:
+    """Of the file with vLLM's model class."""
+    module = vllm.BUILT_IN_MODELS.load()[architecture][0]
+    place = module if module.startswith(vllm.PACKAGE) else f"{vllm.MODELS_PACKAGE}.{module}"
+    found = find_spec(place)
+    assert found is not None and found.origin is not None
+    return Path(found.origin).read_text(encoding="utf-8")
+
+
+def test_the_table_says_which_models_round_their_logits() -> None:
     rounding = re.compile(r"router_logits\s*=\s*router_logits\.(to|float|half|bfloat16)\(")
-    known = vllm.BUILT_IN_MODELS.load()
+    found = {name for name in ARCHITECTURES if rounding.search(source_of(name))}
+    assert found and found == {name for name, row in ARCHITECTURES.items() if row.rounds_logits}
 
-    def source(architecture: str) -> str:
-        module = known[architecture][0]
-        place = module if module.startswith(vllm.PACKAGE) else f"{vllm.MODELS_PACKAGE}.{module}"
-        found = find_spec(place)
-        assert found is not None and found.origin is not None
-        return Path(found.origin).read_text(encoding="utf-8")
 
-    assert {name for name in ARCHITECTURES if rounding.search(source(name))} == ROUND_LOGITS
+def test_the_table_says_which_models_pass_by_their_gate() -> None:
+    """Handing on a gate's weights instead of calling it."""
+    passing = re.compile(r"is_rocm\(\):\n[^\n]*gemm\(\n[^\n]*self\.(gate|router)\.weight")
+    found = {name for name in ARCHITECTURES if passing.search(source_of(name))}
+    assert found and found == {name for name, row in ARCHITECTURES.items() if row.passes_gate_on_rocm}
+
+
+def test_what_holds_of_a_language_model_holds_of_the_model_around_it() -> None:
+    around = {"architectures": ["InternVLChatModel"], "text_config": {"architectures": ["GptOssForCausalLM"]}}
+    language = language_model_of(SimpleNamespace(**around), "InternVLChatModel")
+    assert language == ARCHITECTURES["GptOssForCausalLM"] and language.passes_gate_on_rocm

@@ -33,6 +33,8 @@ class Architecture:
         family: key of `FAMILIES`: how the config of the language model tells layers, experts and router.
         language: for models that hold a language model of another architecture: its name, or `BY_CHECKPOINT`.
         selection: qualified name of the model's own selection function, where it has one that is softmax top-k.
+        rounds_logits: whether the model converts the router's logits to its own dtype behind the gate.
+        passes_gate_on_rocm: whether on ROCm it reads the gate's weights without calling the gate.
         ran: whether the tests run a small random checkpoint of it in the real engine on CPU.
     """
 
@@ -40,6 +42,8 @@ class Architecture:
     family: str = ""
     language: str = ""
     selection: str = ""
+    rounds_logits: bool = False
+    passes_gate_on_rocm: bool = False
     ran: bool = False
 
 
@@ -47,15 +51,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
     for row in (
         # Text.
-        Architecture("BailingMoeForCausalLM", "bailing", ran=True),
-        Architecture("BailingMoeV2ForCausalLM", "bailing", ran=True),
+        Architecture("BailingMoeForCausalLM", "bailing", rounds_logits=True, ran=True),
+        Architecture("BailingMoeV2ForCausalLM", "bailing", rounds_logits=True, ran=True),
         Architecture("Cohere2MoeForCausalLM", "cohere", ran=True),
         Architecture("DbrxForCausalLM", "dbrx", ran=True),
         Architecture("DeepseekForCausalLM", "deepseek", ran=True),
         Architecture("DeepseekV2ForCausalLM", "deepseek", ran=True),
         Architecture("DeepseekV3ForCausalLM", "deepseek", ran=True),
         Architecture("Gemma4ForCausalLM", "gemma", selection="Gemma4Router.routing_function", ran=True),
-        Architecture("GptOssForCausalLM", "every layer", ran=True),
+        Architecture("GptOssForCausalLM", "every layer", passes_gate_on_rocm=True, ran=True),
         Architecture("GraniteMoeForCausalLM", "every layer", ran=True),
         Architecture("GraniteMoeSWAForCausalLM", "every layer", ran=True),
         Architecture("GraniteMoeSharedForCausalLM", "every layer", ran=True),
@@ -140,10 +144,13 @@ def condition_of(architecture: str) -> str:
     return FAMILIES[ARCHITECTURES[row.language or architecture].family].condition
 
 
-def selection_of(config: object, architecture: str) -> str:
-    """Qualified name of the model's own selection function; empty if vLLM's default is used."""
-    row = ARCHITECTURES[architecture]
-    return _language(row, _text_config(config)).selection
+def language_model_of(config: object, architecture: str) -> Architecture:
+    """The row of the language model: that of `architecture`, or of what it holds by the config.
+
+    Raises:
+        NotSteerable: it holds one that cannot be steered.
+    """
+    return _language(ARCHITECTURES[architecture], _text_config(config))
 
 
 def _row(names: Sequence[str], in_config: Sequence[str]) -> Architecture:

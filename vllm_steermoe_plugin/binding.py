@@ -10,7 +10,7 @@ import torch
 from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.architectures import selection_of
+from vllm_steermoe_plugin.architectures import Architecture, language_model_of
 from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
 from vllm_steermoe_plugin.lora_gate import install_lora_hook
@@ -27,8 +27,6 @@ _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _PROBE = "steermoe-self-check"
 _TOKEN_MULTIPLE = 256
 """vLLM may pad the largest step to a multiple of the tensor-parallel size."""
-ROUND_LOGITS = frozenset({"BailingMoeForCausalLM", "BailingMoeV2ForCausalLM"})
-"""Models that convert router logits to the model's dtype behind the gate."""
 
 
 def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
@@ -54,12 +52,13 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         # would find this worker absent.
         leave_unbound(model)
         return None
-    _refuse_unsupported(shape, vllm_config, settings)
+    language = language_model_of(vllm_config.model_config.hf_config, shape.architecture)
+    _refuse_unsupported(language, vllm_config, settings)
     _refuse_fused_gates(model)
     gates = _gates(model, shape)
-    _refuse_later_rounding(gates, shape, vllm_config.model_config.dtype)
+    _refuse_later_rounding(gates, language, vllm_config.model_config.dtype)
     _check_layers(gates, shape, vllm_config)
-    _check_routers(model, set(gates), shape, selection_of(vllm_config.model_config.hf_config, shape.architecture))
+    _check_routers(model, set(gates), shape, language.selection)
     scheduler = vllm_config.scheduler_config
     capture = vllm_config.compilation_config.max_cudagraph_capture_size or 0
     layers = sorted(gates)
@@ -145,11 +144,11 @@ def _refuse_fused_gates(model: Any) -> None:
             )
 
 
-def _refuse_later_rounding(gates: dict[int, SteeredGateLinear], shape: MoEShape, dtype: torch.dtype) -> None:
+def _refuse_later_rounding(gates: dict[int, SteeredGateLinear], language: Architecture, dtype: torch.dtype) -> None:
     for layer, gate in gates.items():
-        if shape.architecture in ROUND_LOGITS and gate.out_dtype is torch.float32 is not dtype:
+        if language.rounds_logits and gate.out_dtype is torch.float32 is not dtype:
             raise EngineError(
-                f"the router of layer {layer} computes in float32, and {shape.architecture} then rounds its logits to "
+                f"the router of layer {layer} computes in float32, and {language.name} then rounds its logits to "
                 f"{dtype}, where an activated expert may tie with another one. Run it with dtype='float32', or switch "
                 f"steering off with {SWITCH_OFF}"
             )
@@ -191,7 +190,7 @@ def _check_routers(model: Any, layers: set[int], shape: MoEShape, selection: str
         )
 
 
-def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -> None:
+def _refuse_unsupported(language: Architecture, vllm_config: Any, settings: Settings) -> None:
     parallel = vllm_config.parallel_config
     speculation = vllm_config.speculative_config
     reasons = {
@@ -207,8 +206,8 @@ def _refuse_unsupported(shape: MoEShape, vllm_config: Any, settings: Settings) -
         "adaptive verification decides on the GPU which token of a step belongs to which request": (
             speculation is not None and speculation.enable_adaptive_verification
         ),
-        "GPT-OSS on ROCm reads the gate's weights without calling it": (
-            shape.architecture == "GptOssForCausalLM" and vllm.CURRENT_PLATFORM.load().is_rocm()
+        f"on ROCm {language.name} reads the gate's weights without calling it": (
+            language.passes_gate_on_rocm and vllm.CURRENT_PLATFORM.load().is_rocm()
         ),
         "counting under data parallelism is not supported": (
             settings.count_groups > 0 and parallel.data_parallel_size > 1

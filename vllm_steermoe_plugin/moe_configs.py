@@ -127,11 +127,6 @@ def _bailing_router(config: object) -> str | None:
         _scores(read(config, "score_function", None) or "softmax")
         or ("its selection is corrected by a bias" if read(config, "moe_router_enable_expert_bias", False) else None)
         or (_groups(n_group, topk_group) if n_group is not None and topk_group is not None else None)
-        or (
-            "its float32 logits are rounded to the model's dtype behind the gate, which could make experts tie"
-            if read(config, "router_dtype", None) == "fp32"
-            else None
-        )
     )
 
 
@@ -189,7 +184,7 @@ FAMILIES: dict[str, Family] = {
     "bailing": Family(
         layers=_after_dense_ones,
         obstacle=_bailing_router,
-        condition="score_function softmax, no expert bias, one group, router_dtype not fp32",
+        condition="score_function softmax, no expert bias, one group, router_dtype fp32 only if run in float32",
     ),
     "deepseek": Family(
         ("n_routed_experts",),

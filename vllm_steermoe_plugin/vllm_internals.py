@@ -483,7 +483,7 @@ V2_MISSING = Internal(
     "vllm.config:VllmConfig._get_v2_model_runner_unsupported_features", "say why Model Runner V1 would be live"
 )
 HAS_TRITON = Internal("vllm.triton_utils:HAS_TRITON", "say why Model Runner V1 would be live")
-CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse GPT-OSS on ROCm, whose gate is not called")
+CURRENT_PLATFORM = Internal("vllm.platforms:current_platform", "refuse models whose gate is not called on ROCm")
 
 PLUGIN_GROUPS = (
     "vllm.general_plugins",
