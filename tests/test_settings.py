@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -142,3 +144,34 @@ def test_settings_do_not_change_while_the_engine_runs() -> None:
     settings = Settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.allow_reverse = True  # type: ignore[misc]
+
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    """Errors tell operators to set them."""
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", README, flags=re.MULTILINE)
+    shown = {name: default.strip("`") for name, default in rows if default != "|"}
+    defaults = {name: getattr(Settings(), name) for name in Settings.model_fields}
+    assert shown == {name: json.dumps(value) if value not in (None, {}) else "none" for name, value in defaults.items()}
+
+
+def test_the_readme_lists_the_option_of_each_setting() -> None:
+    from typer.main import get_command
+
+    from vllm_steermoe_plugin.cli import app
+
+    command: Any = get_command(app)
+    options = command.commands["serve"].params
+    known = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+    rows = re.findall(r"^\| `(\w+)` \| \S+ \| `(--[\w-]+)", README, flags=re.MULTILINE)
+    assert len(rows) == len(Settings.model_fields) - 2 and {flag for _, flag in rows} <= known
+
+
+def test_the_readme_lists_every_environment_variable() -> None:
+    packages = ("expert_registry", "vllm_steermoe_plugin", "lm_eval_tasks")
+    texts = [path.read_text(encoding="utf-8") for package in packages for path in (ROOT / package).rglob("*.py")]
+    read = {name for text in texts for name in re.findall(r'"(STEERMOE_[A-Z_]+)"', text)}
+    assert read and read <= set(re.findall(r"`(STEERMOE_[A-Z_]+)`", README))
