@@ -138,7 +138,7 @@ def test_a_thousand_profiles_in_turn_leave_no_more_than_one_step_needs(roomy: An
         roomy.generate(prompts[start : start + 4], params[start : start + 4], use_tqdm=False)
         assert state.num_requests <= 4
     assert_obeyed(roomy, shape, profiles, 2)
-    assert len(state._slot_of) == AT_ONCE and len(set(state._slot_of.values())) == AT_ONCE
+    assert len(state._slots.slot_of) == AT_ONCE == len(set(state._slots.slot_of.values()))
     assert state._table.cache_info().currsize <= 1024
     assert [(t.data_ptr(), t.shape) for t in (state.rules, state.token_slots, state.counters)] == buffers
     again = run(roomy, [(prompt(0), None)])[0]

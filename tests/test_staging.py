@@ -237,7 +237,7 @@ def test_buffers_stay_where_a_captured_graph_reads_them() -> None:
     before = places()
     run_steps(state, device, seed=3)
     state.clear_step()
-    state.reset_counts()
+    state.counts.reset()
     assert places() == before
     assert state.token_slots.data_ptr() % 16 == 0, "the kernels are compiled for aligned buffers"
 

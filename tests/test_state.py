@@ -191,11 +191,11 @@ def test_equals_the_slow_oracle_over_random_schedules(
         for request in [request for request in running if request.computed >= request.length]:
             running.remove(request)
             state.forget(request.id)
-    found, found_tokens = state.read_counts()
+    found, found_tokens = state.counts.read()
     assert np.array_equal(found, counters) and np.array_equal(found_tokens, tokens)
     assert state.num_requests == 0 and state.known_requests() == set()
-    state.reset_counts()
-    assert not state.read_counts()[0].any() and not state.read_counts()[1].any()
+    state.counts.reset()
+    assert not state.counts.read()[0].any() and not state.counts.read()[1].any()
 
 
 def test_a_thousand_profiles_in_turn_find_a_slot_beside_one_that_stays() -> None:
@@ -284,14 +284,14 @@ def test_a_preempted_request_that_runs_again_counts_each_position_once() -> None
             state.begin_step([BatchRow("r", start, stop - start)])
             for row in range(len(SHAPE.layers)):
                 count_(torch.tensor([[0, 1]] * (stop - start)), state.counters, state.token_groups, row)
-    selections, tokens = state.read_counts()
+    selections, tokens = state.counts.read()
     assert tokens.tolist() == [6]
     assert selections[0].tolist() == [[6, 6, 0, 0, 0, 0]] * len(SHAPE.layers)
 
 
 def test_of_requests_that_were_counted_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that is still being computed is not forgotten for those that have ended."""
-    monkeypatch.setattr("vllm_steermoe_plugin.state._REMEMBERED_IDS", 8)
+    monkeypatch.setattr("vllm_steermoe_plugin.counters.REMEMBERED_IDS", 8)
     state = make_state(groups=1)
     spans = CountedSpans(1, ((0, 200),))
     state.admit("long", arguments(None, spans), 200)
@@ -299,12 +299,12 @@ def test_of_requests_that_were_counted_only_so_many_are_remembered(monkeypatch: 
         state.admit(f"r{number}", arguments(None, spans), 1)
         state.begin_step([BatchRow("long", number, 1), BatchRow(f"r{number}", 0, 1)])
         state.forget(f"r{number}")
-    assert len(state._counted_until) == 8
+    assert len(state.counts._counted_until) == 8
     state.forget("long")
     state.admit("long", arguments(None, spans), 200)
-    before = state.counted_tokens[1]
+    before = state.counts.tokens[1]
     state.begin_step([BatchRow("long", 0, 40)])
-    assert state.counted_tokens[1] == before == 200, "what is computed again is not counted again"
+    assert state.counts.tokens[1] == before == 200, "what is computed again is not counted again"
 
 
 def test_a_preempted_request_is_one_steered_request() -> None:
@@ -387,7 +387,7 @@ def test_each_token_may_have_its_own_group() -> None:
         selected = torch.tensor([[position % 4, 5] for position in range(start, stop)])
         for row in range(len(SHAPE.layers)):
             count_(selected, state.counters, state.token_groups, row)
-    selections, tokens = state.read_counts()
+    selections, tokens = state.counts.read()
     assert tokens.tolist() == [0, 1, 1, 1, 1]
     for group, position in ((2, 1), (3, 2), (4, 6), (5, 7)):
         expected = np.zeros(SHAPE.num_experts, dtype=np.int64)
@@ -402,7 +402,7 @@ def test_a_state_that_does_not_count_refuses_to() -> None:
     assert state.groups == 0
     with pytest.raises(SteerMoEError, match="count_groups"):
         state.admit("r", arguments(None, CountedSpans(1, ((0, 1),))), 3)
-    selections, tokens = state.read_counts()
+    selections, tokens = state.counts.read()
     assert selections.shape == (0, len(SHAPE.layers), SHAPE.num_experts) and tokens.shape == (0,)
 
 
@@ -414,17 +414,17 @@ def test_counts_that_do_not_add_up_are_noticed() -> None:
     for row in range(len(SHAPE.layers) - 1):
         count_(selected, state.counters, state.token_groups, row)
     with pytest.raises(EngineError, match="inconsistent"):
-        state.read_counts()
+        state.counts.read()
     count_(selected, state.counters, state.token_groups, len(SHAPE.layers) - 1)
-    assert state.read_counts()[1].tolist() == [0, 3, 0]
+    assert state.counts.read()[1].tolist() == [0, 3, 0]
     for row, group, expert in ((0, 2, 0), (3, 1, 5)):
         state.counters[row, group, expert] += 1
         with pytest.raises(EngineError, match="inconsistent"):
-            state.read_counts()
+            state.counts.read()
         state.counters[row, group, expert] -= 1
-    state.counted_tokens[2] += 1
+    state.counts.tokens[2] += 1
     with pytest.raises(EngineError, match="inconsistent"):
-        state.read_counts()
+        state.counts.read()
 
 
 @given(st.integers(0, 1000), st.integers(1, MAX_TOKENS), st.integers(1, 4))

@@ -2,7 +2,8 @@
 
 It knows torch but not vLLM. A model runner's adapter tells it, before each step, which
 requests are in the batch; the operators in `ops.py` read its buffers. Nothing here waits
-for the device while requests are served: `step_buffers.py` says how a step reaches it.
+for the device while requests are served: `step_buffers.py` says how a step reaches it,
+`slots.py` where its rules lie there, `counters.py` what is counted.
 
 Each rank of a parallel engine has a state of its own, with the layers it runs. Rules and counts
 use the checkpoint's expert numbers everywhere: expert parallelism and vLLM's load balancing
@@ -21,16 +22,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.counters import REMEMBERED_IDS, Counters
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.rules import RuleTable, compile_rules
+from vllm_steermoe_plugin.slots import Slots
 from vllm_steermoe_plugin.staging import Carrier
-from vllm_steermoe_plugin.step_buffers import StepBuffers, Table
+from vllm_steermoe_plugin.step_buffers import StepBuffers
 
 
 class BatchRow(NamedTuple):
@@ -39,11 +41,6 @@ class BatchRow(NamedTuple):
     request_id: str
     first_position: int
     num_tokens: int
-
-
-_REMEMBERED_IDS = 1 << 16
-"""Requests of which it is remembered that they were counted, or how far. A preempted request is dropped like one that
-has ended, and is the first to go on, long before as many others have come."""
 
 
 @dataclass(slots=True)
@@ -55,12 +52,7 @@ class _Request:
 
 
 class SteeringState:
-    """Rules by slot, slots by token, and counters; see the module.
-
-    Slot 0 has no rule. There is a slot for each request that can be in a batch, so slots
-    cannot run out: a profile keeps its slot while it is used and loses it only to a
-    profile of a later step that needs one.
-    """
+    """The requests of a worker, and what a step of some of them is in the buffers; see the module."""
 
     def __init__(
         self,
@@ -86,7 +78,6 @@ class SteeringState:
         """
         self.shape = shape
         self.layers = tuple(layers)
-        self._rows = [shape.layers.index(layer) for layer in self.layers]
         self.buffers = StepBuffers(
             max_requests + 1,
             len(self.layers),
@@ -102,19 +93,15 @@ class SteeringState:
         # Read, and written, on the CPU only.
         self.active = torch.zeros(len(self.layers), dtype=torch.bool, device=device)
         self._active = self.active.numpy() if device.type == "cpu" else np.zeros(len(self.layers), dtype=np.bool_)
-        self.counters = torch.zeros(
-            (len(self.layers), count_groups + 1, shape.num_experts), dtype=torch.int64, device=device
-        )
-        self.counted_tokens = np.zeros(count_groups + 1, dtype=np.int64)
+        self.counts = Counters(len(self.layers), count_groups, shape.num_experts, shape.top_k, device)
+        self.counters = self.counts.selections
         self.steered_requests = 0
         self._requests: dict[str, _Request] = {}
         self._marked: set[str] = set()
         # Requests keep their table; this only spares compiling a popular profile again.
         self._table = lru_cache(maxsize=1024)(self._compile)
         self._counted_ids: OrderedDict[str, None] = OrderedDict()
-        self._slot_of: dict[str, int] = {}
-        self._active_of = np.zeros((max_requests + 1, len(self.layers)), dtype=np.bool_)
-        self._counted_until: OrderedDict[str, int] = OrderedDict()
+        self._slots = Slots(max_requests, [shape.layers.index(layer) for layer in self.layers])
         if device.type == "cuda":
             from vllm_steermoe_plugin.kernels.warm_up import warm_up
 
@@ -151,7 +138,7 @@ class SteeringState:
             raise EngineError(f"a worker takes steering as JSON text, got {type(steer).__name__}")
         rules = None if steer is None else self._table(steer)
         counted = None if args.get(COUNT_KEY) is None else CountedSpans.from_json(args[COUNT_KEY])
-        if counted is not None and counted.last_group >= self.counters.shape[1]:
+        if counted is not None and counted.last_group > self.groups:
             raise EngineError(
                 f"group {counted.last_group} is not counted here; setting 'count_groups' is {self.groups}"
             )
@@ -171,7 +158,7 @@ class SteeringState:
     @property
     def groups(self) -> int:
         """G."""
-        return self.counters.shape[1] - 1
+        return self.counts.groups
 
     def device_buffers(self) -> dict[str, torch.Tensor]:
         """All memory on the device that outlives a step, to be registered as buffers of the model.
@@ -208,7 +195,7 @@ class SteeringState:
         if not tables and not counted:
             self.clear_step()
             return
-        placed, new_tables = self._place(tables)
+        placed, new_tables = self._slots.place(tables)
         slot_of = {digest: placed[digest] for digest in tables}
         # Runs of tokens in the same slot.
         run_slots: list[int] = []
@@ -232,41 +219,19 @@ class SteeringState:
             start = 0
             for row, request in rows:
                 if request.counted is not None:
-                    self._mark(groups[start : start + row.num_tokens], row, request.counted)
+                    into = groups[start : start + row.num_tokens]
+                    self.counts.mark(into, row.request_id, row.first_position, request.counted)
                 start += row.num_tokens
         # Should the device fail in between, no slot counts as written.
-        self._slot_of = {}
+        self._slots.written({})
         self.buffers.write(slots, groups, new_tables)
-        self._slot_of = placed
-        self._active[:] = self._active_of[list(slot_of.values())].any(axis=0)
+        self._slots.written(placed)
+        self._active[:] = self._slots.active_layers(slot_of.values())
 
     def clear_step(self) -> None:
         """Steer and count nothing in the next forward pass (dummy runs, batches without steering)."""
         self.buffers.clear()
         self._active[:] = False
-
-    def read_counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Selections int64 `[G, L, E]` and counted tokens int64 `[G]` since the last reset.
-
-        Raises:
-            EngineError: the selections do not sum to top-k per counted token, so something was
-                counted that should not have been, or the reverse.
-        """
-        selections = self.counters.cpu().numpy().transpose(1, 0, 2)[1:].copy()
-        tokens = self.counted_tokens[1:].copy()
-        expected = tokens[:, None] * self.shape.top_k
-        if not np.array_equal(selections.sum(axis=2), np.broadcast_to(expected, selections.shape[:2])):
-            raise EngineError(
-                f"routing counts are inconsistent: {tokens.tolist()} counted tokens per group with "
-                f"top-{self.shape.top_k}, but selections per layer are {selections.sum(axis=2).tolist()}"
-            )
-        return selections, tokens
-
-    def reset_counts(self) -> None:
-        """Start counting anew."""
-        self.counters.zero_()
-        self.counted_tokens[:] = 0
-        self._counted_until.clear()
 
     def _compile(self, text: str) -> RuleTable:
         return compile_rules(SteeringProfile.from_json(text), self.shape)
@@ -276,44 +241,5 @@ class SteeringState:
         if request_id not in self._counted_ids:
             self.steered_requests += 1
             self._counted_ids[request_id] = None
-            if len(self._counted_ids) > _REMEMBERED_IDS:
+            if len(self._counted_ids) > REMEMBERED_IDS:
                 self._counted_ids.popitem(last=False)
-
-    def _place(self, needed: Mapping[str, RuleTable]) -> tuple[dict[str, int], list[Table]]:
-        """Slots by digest once this step is written, and the rules of its profiles that had none."""
-        missing = [digest for digest in needed if digest not in self._slot_of]
-        if not missing:
-            return self._slot_of, []
-        placed = dict(self._slot_of)
-        new: list[Table] = []
-        taken = set(placed.values())
-        free = [slot for slot in range(self.rules.shape[0] - 1, 0, -1) if slot not in taken]
-        idle = [digest for digest in placed if digest not in needed]
-        for digest in missing:
-            slot = free.pop() if free else placed.pop(idle.pop(0))
-            local = needed[digest].rules[self._rows]
-            new.append((slot, local))
-            self._active_of[slot] = local.any(axis=1)
-            placed[digest] = slot
-        return placed, new
-
-    def _mark(self, groups: NDArray[np.int32], row: BatchRow, counted: CountedSpans) -> None:
-        """Mark the tokens of a row that are to be counted.
-
-        A preempted request computes its tokens again; each position counts once.
-        """
-        begin = max(row.first_position, self._counted_until.get(row.request_id, 0))
-        end = row.first_position + row.num_tokens
-        before = 0
-        for start, stop in counted.ranges:
-            low, high = max(start, begin), min(stop, end)
-            if low < high:
-                first = counted.group + before + low - start
-                into = np.arange(first, first + high - low) if counted.each else counted.group
-                groups[low - row.first_position : high - row.first_position] = into
-                self.counted_tokens[into] += 1 if counted.each else high - low
-            before += stop - start
-        self._counted_until[row.request_id] = max(end, begin)
-        self._counted_until.move_to_end(row.request_id)
-        if len(self._counted_until) > _REMEMBERED_IDS:
-            self._counted_until.popitem(last=False)

@@ -28,8 +28,8 @@ class SteerMoEWorker:
         """Counted tokens `[G]` of this worker since counting started, and their selections: the bytes of a
         little-endian int32 array of `shape`, `[G, L, E]`. Counting starts anew."""
         state = self._steermoe_state()
-        selections, tokens = state.read_counts()
-        state.reset_counts()
+        selections, tokens = state.counts.read()
+        state.counts.reset()
         if selections.size and selections.max() > np.iinfo(np.int32).max:
             raise EngineError("more selections than can be handed over at once; take the counts more often")
         return {
@@ -41,7 +41,7 @@ class SteerMoEWorker:
 
     def steermoe_reset_counts(self) -> None:
         """Start counting anew."""
-        self._steermoe_state().reset_counts()
+        self._steermoe_state().counts.reset()
 
     def _steermoe_state(self) -> SteeringState:
         state = state_of(self.model_runner)
