@@ -262,7 +262,15 @@ ENDPOINT_PLUGIN = Internal(
     "vllm.plugins.endpoint_plugins.interface:EndpointPlugin", "add HTTP routes for the operator (implemented)"
 )
 ATTACH_ROUTER = Internal(
-    ENDPOINT_PLUGIN.path + ".attach_router", "add them (reads app.state.args.additional_config)", ("self", "app")
+    ENDPOINT_PLUGIN.path + ".attach_router", "add them (the app's state has the server's args)", ("self", "app")
+)
+SERVER_ARGS = Internal(
+    "vllm.engine.arg_utils:AsyncEngineArgs", "know the settings of a server there", reads=("additional_config",)
+)
+FRONT_END_ARGS = Internal(
+    "vllm.entrypoints.launchers.cli_args:FrontendArgs",
+    "refuse an operator's key that the model's callers have",
+    reads=("api_key",),
 )
 INIT_STATE = Internal(
     ENDPOINT_PLUGIN.path + ".init_state",
