@@ -16,10 +16,9 @@ from vllm import SamplingParams
 
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.counting import CountedSpans
-from vllm_steermoe_plugin.engine import take_counts
+from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.engine_counts import take_counts
 from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
-from vllm_steermoe_plugin.state import COUNT_KEY
 
 BLOCK = 32
 REQUESTS = 16

@@ -26,10 +26,10 @@ from vllm.v1.request import Request
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
 from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.runner_v2 import with_steering
-from vllm_steermoe_plugin.state import COUNT_KEY, SHARED_KEY, SteeringState
+from vllm_steermoe_plugin.state import SteeringState
 
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 2), 6, 2)
 CPU = torch.device("cpu")
@@ -170,7 +170,7 @@ def test_each_marked_token_is_counted_once(caching: bool, tight: Any) -> None:
     for seed in range(20):
         run = Run(tight, random.Random(seed), caching=caching)
         run.all()
-        selections, tokens = run.state.read_counts()
+        selections, tokens = run.state.counts.read()
         expected, expected_tokens = run.expected()
         np.testing.assert_array_equal(tokens, expected_tokens)
         np.testing.assert_array_equal(selections, expected)
