@@ -39,6 +39,8 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     Raises:
         EngineError: a part of the model or of the engine's configuration would run unsteered.
     """
+    for internal in vllm.CONFIGS:
+        internal.load()
     settings = read_settings(vllm_config.additional_config)
     install_worker_check()
     install_roll_call()

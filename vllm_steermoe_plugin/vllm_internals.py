@@ -37,7 +37,7 @@ class Internal:
     """One touched symbol.
 
     Attributes:
-        path: `module:attribute[.attribute]`, or a whole module.
+        path: `module:attribute[.attribute]`.
         why: what we use it for.
         parameters: names that its signature must begin with; None if it is not called by position.
         reads: attributes of a class, or of its instances, that we read or call by name.
@@ -485,8 +485,20 @@ COMPILATION_CONFIG = Internal(
 KV_CONNECTORS = Internal(
     "vllm.config:KVTransferConfig",
     "refuse KV connectors that do not keep steerings apart",
-    reads=("kv_connector", "kv_connector_module_path"),
+    reads=("kv_connector", "kv_connector_extra_config", "kv_connector_module_path"),
 )
+CONFIGS = (
+    VLLM_CONFIG,
+    MODEL_CONFIG,
+    PARALLEL_CONFIG,
+    CACHE_CONFIG,
+    SPECULATIVE_CONFIG,
+    AUX_OUTPUT_CONFIG,
+    SCHEDULER_CONFIG,
+    COMPILATION_CONFIG,
+    KV_CONNECTORS,
+)
+"""What is read of an engine's configuration."""
 V2_MISSING = Internal(
     "vllm.config:VllmConfig._get_v2_model_runner_unsupported_features", "say why Model Runner V1 would be live"
 )
