@@ -13,7 +13,7 @@ from pathlib import Path
 
 from expert_registry.errors import RequestError, one_of
 from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, SteeringProfile
-from vllm_steermoe_plugin.request import NONE, Named, SteeringRequest, parse_request
+from vllm_steermoe_plugin.request import NONE, Named, parse_request
 
 DIRECTIONS = ("forward", "reverse")
 
@@ -57,7 +57,7 @@ class SteeringArgs:
         stated = _steer_text(self.steer)
         request = parse_request(stated)
         if not changes:
-            return _canonical(request)
+            return request.text()
         if len(request.named) != 1 or request.profiles:
             raise RequestError(
                 f"{changes[0]}= changes one named behaviour, but steer={stated:.80}; "
@@ -67,7 +67,7 @@ class SteeringArgs:
         if already:
             name = sorted(already)[0]
             raise RequestError(f"{name}= says again what steer={stated:.80} already says; leave one of them out")
-        return _canonical(SteeringRequest(named=(self._changed(request.named[0]),)))
+        return self._changed(request.named[0]).text()
 
     def _changed(self, named: Named) -> Named:
         if self.direction is not None:
@@ -82,23 +82,6 @@ class SteeringArgs:
             phase = _choice("phase", self.phase, PHASES)
             named = replace(named, phase=next(known for known in PHASES if known == phase))
         return named
-
-
-def _canonical(request: SteeringRequest) -> str:
-    if request.explicit is not None:
-        return request.explicit.to_json()
-    return "+".join([*map(_named_text, request.named), *(f"@{name}" for name in request.profiles)]) or NONE
-
-
-def _named_text(part: Named) -> str:
-    version = "" if part.version is None else f"@{part.version}"
-    options = [
-        "reverse" if part.reverse else "",
-        "" if part.activate is None else f"activate={part.activate}",
-        "" if part.deactivate is None else f"deactivate={part.deactivate}",
-        "" if part.phase == "both" else f"phase={part.phase}",
-    ]
-    return ":".join([part.behaviour + version, *filter(None, options)])
 
 
 def _stated_options(text: str) -> set[str]:

@@ -18,7 +18,7 @@ from lm_eval_tasks.run_file import Run
 from lm_eval_tasks.tune_log import TuneLog
 from lm_eval_tasks.tuning import Setting, Tried, effect, search
 from vllm_steermoe_plugin.profile import Phase
-from vllm_steermoe_plugin.request import NONE
+from vllm_steermoe_plugin.request import NONE, Named
 
 Split = dict[str, list[int]]
 
@@ -49,8 +49,10 @@ class Goal:
 
     def text(self, found: Found, setting: Setting) -> str:
         """The steering request of a setting; the version is pinned."""
-        direction = ":reverse" if self.reverse else ""
-        return f"{self.behaviour}@{found.entry.version}{direction}{setting.options()}"
+        named = Named(
+            self.behaviour, found.entry.version, self.reverse, setting.activate, setting.deactivate, setting.phase
+        )
+        return named.text()
 
 
 def largest_numbers(ranking: Ranking, reverse: bool) -> tuple[int, int]:
@@ -130,8 +132,7 @@ def judge(
     model: Any, goal: Goal, found: Found, chosen: Setting, tasks: Sequence[str], options: Options
 ) -> tuple[Run, Comparison]:
     """The chosen setting and the numbers recommended so far, on the test documents."""
-    direction = ":reverse" if goal.reverse else ""
-    so_far = f"{goal.behaviour}@{found.entry.version}{direction}"
+    so_far = Named(goal.behaviour, found.entry.version, goal.reverse).text()
     plan = [
         Steering(NONE, NONE, "none"),
         Steering("tuned", goal.text(found, chosen)),

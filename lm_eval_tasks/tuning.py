@@ -24,10 +24,8 @@ class Setting:
     def size(self) -> int:
         return self.activate + self.deactivate
 
-    def options(self) -> str:
-        """As options of a steering request."""
-        phase = "" if self.phase == "both" else f":phase={self.phase}"
-        return f":activate={self.activate}:deactivate={self.deactivate}{phase}"
+    def __str__(self) -> str:
+        return f"activate={self.activate} deactivate={self.deactivate} phase={self.phase}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,17 @@ class Named:
     deactivate: int | None = None
     phase: Phase = "both"
 
+    def text(self) -> str:
+        """As it stands in a request."""
+        version = "" if self.version is None else f"@{self.version}"
+        options = [
+            "reverse" if self.reverse else "",
+            "" if self.activate is None else f"activate={self.activate}",
+            "" if self.deactivate is None else f"deactivate={self.deactivate}",
+            "" if self.phase == "both" else f"phase={self.phase}",
+        ]
+        return ":".join([self.behaviour + version, *filter(None, options)])
+
 
 @dataclass(frozen=True, slots=True)
 class SteeringRequest:
@@ -59,6 +70,12 @@ class SteeringRequest:
 
     def __bool__(self) -> bool:
         return bool(self.named or self.profiles) or self.explicit is not None
+
+    def text(self) -> str:
+        """The text that asks for this, in canonical form: equal requests have equal texts."""
+        if self.explicit is not None:
+            return self.explicit.to_json()
+        return "+".join([*(part.text() for part in self.named), *(f"@{name}" for name in self.profiles)]) or NONE
 
 
 def parse_request(text: object) -> SteeringRequest:

@@ -97,7 +97,7 @@ def tune(
         found,
         Options(chat_template=chat_template, responses=False, samples=tuning or None),
         log,
-        lambda one: typer.echo(f"{one.setting.options()}  gain {one.gain:+.3f}  control {one.control:+.3f}", err=True),
+        lambda one: typer.echo(f"{one.setting}  gain {one.gain:+.3f}  control {one.control:+.3f}", err=True),
     )
     chosen = print_front(tried, goal.margin)
     if chosen is None:
