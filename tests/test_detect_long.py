@@ -61,6 +61,20 @@ def test_the_summary_equals_the_slow_reference_pair_by_pair(engine: Any) -> None
     assert np.isfinite(standard_errors(ranking.counts, ranking.clusters)).all()
 
 
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> list[int]:
+    """Taking the counts is interrupted at the calls of these numbers, from 1 on; the numbers of the calls so far."""
+    take, calls = module.take_counts, list[int]()
+
+    def interrupted(*given: Any) -> Any:
+        calls.append(len(calls) + 1)
+        if calls[-1] in numbers:
+            raise KeyboardInterrupt
+        return take(*given)
+
+    monkeypatch.setattr(module, "take_counts", interrupted)
+    return calls
+
+
 def test_a_killed_detection_goes_on_and_counts_nothing_twice(
     engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,16 +84,7 @@ def test_a_killed_detection_goes_on_and_counts_nothing_twice(
     kept = tmp_path / "progress"
     said: list[str] = []
     options = replace(plain, checkpoint=kept, checkpoint_every=0.0, report=said.append)
-    take, calls = module.take_counts, 0
-
-    def killed(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls in (3, 5):
-            raise KeyboardInterrupt
-        return take(*args)
-
-    monkeypatch.setattr(module, "take_counts", killed)
+    calls = interrupt_at(monkeypatch, 3, 5)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
@@ -94,7 +99,7 @@ def test_a_killed_detection_goes_on_and_counts_nothing_twice(
     # Each kill loses the one chunk of 4 that was being counted: two of three, and then one of two, are kept.
     assert len(said) == 2 and "8 of 22 pairs are counted" in said[0] and "12 of 22 pairs are counted" in said[1]
     # 22 pairs in chunks of 4 are 6 chunks, and two were counted again.
-    assert calls == 8
+    assert len(calls) == 8
     # Until its ranking is safe, what a detection has counted stays.
     same(whole, detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options))
     assert "22 of 22 pairs are counted" in said[2]
@@ -110,17 +115,8 @@ def test_pairs_of_a_cluster_are_one_example_in_any_chunk_and_after_a_kill(
     clustered = replace(pairs, pairs=(scattered[0], bad, *scattered[2:]))
     plain = DetectionOptions(permutations=20, skip_bad=True)
     options = replace(plain, checkpoint=tmp_path / "progress", checkpoint_every=0.0)
-    take, calls = module.take_counts, 0
-
-    def killed(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls in (3, 5):
-            raise KeyboardInterrupt
-        return take(*args)
-
     with monkeypatch.context() as patched:
-        patched.setattr(module, "take_counts", killed)
+        interrupt_at(patched, 3, 5)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 detect(engine, lab.NAME, clustered, BEHAVIOUR, options=options)
@@ -167,16 +163,7 @@ def test_pairs_left_out_before_a_kill_are_not_forgotten(
     bad = replace(pairs.pairs[1], side_2=replace(pairs.pairs[1].side_2, target="not there"))
     pairs = replace(pairs, pairs=(pairs.pairs[0], bad, *pairs.pairs[2:]))
     options = DetectionOptions(checkpoint=tmp_path / "progress", checkpoint_every=0.0, skip_bad=True)
-    take, calls = module.take_counts, 0
-
-    def killed(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return take(*args)
-
-    monkeypatch.setattr(module, "take_counts", killed)
+    interrupt_at(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
     with pytest.raises(ResumeError, match="left out bad pairs; ask for that again"):
@@ -208,16 +195,7 @@ def test_a_killed_run_stops_early_where_it_would_have_stopped(
     plain = DetectionOptions(permutations=0, stop_when_stable=1)
     whole = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=plain)
     options = replace(plain, checkpoint=tmp_path / "progress", checkpoint_every=0.0)
-    take, calls = module.take_counts, 0
-
-    def killed(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return take(*args)
-
-    monkeypatch.setattr(module, "take_counts", killed)
+    interrupt_at(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
         detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
     resumed = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
