@@ -371,7 +371,7 @@ def test_padding_a_request_does_not_fill_the_memory_of_a_server(registry: Regist
     assert kept < 1 << 20
 
 
-def test_expert_lists_of_callers_are_not_kept(registry: Registry) -> None:
+def test_few_expert_lists_of_callers_are_kept(registry: Registry) -> None:
     import gc
 
     there = front_end(registry, Settings(allow_experts=True), served=True)
@@ -379,7 +379,76 @@ def test_expert_lists_of_callers_are_not_kept(registry: Registry) -> None:
     for experts in sets:
         there.prepare({STEER_KEY: SteeringProfile(experts).to_json()})
     gc.collect()
-    assert not any(isinstance(found, SteeringProfile) and found.activate in sets for found in gc.get_objects())
+    kept = [found for found in gc.get_objects() if isinstance(found, SteeringProfile) and found.activate in sets]
+    assert len(kept) <= 8
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:
+    """A list that grows by one with each call of a method."""
+    calls: list[None] = []
+    original = getattr(owner, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+# One HTTP request may have thousands of prompts, and each asks for itself.
+
+
+def test_a_list_that_is_refused_anyway_is_not_read(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = counting(monkeypatch, SteeringProfile, "from_json")
+    for settings in (Settings(), Settings(enabled=False), Settings(allow_experts=True, allow_override=False)):
+        there = front_end(registry, settings, served=True)
+        for text in (EXPERTS, " " + EXPERTS, "{", "{" * 1000):
+            with pytest.raises(PolicyError):
+                there.prepare({STEER_KEY: text})
+            assert not there.wants_store({STEER_KEY: text})
+    assert read == []
+
+
+def test_a_list_is_read_and_checked_once_for_all_prompts(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = front_end(registry, Settings(allow_experts=True), served=True)
+    wrong = '{"activate": {"2": [0]}}'
+    read = counting(monkeypatch, SteeringProfile, "from_json")
+    prepared = []
+    for _ in range(50):
+        prepared.append(there.prepare({STEER_KEY: EXPERTS}))
+        with pytest.raises(ProfileError, match="layer 2"):
+            there.prepare({STEER_KEY: wrong})
+    assert len(read) == 2
+    assert all(one == prepared[0] for one in prepared)
+    there.resolver.refuse("the workers are gone")
+    for text in (EXPERTS, wrong):
+        with pytest.raises(EngineError, match="gone"):
+            there.prepare({STEER_KEY: text})
+
+
+def test_rankings_that_do_not_go_together_are_read_once(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = front_end(registry, served=True)
+    found = counting(monkeypatch, Registry, "find")
+    lengths = []
+    for _ in range(50):
+        with pytest.raises(ProfileError, match="phase") as caught:
+            there.prepare({STEER_KEY: "digits:phase=prompt+refusal:phase=generation"})
+        lengths.append(len(caught.traceback))
+    assert len(found) == 2 and lengths[1] == lengths[-1], "and refusing gathers nothing"
+
+
+def test_a_ranking_that_is_published_after_it_was_asked_for_is_found(registry: Registry) -> None:
+    there = front_end(registry, served=True)
+    for text in ("digits@2", "brevity", "brevity+digits"):
+        with pytest.raises(UnknownRankingError):
+            there.prepare({STEER_KEY: text})
+    publish(make_ranking(7, behaviour="digits", version=2), registry.folders[0])
+    publish(
+        make_ranking(8, behaviour="brevity", recommended=Recommended(activate=0, deactivate=1)), registry.folders[0]
+    )
+    for text in ("digits@2", "brevity"):
+        assert there.prepare({STEER_KEY: text}) is not None
 
 
 def test_input_in_pieces_is_not_steered(registry: Registry) -> None:

@@ -101,7 +101,11 @@ def test_what_is_wrapped_is_in_the_ledger_with_its_signature() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "vllm.wrap_once":
                 named.add(ast.unparse(node.args[0]).removeprefix("vllm."))
     assert len(named) >= 14
-    wrapped = [*vllm_internals.TO_BEAMS, *(getattr(vllm_internals, name) for name in named - {"to_beams"})]
+    loops = {"validate_json", "to_sampling", "to_beams"}
+    assert loops <= named
+    wrapped = [vllm_internals.VALIDATE_JSON, vllm_internals.VALIDATE_INVOCATION]
+    wrapped += [*vllm_internals.TO_SAMPLING, *vllm_internals.TO_BEAMS]
+    wrapped += [getattr(vllm_internals, name) for name in named - loops]
     assert {id(internal) for internal in wrapped} <= {id(internal) for internal in LEDGER}
     assert [internal.path for internal in wrapped if internal.parameters is None] == []
     assert [

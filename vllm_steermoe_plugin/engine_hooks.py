@@ -7,8 +7,7 @@ whether they steer, once.
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.checkpoints import names_of
 from vllm_steermoe_plugin.front_end import OPERATORS_ERRORS, FrontEnd, compose_salt
-from vllm_steermoe_plugin.http_bodies import install_http_hook
+from vllm_steermoe_plugin.http_bodies import install_http_hooks
 from vllm_steermoe_plugin.operator_key import read_key
 from vllm_steermoe_plugin.plugin_names import check_routes_allowed
 from vllm_steermoe_plugin.request import STEER_KEY
@@ -48,9 +47,12 @@ def install_front_end_hooks() -> None:
     vllm.wrap_once(vllm.INPUT_PROCESSOR_INIT, _processor_init)
     vllm.wrap_once(vllm.PROCESS_INPUTS, _process_inputs)
     vllm.wrap_once(vllm.LLM_ENGINE_INIT, _engine_init)
+    vllm.wrap_once(vllm.ASYNC_LLM_INIT, _server_init)
     vllm.wrap_once(vllm.LLM_ENGINE_TASKS, _tasks)
     vllm.wrap_once(vllm.ASYNC_LLM_TASKS, _tasks_of_server)
     vllm.wrap_once(vllm.ASYNC_ADD_REQUEST, _add_request)
+    # A server that only renders makes no engine; its modules are loaded by now.
+    install_http_hooks(_check)
 
 
 def front_end_of(processor: Any) -> FrontEnd:
@@ -101,8 +103,7 @@ def _processor_init(original: Callable[..., Any]) -> Callable[..., Any]:
         # At start, so that settings that cannot be applied stop the engine and not its requests.
         setattr(self, _FRONT_END, _make_front_end(self.vllm_config))
         install_beam_search_hooks()
-        # Before vLLM makes the endpoints.
-        install_http_hook()
+        install_http_hooks(_check)
 
     return init
 
@@ -114,6 +115,31 @@ def _engine_init(original: Callable[..., Any]) -> Callable[..., Any]:
         front_end_of(self.input_processor).served = False
 
     return init
+
+
+def _server_init(original: Callable[..., Any]) -> Callable[..., Any]:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        install_http_hooks(_check, load=True)
+
+    return init
+
+
+async def _check(engine_client: Any, extra_args: Mapping[str, object] | None) -> None:
+    """Raise what vLLM answers if a request that generates, to a server with this engine, is refused."""
+    if engine_client is None:
+        return  # What this server renders is checked where it is generated from.
+    front_end = front_end_of(engine_client.input_processor)
+    if front_end.awaits_workers:
+        return  # vLLM asks for the tasks first.
+    try:
+        if STEER_KEY in (extra_args or {}) or front_end.wants_store(extra_args):
+            # Files may be read; requests of others must not wait for that.
+            await asyncio.to_thread(front_end.prepare, extra_args)
+        else:
+            front_end.prepare(extra_args)
+    except SteerMoEError as error:
+        raise _answer(front_end, error) from None
 
 
 def _tasks(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,14 +178,11 @@ def _add_request(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install_beam_search_hooks() -> None:
-    """Refuse in beam search what it would drop or misapply.
+    """Refuse in beam search what it would misapply (what it would drop: `http_bodies.py`).
 
-    It drops a request's extra arguments. And it asks for one token at a time, with what it has so far as the prompt,
-    so that a default by phase would take generated tokens for the prompt's.
+    It asks for one token at a time, with what it has so far as the prompt, so that a default by phase would take
+    generated tokens for the prompt's.
     """
-    for to_beams in vllm.TO_BEAMS:
-        if to_beams.module in sys.modules:
-            vllm.wrap_once(to_beams, _to_beam_search_params)
     vllm.OFFLINE.load()
     vllm.ONLINE.load()
     vllm.wrap_once(vllm.BEAM_SEARCH_OFFLINE, _beam_search(lambda llm: llm.llm_engine))
@@ -184,20 +207,6 @@ def _beam_search(engine_of: Callable[[Any], Any]) -> Callable[[Callable[..., Any
         return beam_search
 
     return make
-
-
-def _to_beam_search_params(original: Callable[..., Any]) -> Callable[..., Any]:
-    validation_error = vllm.VALIDATION_ERROR.load()
-
-    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if STEER_KEY in (self.vllm_xargs or {}):
-            raise validation_error(
-                "steermoe: vLLM's beam search does not carry a request's steering; ask without beam search",
-                parameter=STEER_KEY,
-            )
-        return original(self, *args, **kwargs)
-
-    return to_beam_search_params
 
 
 def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:

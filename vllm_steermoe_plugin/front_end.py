@@ -15,13 +15,15 @@ from expert_registry import Registry
 from expert_registry.errors import EngineError, PolicyError, RankingFormatError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
+from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.profile_file import StoreError
-from vllm_steermoe_plugin.request import STEER_KEY, parse_request
+from vllm_steermoe_plugin.request import STEER_KEY, SteeringRequest, lists_experts, parse_request
 from vllm_steermoe_plugin.resolve import Resolved
 from vllm_steermoe_plugin.resolver import Resolver
 from vllm_steermoe_plugin.settings import Settings, check_policy
 
 SALT_PREFIX = "steermoe:"
+_SOME_EXPERTS = SteeringRequest(explicit=SteeringProfile(activate=frozenset({(0, 0)})))
 
 
 class DefaultError(EngineError):
@@ -120,6 +122,8 @@ class FrontEnd:
         return store is not None and store.has_changed() and self._may_read(dict(extra_args or {}).get(STEER_KEY))
 
     def _may_read(self, asked: object) -> bool:
+        if lists_experts(asked):
+            return False
         try:
             return self.resolver.reads_store(None if asked is None else parse_request(asked))
         except SteerMoEError:
@@ -166,6 +170,10 @@ class FrontEnd:
     def _steering(self, asked: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""
         if asked is not None:
+            if lists_experts(asked):
+                # Policy first: reading a large list takes a while, and it asks for the same whatever it says.
+                check_policy(_SOME_EXPERTS, self._settings, served=self.served)
+                return self.resolver.resolve_experts(asked)
             request = parse_request(asked)
             check_policy(request, self._settings, served=self.served)
             return self.resolver.resolve(request)

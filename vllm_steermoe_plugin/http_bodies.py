@@ -1,91 +1,107 @@
-"""JSON bodies that ask for steering where vLLM would drop it without a word: refused.
+"""What comes to a server is looked at before it is answered.
 
-Each JSON endpoint of vLLM, but for `/invocations` (which hands bodies to the endpoints below), passes its check of the
-content type; there the body has been parsed, and is looked at.
+Steering that vLLM would drop is refused, wherever it stands (`misplaced.py`). And what is refused for another reason is
+refused here already: a streamed answer has begun with 200 by the time that the engine is asked.
+
+Each JSON endpoint of vLLM passes its check of the content type; there the body has been parsed. Forms and batch files
+come by where vLLM makes sampling parameters of a request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.misplaced import asked_at, check_body, check_fields, check_names, generates
 from vllm_steermoe_plugin.request import STEER_KEY
 
-READ_XARGS = (
-    "/v1/chat/completions",
-    "/v1/chat/completions/batch",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-)
-"""Endpoints that generate and read `vllm_xargs`."""
-_HARMLESS = (*(f"{path}/render" for path in READ_XARGS), "/tokenize", "/detokenize", "/count_tokens")
-"""Endpoints that pass it on, or generate nothing."""
-_TOKENS_IN = "/inference/v1/generate"
-
-Place = tuple[str, ...]
-"""Keys that lead from a body to the object in which steering is asked for."""
-_CONTAINERS = ("extra_args", "extra_body", "sampling_params", "vllm_xargs")
-_DEPTH = 3
-"""In what, and how deep, a caller may have put it."""
+Check = Callable[[Any, Mapping[str, object] | None], Awaitable[None]]
+"""Given an engine client and what is asked for: raise what vLLM answers if that is refused."""
 
 
-def check_body(path: str, body: object) -> None:
-    """Raise RequestError if `body`, sent to `path`, asks for steering where nothing reads it.
+def install_http_hooks(check: Check, *, load: bool = False) -> None:
+    """Look at what comes to this process's server; wraps once per process.
 
     Args:
-        path: of the URL; there may be a prefix before that of the endpoint.
-        body: as parsed from JSON.
+        check: see above.
+        load: also where vLLM's modules of endpoints are not loaded yet, which takes a second. It must be done before
+            vLLM makes the endpoints, which keep what they find.
     """
-    reads = _read_at(path)
-    for place in _asking(body):
-        if place != reads:
-            raise RequestError(
-                f"vLLM's {path:.80} does not read {_shown(place)}, so this request would not be steered; "
-                + (f"write {_shown(reads)}" if reads is not None else f"ask at one of {', '.join(READ_XARGS)}")
-            )
+
+    def wanted(internal: vllm.Internal) -> bool:
+        return load or internal.module in sys.modules
+
+    for validate_json in (vllm.VALIDATE_JSON, vllm.VALIDATE_INVOCATION):
+        if wanted(validate_json):
+            vllm.wrap_once(validate_json, _at_the_door(check))
+    for to_sampling in vllm.TO_SAMPLING:
+        if wanted(to_sampling):
+            vllm.wrap_once(to_sampling, _checked_fields)
+    for to_beams in vllm.TO_BEAMS:
+        if wanted(to_beams):
+            vllm.wrap_once(to_beams, _no_beams)
 
 
-def install_http_hook() -> None:
-    """Look at the JSON bodies of this process's server; wraps once per process."""
-    vllm.wrap_once(vllm.VALIDATE_JSON, _then_the_body)
+def _at_the_door(check: Check) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        engine_client = vllm.ENGINE_CLIENT.load()
+
+        async def validate_json_request(raw_request: Any) -> None:
+            await original(raw_request)
+            try:
+                body = await raw_request.json()
+            except ValueError:
+                return  # The endpoint says so.
+            path = raw_request.url.path
+            try:
+                check_body(path, body)
+                check_names(path, "query parameter", raw_request.query_params.keys())
+                check_names(path, "header", raw_request.headers.keys())
+            except RequestError as error:
+                raise _refusal(error) from None
+            if generates(path):
+                await check(engine_client(raw_request), asked_at(path, body))
+
+        return validate_json_request
+
+    return make
 
 
-def _read_at(path: str) -> Place | None:
-    if path.endswith(_TOKENS_IN):
-        return ("sampling_params", "extra_args")
-    return ("vllm_xargs",) if path.endswith((*READ_XARGS, *_HARMLESS)) else None
+def _checked_fields(original: Callable[..., Any]) -> Callable[..., Any]:
+    last: Callable[[], Any] = lambda: None  # noqa: E731
+
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal last
+        # vLLM calls this once for each of a request's prompts.
+        if last() is not self:
+            _check_fields(self)
+            last = weakref.ref(self)
+        return original(self, *args, **kwargs)
+
+    return to_sampling_params
 
 
-def _asking(body: object, place: Place = ()) -> Iterator[Place]:
-    if not isinstance(body, dict):
-        return
-    # Null asks for nothing, here as everywhere.
-    if body.get(STEER_KEY) is not None:
-        yield place
-    if len(place) < _DEPTH:
-        for key in _CONTAINERS:
-            yield from _asking(body.get(key), (*place, key))
+def _no_beams(original: Callable[..., Any]) -> Callable[..., Any]:
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_fields(self)
+        if STEER_KEY in (self.vllm_xargs or {}):
+            raise _refusal("vLLM's beam search does not carry a request's steering; ask without beam search")
+        return original(self, *args, **kwargs)
+
+    return to_beam_search_params
 
 
-def _shown(place: Place) -> str:
-    return ".".join((*place, STEER_KEY))
+def _check_fields(request: Any) -> None:
+    try:
+        check_fields(f"vLLM's {type(request).__name__}", vars(request) | (request.model_extra or {}))
+    except RequestError as error:
+        raise _refusal(error) from None
 
 
-def _then_the_body(original: Callable[..., Any]) -> Callable[..., Any]:
-    refusal = vllm.VALIDATION_ERROR.load()
-
-    async def validate_json_request(raw_request: Any) -> None:
-        await original(raw_request)
-        try:
-            body = await raw_request.json()
-        except ValueError:
-            return  # The endpoint says so.
-        try:
-            check_body(raw_request.url.path, body)
-        except RequestError as error:
-            raise refusal(f"steermoe: {error}", parameter=STEER_KEY) from error
-
-    return validate_json_request
+def _refusal(why: RequestError | str) -> Exception:
+    refusal: Exception = vllm.VALIDATION_ERROR.load()(f"steermoe: {why}", parameter=STEER_KEY)
+    return refusal

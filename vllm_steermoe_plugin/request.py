@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from expert_registry.card import SLUG
 from expert_registry.errors import RequestError, one_of
@@ -78,6 +79,11 @@ class SteeringRequest:
         return "+".join([*(part.text() for part in self.named), *(f"@{name}" for name in self.profiles)]) or NONE
 
 
+def lists_experts(text: object) -> TypeGuard[str]:
+    """Whether a text is to be an explicit expert set, without reading it."""
+    return isinstance(text, str) and len(text) <= MAX_TEXT and text.lstrip().startswith("{")
+
+
 def parse_request(text: object) -> SteeringRequest:
     """Read the text of a steering request.
 
@@ -94,10 +100,10 @@ def parse_request(text: object) -> SteeringRequest:
         return SteeringRequest(explicit=SteeringProfile.from_json(stripped))
     if stripped == NONE:
         return SteeringRequest()
-    parts = stripped.split("+")
-    if len(parts) > MAX_PARTS:
-        raise RequestError(f"{len(parts)} parts in one request; at most {MAX_PARTS}")
-    parts = [part.strip() for part in parts]
+    number = stripped.count("+") + 1
+    if number > MAX_PARTS:
+        raise RequestError(f"{number} parts in one request; at most {MAX_PARTS}")
+    parts = [part.strip() for part in stripped.split("+")]
     profiles = tuple(_parse_profile(part) for part in parts if part.startswith("@"))
     named = tuple(_parse_named(part) for part in parts if not part.startswith("@"))
     names = [part.behaviour for part in named] + [f"@{name}" for name in profiles]

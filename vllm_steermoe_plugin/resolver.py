@@ -5,14 +5,16 @@ It knows no vLLM. `front_end.py` asks it for each request, `manage.py` when the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, PolicyError, RequestError
+from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.loaded_profiles import Loaded, LoadedProfile
 from vllm_steermoe_plugin.pinned_rankings import PinnedRankings
@@ -20,6 +22,8 @@ from vllm_steermoe_plugin.profile_store import ProfileStore
 from vllm_steermoe_plugin.request import NONE, SteeringRequest, parse_request
 from vllm_steermoe_plugin.resolve import Resolved, resolve
 from vllm_steermoe_plugin.settings import Settings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,11 @@ class Resolver:
         self._registry = registry
         self._used = _Used(0, PinnedRankings(registry))
         # By the parsed request and the profiles that it names, so that callers cannot fill it with spellings of
-        # the same, and a replaced profile is another one. Errors are not remembered.
-        self._remembered = lru_cache(maxsize=1024)(self._resolve)
+        # the same, and a replaced profile is another one. That rankings do not go together is remembered, since all of
+        # them were read for that; that there is none is not, since one may be published any time.
+        self._remembered = lru_cache(maxsize=1024)(self._resolve_or_why)
+        # By the text, of which one HTTP request may come with thousands of prompts. A few: they may be large.
+        self._experts = lru_cache(maxsize=8)(self._experts_or_why)
         wanted = settings.default if settings.enabled and settings.default is not None else NONE
         self._default = parse_request(wanted)
         self.store: ProfileStore | None = None
@@ -69,6 +76,14 @@ class Resolver:
         """
         return self._resolve_with({}, request)
 
+    def resolve_experts(self, text: str) -> Resolved:
+        """The profile of a text that lists experts.
+
+        Raises:
+            SteerMoEError: it cannot be read, or applied exactly.
+        """
+        return _or_raise(self._experts(text))
+
     def resolve_default(self) -> Resolved | None:
         """The operator's steering of requests that name none; None if there is none.
 
@@ -81,6 +96,7 @@ class Resolver:
         """Steer nothing any more; all that asks for it is refused with this reason."""
         self._shape = EngineError(why)
         self._remembered.cache_clear()
+        self._experts.cache_clear()
 
     def reads_store(self, request: SteeringRequest | None) -> bool:
         """Whether a request needs what the profile store says now.
@@ -143,7 +159,7 @@ class Resolver:
         if request.explicit is not None and request is not self._default:
             # Not remembered: a caller could send a thousand large ones and fill the memory.
             return self._resolve(request, (), self._used.rankings)
-        return self._remembered(request, self._named(request, instead), self._rankings_for(request))
+        return _or_raise(self._remembered(request, self._named(request, instead), self._rankings_for(request)))
 
     def _named(self, request: SteeringRequest, instead: Mapping[str, LoadedProfile]) -> tuple[Resolved, ...]:
         """The loaded profiles that a request names, as they are now."""
@@ -164,8 +180,31 @@ class Resolver:
     ) -> Resolved | None:
         return resolve(request, self._models, self._steerable(), rankings, self._settings.base_model, loaded)
 
+    def _resolve_or_why(
+        self, request: SteeringRequest, loaded: tuple[Resolved, ...], rankings: PinnedRankings
+    ) -> Resolved | ProfileError | None:
+        try:
+            return self._resolve(request, loaded, rankings)
+        except ProfileError as error:
+            return copy.copy(error)  # Without what the traceback holds.
+
+    def _experts_or_why(self, text: str) -> Resolved | SteerMoEError:
+        try:
+            resolved = self._resolve(parse_request(text), (), self._used.rankings)
+        except SteerMoEError as error:
+            return copy.copy(error)
+        assert resolved is not None
+        return resolved
+
     def _steerable(self) -> MoEShape:
         if isinstance(self._shape, EngineError):
             # A new one each time: raising the same object again would lengthen its traceback for ever.
             raise EngineError(str(self._shape))
         return self._shape
+
+
+def _or_raise(found: T | SteerMoEError) -> T:
+    if isinstance(found, SteerMoEError):
+        # A copy: raising the same object again would lengthen its traceback for ever.
+        raise copy.copy(found)
+    return found

@@ -182,6 +182,9 @@ ASYNC_LLM = Internal(
     "reach the front end and the engines of a server",
     reads=("input_processor", "engine_core"),
 )
+ASYNC_LLM_INIT = Internal(
+    ASYNC_LLM.path + ".__init__", "look at what comes to a server, however its modules are loaded (wrapped)", ("self",)
+)
 ASYNC_LLM_TASKS = Internal(
     ASYNC_LLM.path + ".get_supported_tasks",
     "ask the workers whether they steer (wrapped; vLLM awaits it at start and before it processes a request)",
@@ -205,14 +208,19 @@ ENGINE_CALL = Internal(
 RUST_FRONT_END = Internal(
     "vllm.envs:VLLM_USE_RUST_FRONTEND", "refuse a front end without process_inputs, which would steer nothing"
 )
-_XARGS = ("vllm_xargs",)
+_XARGS = ("vllm_xargs", "model_extra")
 _TO_BEAMS = ".to_beam_search_params"
 _NO_BEAMS = "refuse steering in beam search, which drops it (wrapped)"
+_TO_SAMPLING = ".to_sampling_params"
+_NO_OTHER_PLACE = "refuse steering that stands where vLLM does not read it, in whatever comes in (wrapped)"
 CHAT_REQUEST = Internal(
     "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest", "see what is asked for", reads=_XARGS
 )
 COMPLETION_REQUEST = Internal(
     "vllm.entrypoints.openai.completion.protocol:CompletionRequest", "see what is asked for", reads=_XARGS
+)
+RESPONSES_REQUEST = Internal(
+    "vllm.entrypoints.openai.responses.protocol:ResponsesRequest", "see what is asked for", reads=_XARGS
 )
 TRANSCRIPTION_REQUEST = Internal(
     "vllm.entrypoints.speech_to_text.transcription.protocol:TranscriptionRequest", "see what is asked for", reads=_XARGS
@@ -225,10 +233,32 @@ COMPLETION_TO_BEAMS = Internal(COMPLETION_REQUEST.path + _TO_BEAMS, _NO_BEAMS, (
 TRANSCRIPTION_TO_BEAMS = Internal(TRANSCRIPTION_REQUEST.path + _TO_BEAMS, _NO_BEAMS, ("self",))
 TRANSLATION_TO_BEAMS = Internal(TRANSLATION_REQUEST.path + _TO_BEAMS, _NO_BEAMS, ("self",))
 TO_BEAMS = (CHAT_TO_BEAMS, COMPLETION_TO_BEAMS, TRANSCRIPTION_TO_BEAMS, TRANSLATION_TO_BEAMS)
+CHAT_TO_SAMPLING = Internal(CHAT_REQUEST.path + _TO_SAMPLING, _NO_OTHER_PLACE, ("self",))
+COMPLETION_TO_SAMPLING = Internal(COMPLETION_REQUEST.path + _TO_SAMPLING, _NO_OTHER_PLACE, ("self",))
+RESPONSES_TO_SAMPLING = Internal(RESPONSES_REQUEST.path + _TO_SAMPLING, _NO_OTHER_PLACE, ("self",))
+TRANSCRIPTION_TO_SAMPLING = Internal(TRANSCRIPTION_REQUEST.path + _TO_SAMPLING, _NO_OTHER_PLACE, ("self",))
+TRANSLATION_TO_SAMPLING = Internal(TRANSLATION_REQUEST.path + _TO_SAMPLING, _NO_OTHER_PLACE, ("self",))
+TO_SAMPLING = (
+    CHAT_TO_SAMPLING,
+    COMPLETION_TO_SAMPLING,
+    RESPONSES_TO_SAMPLING,
+    TRANSCRIPTION_TO_SAMPLING,
+    TRANSLATION_TO_SAMPLING,
+)
 VALIDATE_JSON = Internal(
     "vllm.entrypoints.serve.utils.api_utils:validate_json_request",
     "refuse bodies whose steering no endpoint would read (wrapped before the endpoints are made, which refer to it)",
     ("raw_request",),
+)
+VALIDATE_INVOCATION = Internal(
+    "vllm.entrypoints.serve.sagemaker.api_router:validate_json_request",
+    "do the same for /invocations, whose module has taken the function before (wrapped)",
+    ("raw_request",),
+)
+ENGINE_CLIENT = Internal(
+    "vllm.entrypoints.serve.instrumentator.health:engine_client",
+    "ask the front end of a server's engine before a streamed answer begins; None on a server without an engine",
+    ("request",),
 )
 BEAM_SEARCH_OFFLINE = Internal(
     "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin.beam_search",
