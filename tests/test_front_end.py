@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from expert_registry.registry import publish
 from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
 from vllm_steermoe_plugin.front_end import SALT_PREFIX, FrontEnd, Prepared, compose_salt
 from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.request import STEER_KEY
+from vllm_steermoe_plugin.request import CHECKED_KEY, STEER_KEY
 from vllm_steermoe_plugin.selection import select_experts
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.state import SteeringState
@@ -27,6 +28,7 @@ MODEL = "org/Tiny-MoE"
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)
 EXPERTS = '{"activate": {"3": [5]}}'
 DIGITS = make_ranking(1, behaviour="digits", recommended_reverse=Recommended(activate=1, deactivate=3))
+CHECKED: dict[str, object] = {CHECKED_KEY: True}
 SPANS = CountedSpans(2, ((0, 3), (5, 6)))
 
 
@@ -68,7 +70,7 @@ def test_a_named_behaviour_becomes_what_its_ranking_recommends(registry: Registr
     prepared = front_end(registry, served=True).prepare({STEER_KEY: "digits", "other": 3})
     expected = select_experts(DIGITS, activate=2, deactivate=2).profile
     assert profile_in(prepared) == expected
-    assert prepared == Prepared({STEER_KEY: expected.to_json(), "other": 3}, SALT_PREFIX + expected.digest)
+    assert prepared == Prepared(CHECKED | {STEER_KEY: expected.to_json(), "other": 3}, SALT_PREFIX + expected.digest)
     reverse = front_end(registry).prepare({STEER_KEY: "digits:reverse"})
     assert profile_in(reverse) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
     numbers = front_end(registry).prepare({STEER_KEY: "digits:activate=0:phase=prompt"})
@@ -105,7 +107,7 @@ def test_a_default_steers_and_none_lifts_it(registry: Registry) -> None:
     assert there.prepare(None) == there.prepare({}) == asked
     assert there.prepare({"other": 1}) is not None
     lifted = there.prepare({STEER_KEY: "none", "other": 1})
-    assert lifted == Prepared({"other": 1}, None)
+    assert lifted == Prepared(CHECKED | {"other": 1}, None)
     assert admitted(lifted.extra_args).steered_requests == 0
     assert profile_in(there.prepare({STEER_KEY: "refusal"})) != profile_in(asked)
 
@@ -182,18 +184,60 @@ def test_each_counted_request_has_a_text_of_its_own_from_its_first_counted_token
     # What comes before is another's too, if that is steered alike.
     steered = there.prepare({STEER_KEY: "digits"})
     assert [one.salt for one in prepared if one] == [None, None, steered and steered.salt, None]
-    assert prepared[0] is not None and prepared[0].extra_args == args | {SHARED_KEY: shared[0]}
+    assert prepared[0] is not None and prepared[0].extra_args == args | CHECKED | {SHARED_KEY: shared[0]}
     assert admitted(prepared[0].extra_args).steered_requests == 0
     assert profile_in(prepared[2]) == profile_in(steered)
 
 
-@pytest.mark.parametrize("value", [None, [0, "mine"], "x"])
+@pytest.mark.parametrize("key", [SHARED_KEY, CHECKED_KEY])
+@pytest.mark.parametrize("value", [None, [0, "mine"], "x", True])
 @pytest.mark.parametrize("more", [{}, {COUNT_KEY: SPANS.to_json()}, {STEER_KEY: "none"}])
 def test_what_the_plugin_writes_is_not_taken_from_a_caller(
-    registry: Registry, value: object, more: dict[str, object]
+    registry: Registry, key: str, value: object, more: dict[str, object]
 ) -> None:
     with pytest.raises(RequestError, match="written by the plugin"):
-        front_end(registry, Settings(count_groups=2)).prepare({SHARED_KEY: value} | more)
+        front_end(registry, Settings(count_groups=2)).prepare({key: value} | more)
+
+
+MADE: dict[str, tuple[dict[str, object] | None, bool, bool]] = {
+    "asks for nothing": (None, True, False),
+    "other arguments": ({"other": 1, STEER_KEY: None}, True, False),
+    "a name": ({STEER_KEY: "digits"}, False, False),
+    "experts": ({STEER_KEY: EXPERTS}, False, False),
+    "a mark as HTTP would have it": ({STEER_KEY: EXPERTS, CHECKED_KEY: 1}, False, False),
+    "counted": ({COUNT_KEY: SPANS.to_json()}, False, False),
+    "shared": ({SHARED_KEY: [0, "mine"]}, False, False),
+    "prepared": ({STEER_KEY: EXPERTS, CHECKED_KEY: True}, True, True),
+    "prepared, and not to be steered": (CHECKED, True, True),
+}
+"""Extra arguments of a request that was made elsewhere, and whether it may go on: without a default, and with one."""
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_request_made_past_the_front_end_does_not_go_on(registry: Registry, name: str) -> None:
+    args, *may = MADE[name]
+    for settings, goes_on in zip((Settings(), Settings(default="digits")), may, strict=True):
+        with nullcontext() if goes_on else pytest.raises(RequestError, match="EngineCoreRequest"):
+            front_end(registry, settings).check_made(args)
+    for made in (
+        front_end(registry, Settings(default="digits")).prepare({STEER_KEY: text}) for text in ("digits", "none")
+    ):
+        assert made is not None
+        front_end(registry, Settings(default="digits")).check_made(made.extra_args)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_engines_core_ends_an_unchecked_request_alone(name: str) -> None:
+    from vllm_steermoe_plugin.core_requests import _preprocess
+
+    args, may_go_on, _ = MADE[name]
+    taken: list[object] = []
+    take = _preprocess(lambda self, request: taken.append(request) or "taken")
+    request = SimpleNamespace(request_id="7", sampling_params=SimpleNamespace(extra_args=args))
+    with nullcontext() if may_go_on else pytest.raises(EngineError, match=r"request 7 .*does not load the plugin"):
+        assert take(None, request) == "taken"
+    assert taken == [request], "what vLLM does for its caches is done in any case"
+    assert take(None, SimpleNamespace(request_id="8", sampling_params=None)) == "taken"
 
 
 def test_the_users_salt_is_joined_to_ours() -> None:
@@ -343,7 +387,7 @@ def test_a_model_that_cannot_be_steered_serves_those_who_do_not_ask(registry: Re
 
 def test_a_model_that_cannot_be_steered_serves_those_who_ask_not_to_be_steered(registry: Registry) -> None:
     there = front_end(registry, shape=EngineError("LlamaForCausalLM cannot be steered"))
-    assert there.prepare({STEER_KEY: "none"}) == Prepared({}, None)
+    assert there.prepare({STEER_KEY: "none"}) == Prepared(CHECKED, None)
 
 
 def test_refusing_again_and_again_gathers_nothing(registry: Registry) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +21,15 @@ from vllm_steermoe_plugin.lab.world import examples, shows
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the server; its log is there."""
+    return tmp_path_factory.mktemp("serve")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
     """Base URL of a server with the operator's default settings, so with the safe policy."""
-    with serving(tmp_path_factory.mktemp("serve"), "--enable-scale-out") as url:
+    with serving(folder, "--enable-scale-out") as url:
         yield f"{url}/v1"
 
 
@@ -60,11 +68,11 @@ REFUSALS = {
     "numbers": ("digits:activate=1", "allow_experts"),
     "experts": ('{"activate": {"1": [2]}}', "allow_experts"),
     "malformed": ("digits;", "BEHAVIOUR"),
-    "malformed JSON": ("{", "not JSON"),
+    "malformed experts, not read": ("{", "allow_experts"),
     "unknown option": ("digits:strength=2", "strength"),
     "a number": (7, "text"),
     "a list": (["digits"], "text"),
-    "conflict": ('{"activate": {"1": [2]}, "deactivate": {"1": [2]}}', "at once"),
+    "conflict": ("digits+refusal:phase=prompt", "one phase"),
 }
 
 
@@ -85,7 +93,60 @@ def test_beam_search_refuses_steering_that_vllm_would_drop(server: str, path: st
     assert ask(server, None, path=path, use_beam_search=True, n=2)[0] == 200
 
 
-@pytest.mark.parametrize("place", ["steermoe", "extra_body", "extra_args"])
+STREAMS: dict[str, dict[str, Any]] = {
+    "v1/chat/completions": {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 4},
+    "v1/completions": {"prompt": ["Hello.", "Hi."], "max_tokens": 4},
+    "v1/messages": {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 4},
+    "v1/responses": {"input": "Hello.", "max_output_tokens": 4},
+    "invocations": {"prompt": "Hello.", "max_tokens": 4},
+    "inference/v1/generate": {"token_ids": [5, 6, 7], "sampling_params": {"max_tokens": 4}},
+}
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_a_streamed_request_is_refused_before_its_answer_begins(server: str, folder: Path, path: str) -> None:
+    url = f"{server.removesuffix('v1')}{path}"
+    before = (folder / "log").read_text().count("Traceback")
+    for steer, reason in (("digitz", "did you mean 'digits'"), (REFUSALS["conflict"]), ("digits:reverse", "allow_rev")):
+        status, text = call(url, streamed(path, steer))
+        assert status == 400 and reason in text, text
+    assert (folder / "log").read_text().count("Traceback") == before
+    for good in ("digits", None):
+        status, text = streamed_text(url, streamed(path, good))
+        assert status == 200 and "data:" in text and "error" not in text
+
+
+def streamed(path: str, steer: str | None) -> dict[str, Any]:
+    body = {"model": lab.NAME, "stream": True, **STREAMS[path]}
+    asking = {"steermoe": steer} if steer is not None else None
+    if "sampling_params" in body:
+        return body | {"sampling_params": {**body["sampling_params"], "extra_args": asking}}
+    return body | {"vllm_xargs": asking}
+
+
+def streamed_text(url: str, body: dict[str, Any]) -> tuple[int, str]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as reply:
+        return reply.status, reply.read().decode()
+
+
+def test_steering_in_a_header_or_a_query_parameter_is_refused(server: str) -> None:
+    body = {"model": lab.NAME, "prompt": "Hello.", "max_tokens": 2}
+    for query, headers in (("?steermoe=digits", {}), ("", {"SteerMoE": "digits"})):
+        status, text = call(f"{server}/completions{query}", body, headers=headers)
+        assert status == 400 and "write vllm_xargs.steermoe" in text
+
+
+@pytest.mark.parametrize("body", [{"prompt": "Hello."}, {"messages": [{"role": "user", "content": "Hello."}]}])
+def test_what_invocations_hands_on_is_looked_at(server: str, body: dict[str, Any]) -> None:
+    url = f"{server.removesuffix('/v1')}/invocations"
+    body = {"model": lab.NAME, "max_tokens": 2, **body}
+    assert call(url, body | {"vllm_xargs": {"steermoe": "digits"}})[0] == 200
+    status, text = call(url, body | {"steermoe": "digits"})
+    assert status == 400 and "write vllm_xargs.steermoe" in text
+
+
+@pytest.mark.parametrize("place", ["steermoe", "extra_body", "extra_args", "metadata", "chat_template_kwargs"])
 def test_steering_in_a_place_that_vllm_does_not_read_is_refused(server: str, place: str) -> None:
     misplaced: dict[str, Any] = {"steermoe": "digits"}
     status, text = ask(server, None, **misplaced if place == "steermoe" else {place: misplaced})

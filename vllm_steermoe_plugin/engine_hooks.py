@@ -50,6 +50,7 @@ def install_front_end_hooks() -> None:
     vllm.wrap_once(vllm.ASYNC_LLM_INIT, _server_init)
     vllm.wrap_once(vllm.LLM_ENGINE_TASKS, _tasks)
     vllm.wrap_once(vllm.ASYNC_LLM_TASKS, _tasks_of_server)
+    vllm.wrap_once(vllm.LLM_ENGINE_ADD, _add_engine_request)
     vllm.wrap_once(vllm.ASYNC_ADD_REQUEST, _add_request)
     # A server that only renders makes no engine; its modules are loaded by now.
     install_http_hooks(_check)
@@ -169,12 +170,31 @@ def _tasks_of_server(original: Callable[..., Any]) -> Callable[..., Any]:
 def _add_request(original: Callable[..., Any]) -> Callable[..., Any]:
     async def add_request(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         front_end = front_end_of(self.input_processor)
+        _check_made(front_end, prompt)
         if front_end.wants_store(getattr(params, "extra_args", None)):
             # `process_inputs`, on the event loop, then finds it read.
             await asyncio.to_thread(front_end.read_store)
         return await original(self, request_id, prompt, params, *args, **kwargs)
 
     return add_request
+
+
+def _add_engine_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    def add_request(self: Any, request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_made(front_end_of(self.input_processor), prompt)
+        return original(self, request_id, prompt, *args, **kwargs)
+
+    return add_request
+
+
+def _check_made(front_end: FrontEnd, prompt: Any) -> None:
+    """Raise what vLLM answers if `prompt` is a request that was made elsewhere and cannot go on as it is."""
+    if not isinstance(prompt, vllm.ENGINE_REQUEST.load()) or prompt.sampling_params is None:
+        return
+    try:
+        front_end.check_made(prompt.sampling_params.extra_args)
+    except SteerMoEError as error:
+        raise _answer(front_end, error) from error
 
 
 def install_beam_search_hooks() -> None:

@@ -17,12 +17,13 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.profile_file import StoreError
-from vllm_steermoe_plugin.request import STEER_KEY, SteeringRequest, lists_experts, parse_request
+from vllm_steermoe_plugin.request import CHECKED_KEY, STEER_KEY, SteeringRequest, lists_experts, parse_request
 from vllm_steermoe_plugin.resolve import Resolved
 from vllm_steermoe_plugin.resolver import Resolver
 from vllm_steermoe_plugin.settings import Settings, check_policy
 
 SALT_PREFIX = "steermoe:"
+OUR_KEYS = (STEER_KEY, COUNT_KEY, SHARED_KEY)
 _SOME_EXPERTS = SteeringRequest(explicit=SteeringProfile(activate=frozenset({(0, 0)})))
 
 
@@ -58,6 +59,16 @@ class Prepared:
         generated would else be found as another's prompt.
         """
         return f"{self.salt}:{prompt_tokens}" if self.by_phase else self.salt
+
+
+def was_checked(extra_args: Mapping[str, object] | None) -> bool:
+    """Whether a front end has prepared a request, by its extra arguments."""
+    return extra_args is not None and extra_args.get(CHECKED_KEY) is True
+
+
+def is_unchecked(extra_args: Mapping[str, object] | None) -> bool:
+    """Whether a request asks for something, and no front end has prepared it."""
+    return any((extra_args or {}).get(key) is not None for key in OUR_KEYS) and not was_checked(extra_args)
 
 
 class FrontEnd:
@@ -149,8 +160,9 @@ class FrontEnd:
             SteerMoEError: it cannot be applied exactly, or is not allowed.
         """
         args = dict(extra_args or {})
-        if SHARED_KEY in args:
-            raise RequestError(f"{SHARED_KEY!r} is written by the plugin itself; leave it out")
+        for key in (SHARED_KEY, CHECKED_KEY):
+            if key in args:
+                raise RequestError(f"{key!r} is written by the plugin itself; leave it out")
         named = STEER_KEY in args or COUNT_KEY in args
         steer, count = args.pop(STEER_KEY, None), args.pop(COUNT_KEY, None)
         resolved = self._steering(steer)
@@ -159,6 +171,7 @@ class FrontEnd:
         if not named and resolved is None:
             return None
         counted = None
+        args[CHECKED_KEY] = True
         if resolved is not None:
             args[STEER_KEY] = resolved.text
         if count is not None:
@@ -166,6 +179,19 @@ class FrontEnd:
             args |= {COUNT_KEY: count, SHARED_KEY: [counted.ranges[0][0], uuid.uuid4().hex]}
         by_phase = resolved is not None and resolved.profile.phase != "both"
         return Prepared(args, SALT_PREFIX + resolved.digest if resolved is not None else None, by_phase, counted)
+
+    def check_made(self, extra_args: Mapping[str, object] | None) -> None:
+        """Check a request that was made before it came here, and so perhaps not by `prepare`.
+
+        Raises:
+            RequestError: it would be steered, counted, or left without the default, unchecked.
+            SteerMoEError: the default cannot be applied any more.
+        """
+        if is_unchecked(extra_args) or (not was_checked(extra_args) and self._steering(None) is not None):
+            raise RequestError(
+                "an EngineCoreRequest that the plugin has not prepared is neither steered, as asked for or by default, "
+                "nor counted; give the engine a prompt and SamplingParams instead"
+            )
 
     def _steering(self, asked: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.core_requests import install_core_check
 from vllm_steermoe_plugin.counted_cache import install_block_keys
 from vllm_steermoe_plugin.engine_hooks import install_front_end_hooks
 from vllm_steermoe_plugin.variant_names import VARIANTS, registered_elsewhere, variant_name
@@ -26,4 +27,5 @@ def register_all() -> None:
             # A string, so that no model file is imported and CUDA stays uninitialised until a worker needs the class.
             registry.register_model(name, f"{VARIANTS}:{variant_name(name)}")
     install_front_end_hooks()
+    install_core_check()
     install_block_keys()

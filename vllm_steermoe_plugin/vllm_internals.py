@@ -172,6 +172,11 @@ LLM_ENGINE = Internal(
     reads=("input_processor", "collective_rpc", "vllm_config", "model_config"),
 )
 LLM_ENGINE_INIT = Internal(LLM_ENGINE.path + ".__init__", "know in-process use from a server (wrapped)", ("self",))
+LLM_ENGINE_ADD = Internal(
+    LLM_ENGINE.path + ".add_request",
+    "refuse requests that were made past the front end (wrapped)",
+    ("self", "request_id", "prompt", "params"),
+)
 LLM_ENGINE_TASKS = Internal(
     LLM_ENGINE.path + ".get_supported_tasks",
     "ask the workers whether they steer (wrapped; vLLM calls it before it processes a request)",
@@ -192,7 +197,7 @@ ASYNC_LLM_TASKS = Internal(
 )
 ASYNC_ADD_REQUEST = Internal(
     ASYNC_LLM.path + ".add_request",
-    "read a changed profile store off the event loop (wrapped)",
+    "read a changed profile store off the event loop; refuse requests that were made past the front end (wrapped)",
     ("self", "request_id", "prompt", "params"),
 )
 ASYNC_CALL_ALL = Internal(
@@ -314,6 +319,11 @@ BLOCK_KEYS = Internal(
     ("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
 )
 CORE_REQUEST = Internal("vllm.v1.request:Request", "see whether it is counted", reads=("sampling_params",))
+CORE_TAKES = Internal(
+    "vllm.v1.engine.core:EngineCore.preprocess_add_request",
+    "refuse a request that no front end of ours has checked, where that ends the request and not the engine (wrapped)",
+    ("self", "request"),
+)
 V1_RUNNER = Internal(
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner",
     "know Model Runner V1 when it is live; see its model, its requests and its batch",
