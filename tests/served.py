@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,21 @@ from vllm_steermoe_plugin import lab
 ROOT = Path(__file__).resolve().parent.parent
 
 
+SERVE = (sys.executable, "-m", "vllm_steermoe_plugin", "serve", lab.NAME)
+
+
 @contextmanager
-def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+def serving(
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, command: Sequence[str] = SERVE
+) -> Iterator[str]:
     """Base URL of a server; see `running`."""
-    with running(folder, *arguments, environment=environment) as (url, _):
+    with running(folder, *arguments, environment=environment, command=command) as (url, _):
         yield url
 
 
 @contextmanager
 def running(
-    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, command: Sequence[str] = SERVE
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server with a registry of all planted rankings in `folder`, ended at the end if it has not ended before.
 
@@ -42,11 +47,10 @@ def running(
         port = probe.getsockname()[1]
     variables = {**os.environ, "STEERMOE_REGISTRY": str(planted_registry(folder / "registry")), **(environment or {})}
     variables.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    command = [sys.executable, "-m", "vllm_steermoe_plugin", "serve", lab.NAME, "--host", "127.0.0.1"]
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--port", str(port), *arguments],
+            [*command, "--host", "127.0.0.1", "--port", str(port), *arguments],
             env=variables,
             cwd=ROOT,
             stdout=output,

@@ -226,6 +226,17 @@ def test_nobody_manages_profiles_unless_the_operator_says_who(server: str) -> No
     assert status == 400 and "unknown loaded profile 'terse'; known: none" in text
 
 
+def test_a_server_that_only_renders_looks_at_bodies_too(tmp_path: Path) -> None:
+    vllm = (sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()")
+    command = (*vllm, "launch", "render", str(lab.MODEL_DIR), "--served-model-name", lab.NAME)
+    with serving(tmp_path, command=command) as url:
+        body: dict[str, Any] = {"model": lab.NAME, "prompt": "Hello.", "max_tokens": 2}
+        status, text = call(f"{url}/v1/completions/render", body | {"extra_body": {"steermoe": "digits"}})
+        assert status == 400 and "write vllm_xargs.steermoe" in text
+        status, [rendered] = call(f"{url}/v1/completions/render", body | {"vllm_xargs": {"steermoe": "digits"}})
+        assert status == 200 and rendered["sampling_params"]["extra_args"] == {"steermoe": "digits"}
+
+
 def test_the_vllm_command_works() -> None:
     command = Path(sys.executable).parent / "vllm"
     done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=120, check=True)
