@@ -230,14 +230,18 @@ def test_a_request_made_past_the_front_end_does_not_go_on(registry: Registry, na
 def test_the_engines_core_ends_an_unchecked_request_alone(name: str) -> None:
     from vllm_steermoe_plugin.core_requests import _preprocess
 
-    args, may_go_on, _ = MADE[name]
-    taken: list[object] = []
-    take = _preprocess(lambda self, request: taken.append(request) or "taken")
-    request = SimpleNamespace(request_id="7", sampling_params=SimpleNamespace(extra_args=args))
-    with nullcontext() if may_go_on else pytest.raises(EngineError, match=r"request 7 .*does not load the plugin"):
-        assert take(None, request) == "taken"
-    assert taken == [request], "what vLLM does for its caches is done in any case"
-    assert take(None, SimpleNamespace(request_id="8", sampling_params=None)) == "taken"
+    args, *may = MADE[name]
+    for default, goes_on in zip((None, "digits"), may, strict=True):
+        taken: list[object] = []
+        take = _preprocess(lambda self, request: taken.append(request) or "taken")  # noqa: B023
+        core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={"steermoe": {"default": default}}))
+        params = SimpleNamespace(extra_args=args)
+        request = SimpleNamespace(request_id="7", sampling_params=params, abort_immediately=False)
+        with nullcontext() if goes_on else pytest.raises(EngineError, match=r"request 7 .*does not load the plugin"):
+            assert take(core, request) == "taken"
+        assert taken == [request], "what vLLM does for its caches is done in any case"
+        for free in ({"sampling_params": None}, {"abort_immediately": True}):
+            assert take(core, SimpleNamespace(**(vars(request) | free))) == "taken"
 
 
 def test_the_users_salt_is_joined_to_ours() -> None:
@@ -546,6 +550,30 @@ def test_a_default_that_cannot_be_applied_any_more_is_not_the_callers_fault(regi
     assert caught.value.http_status == 500
     with pytest.raises(VLLMValidationError, match="the workers are gone"):
         process(processor, "id", "p", SimpleNamespace(extra_args={STEER_KEY: "refusal"}))
+
+
+def test_a_servers_door_refuses_as_the_engine_would(registry: Registry) -> None:
+    import asyncio
+
+    from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+
+    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _check
+
+    def knock(there: FrontEnd, extra_args: dict[str, object] | None) -> None:
+        engine = SimpleNamespace(input_processor=SimpleNamespace(**{_FRONT_END: there}))
+        asyncio.run(_check(engine, extra_args))
+
+    there = front_end(registry, Settings(default="digits"), served=True)
+    good: tuple[dict[str, object] | None, ...] = (None, {}, {"other": 1}, {STEER_KEY: None}, {STEER_KEY: "refusal"})
+    for extra_args in good:
+        knock(there, extra_args)
+    for wrong, reason in (("digitz", "did you mean"), ("digits:reverse", "allow_reverse"), (["digits"], "text")):
+        with pytest.raises(VLLMValidationError, match=reason):
+            knock(there, {STEER_KEY: wrong})
+        asyncio.run(_check(None, {STEER_KEY: wrong}))  # A server that only renders.
+    there.resolver.refuse("the workers are gone")
+    with pytest.raises(GracefulHTTPError, match="the workers are gone"):
+        knock(there, None)
 
 
 @pytest.mark.parametrize("text", ["digits", EXPERTS, "refusal:reverse"])

@@ -158,6 +158,12 @@ def test_other_bodies_are_none_of_our_business(body: object) -> None:
     check_body("/generative_scoring", body)
 
 
+def test_a_key_that_cannot_be_written_is_shown_as_far_as_it_can() -> None:
+    with pytest.raises(RequestError) as caught:
+        check_body("/v1/completions", {"half \ud800": {"a" * 1000 + "\n": {"steermoe": "digits"}}})
+    assert "half ?.aaa" in str(caught.value) and len(str(caught.value).encode()) < 500
+
+
 def test_a_body_may_be_as_deep_as_json_can_be() -> None:
     body: dict[str, Any] = {"steermoe": "digits"}
     for _ in range(5000):

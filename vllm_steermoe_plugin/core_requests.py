@@ -1,8 +1,8 @@
 """The engine's core takes what a front end of ours has checked, and no text that came past it.
 
 A front end without the plugin, before workers with it, would pass on what a caller wrote: an expert list without
-policy, cache salt or default, or a name that no worker can read. Here it ends that request alone, as an error; in a
-step it would end the engine.
+policy, cache salt or default, or a name that no worker can read; and nothing where there is a default. Here it ends
+that request alone, as an error; in a step it would end the engine.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from typing import Any
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.front_end import is_unchecked
+from vllm_steermoe_plugin.front_end import is_unchecked, was_checked
+from vllm_steermoe_plugin.request import parse_request
+from vllm_steermoe_plugin.settings import read_settings
+
+_DEFAULT = "steermoe_default"
 
 
 def install_core_check() -> None:
     """Wrap the place where the core takes requests, once per process."""
+    vllm.CORE.load()
     vllm.wrap_once(vllm.CORE_TAKES, _preprocess)
 
 
@@ -24,11 +29,24 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
     def preprocess_add_request(self: Any, request: Any) -> Any:
         # First what it does for its caches, on which the front end counts.
         taken = original(self, request)
-        if request.sampling_params is not None and is_unchecked(request.sampling_params.extra_args):
-            raise EngineError(
-                f"request {request.request_id} asks for steering or counting and was not checked: the process that "
-                "sent it does not load the plugin (in the same version); install it there, and mind VLLM_PLUGINS"
-            )
+        # One that is aborted before it runs, to free what was sent ahead of it, is made without a front end.
+        if request.sampling_params is not None and not request.abort_immediately:
+            extra_args = request.sampling_params.extra_args
+            if is_unchecked(extra_args) or (not was_checked(extra_args) and _has_default(self)):
+                raise EngineError(
+                    f"request {request.request_id} would be steered or counted and was not checked: the process that "
+                    "sent it does not load the plugin (in the same version); install it there, and mind VLLM_PLUGINS"
+                )
         return taken
 
     return preprocess_add_request
+
+
+def _has_default(core: Any) -> bool:
+    """Whether the operator of a core's engine has all requests steered. Looked up once for each core."""
+    found: bool | None = getattr(core, _DEFAULT, None)
+    if found is None:
+        settings = read_settings(core.vllm_config.additional_config)
+        found = settings.enabled and settings.default is not None and bool(parse_request(settings.default))
+        setattr(core, _DEFAULT, found)
+    return found

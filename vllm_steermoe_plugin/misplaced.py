@@ -95,8 +95,10 @@ def _check(what: str, body: Mapping[str, Any], reads: Place | None) -> None:
 
 
 def _refusal(what: str, place: str, reads: Place | None) -> RequestError:
+    # Keys may have half a surrogate in them, with which no answer could be written.
+    shown = "".join(letter if letter.isprintable() else "?" for letter in place)
     return RequestError(
-        f"{what} does not read {place}, so this request would not be steered; "
+        f"{what} does not read {shown}, so this request would not be steered; "
         + (f"write {'.'.join(reads)}" if reads is not None else f"ask at one of {', '.join(READ_XARGS)}")
     )
 

@@ -163,8 +163,8 @@ SAMPLING_PARAMS = Internal(
 )
 ENGINE_REQUEST = Internal(
     "vllm.v1.engine:EngineCoreRequest",
-    "write the resolved steering and the salt into what process_inputs returns",
-    reads=("prompt_token_ids", "sampling_params", "cache_salt"),
+    "write the resolved steering and the salt into what process_inputs returns; see in the core whether that was done",
+    reads=("abort_immediately", "cache_salt", "prompt_token_ids", "request_id", "sampling_params"),
 )
 LLM_ENGINE = Internal(
     "vllm.v1.engine.llm_engine:LLMEngine",
@@ -319,8 +319,9 @@ BLOCK_KEYS = Internal(
     ("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
 )
 CORE_REQUEST = Internal("vllm.v1.request:Request", "see whether it is counted", reads=("sampling_params",))
+CORE = Internal("vllm.v1.engine.core:EngineCore", "know whether there is a default", reads=("vllm_config",))
 CORE_TAKES = Internal(
-    "vllm.v1.engine.core:EngineCore.preprocess_add_request",
+    CORE.path + ".preprocess_add_request",
     "refuse a request that no front end of ours has checked, where that ends the request and not the engine (wrapped)",
     ("self", "request"),
 )
