@@ -17,7 +17,7 @@ from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
 from expert_registry.registry import publish
 from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
-from vllm_steermoe_plugin.front_end import SALT_PREFIX, FrontEnd, Prepared, compose_salt
+from vllm_steermoe_plugin.front_end import SALT_PREFIX, STEERED, FrontEnd, Prepared, compose_salt
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import CHECKED_KEY, STEER_KEY
 from vllm_steermoe_plugin.selection import select_experts
@@ -70,7 +70,7 @@ def test_a_named_behaviour_becomes_what_its_ranking_recommends(registry: Registr
     prepared = front_end(registry, served=True).prepare({STEER_KEY: "digits", "other": 3})
     expected = select_experts(DIGITS, activate=2, deactivate=2).profile
     assert profile_in(prepared) == expected
-    assert prepared == Prepared(CHECKED | {STEER_KEY: expected.to_json(), "other": 3}, SALT_PREFIX + expected.digest)
+    assert prepared == Prepared(CHECKED | {STEER_KEY: expected.to_json(), "other": 3}, STEERED + expected.digest)
     reverse = front_end(registry).prepare({STEER_KEY: "digits:reverse"})
     assert profile_in(reverse) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
     numbers = front_end(registry).prepare({STEER_KEY: "digits:activate=0:phase=prompt"})

@@ -23,6 +23,10 @@ from vllm_steermoe_plugin.resolver import Resolver
 from vllm_steermoe_plugin.settings import Settings, check_policy
 
 SALT_PREFIX = "steermoe:"
+"""Reserved for salts of steering."""
+STEERED = f"{SALT_PREFIX}1:"
+"""The number is that of the rewrite: if it ever computes another cache for the same profile, what a store of KV blocks
+has kept from before must not be found."""
 OUR_KEYS = (STEER_KEY, COUNT_KEY, SHARED_KEY)
 _SOME_EXPERTS = SteeringRequest(explicit=SteeringProfile(activate=frozenset({(0, 0)})))
 
@@ -178,7 +182,7 @@ class FrontEnd:
             counted = self._counted(count)
             args |= {COUNT_KEY: count, SHARED_KEY: [counted.ranges[0][0], uuid.uuid4().hex]}
         by_phase = resolved is not None and resolved.profile.phase != "both"
-        return Prepared(args, SALT_PREFIX + resolved.digest if resolved is not None else None, by_phase, counted)
+        return Prepared(args, STEERED + resolved.digest if resolved is not None else None, by_phase, counted)
 
     def check_made(self, extra_args: Mapping[str, object] | None) -> None:
         """Check a request that was made before it came here, and so perhaps not by `prepare`.

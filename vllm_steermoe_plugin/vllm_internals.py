@@ -171,6 +171,11 @@ LLM_ENGINE = Internal(
     "reach the front end, the workers and the configuration of an engine in this process",
     reads=("input_processor", "collective_rpc", "vllm_config", "model_config"),
 )
+LLM_ENGINE_ABORT = Internal(
+    LLM_ENGINE.path + ".abort_request",
+    "drop what an interrupted detection has sent",
+    ("self", "request_ids", "internal"),
+)
 LLM_ENGINE_INIT = Internal(LLM_ENGINE.path + ".__init__", "know in-process use from a server (wrapped)", ("self",))
 LLM_ENGINE_ADD = Internal(
     LLM_ENGINE.path + ".add_request",
