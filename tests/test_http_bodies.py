@@ -9,7 +9,7 @@ import pytest
 
 from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import http_bodies, register
-from vllm_steermoe_plugin.misplaced import READ_XARGS, check_body, check_fields, check_names
+from vllm_steermoe_plugin.misplaced import READ_XARGS, asked_at, check_body, check_fields, check_names
 
 ASKING = {"model": "m", "vllm_xargs": {"steermoe": "digits"}}
 
@@ -18,6 +18,12 @@ ASKING = {"model": "m", "vllm_xargs": {"steermoe": "digits"}}
 @pytest.mark.parametrize("path", [*READ_XARGS, "/v1/chat/completions/render", "/tokenize", "/v1/messages/count_tokens"])
 def test_where_it_is_read_or_nothing_is_generated_it_is_let_in(path: str, prefix: str) -> None:
     check_body(prefix + path, ASKING)
+
+
+@pytest.mark.parametrize(("path", "key"), [("chat/completions", "chat_request"), ("completions", "completion_request")])
+def test_what_was_generated_is_put_into_words_with_the_request_that_asked_for_it(path: str, key: str) -> None:
+    check_body(f"/v1/{path}/derender", {key: ASKING, "token_ids": [1]})
+    assert asked_at(f"/v1/{path}/derender", {key: ASKING}) is None
 
 
 DROPS = ("/generative_scoring", "/v1/systemone", "/cohere/v2/chat", "/cohere/v2/chat/render")

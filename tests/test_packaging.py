@@ -19,24 +19,26 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 BUILD = PROJECT["tool"]["hatch"]["build"]["targets"]
 PACKAGES = ("expert_registry", "vllm_steermoe_plugin", "lm_eval_tasks")
-NOT_SHIPPED = {"shared", "dist", "build", "out"}
-"""Folders that may lie here and are not of the project."""
 needs_backend = pytest.mark.skipif(find_spec("hatchling") is None, reason="the build backend, hatchling, is not here")
 
 
 def shipped(folder: Path) -> set[str]:
     """Files of a folder, relative to the project."""
-    return {
-        path.relative_to(ROOT).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and not {"__pycache__", ".cache"} & set(path.parts) and path.suffix != ".pyc"
-    }
+    return tracked(folder.relative_to(ROOT).as_posix() + "/")
+
+
+def tracked(folder: str) -> set[str]:
+    """Files below a folder that are of the project; other things may lie there."""
+    found = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
+    if found.returncode:
+        pytest.skip("this is no checkout")
+    return {name for name in found.stdout.decode().splitlines() if name.startswith(folder) and (ROOT / name).exists()}
 
 
 def test_the_source_archive_has_every_folder_and_what_the_makefile_runs() -> None:
     included = {path.strip("/") for path in BUILD["sdist"]["include"]}
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))}
-    assert folders - NOT_SHIPPED == {path for path in included if (ROOT / path).is_dir()}
+    folders = {path.partition("/")[0] for path in tracked("") if "/" in path and not path.startswith(".")}
+    assert folders == {path for path in included if (ROOT / path).is_dir()}
     assert all((ROOT / path).exists() for path in included)
     named = set(
         re.findall(r"\b(?:scripts|requirements|tools|examples|benchmarks|tests)\b", (ROOT / "Makefile").read_text())

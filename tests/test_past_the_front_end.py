@@ -56,7 +56,11 @@ async def main():
         process.__wrapped__, engine.input_processor, *args, **more)
     await asyncio.gather(ask("neighbour", prompt), ask("experts", prompt, steermoe=EXPERTS),
                          ask("name", prompt, steermoe="digits"),
-                         ask("forged", prompt, steermoe=EXPERTS, steermoe_checked=1))
+                         ask("forged", prompt, steermoe=EXPERTS, steermoe_checked=1),
+                         ask("forged name", prompt, steermoe="digits", steermoe_checked=True),
+                         ask("forged layer", prompt, steermoe='{"activate": {"99": [1]}}', steermoe_checked=True),
+                         ask("forged experts", prompt, steermoe=EXPERTS, steermoe_checked=True),
+                         ask("forged count", prompt, steermoe_count="nothing", steermoe_checked=True))
     await ask("after", prompt)
     engine.shutdown()
     print("RESULT" + json.dumps(found))
@@ -73,3 +77,4 @@ def test_nothing_that_came_past_the_front_end_is_steered_or_ends_the_engine(chec
     assert found["made and checked"] == found["steered"]
     assert "VLLMValidationError" in found["made, steered"] and "EngineCoreRequest" in found["made, steered"]
     assert [found[name] for name in ("experts", "name", "forged")] == ["error"] * 3
+    assert {found[name] for name in found if name.startswith("forged")} == {"error"}, "also with a mark that is right"

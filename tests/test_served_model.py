@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from test_architectures import config
 from vllm.config import KVTransferConfig
 
@@ -44,6 +45,18 @@ def test_an_engine_that_generates_has_the_shape_of_its_model() -> None:
 def test_an_engine_that_does_not_run_a_steerable_language_model_says_why(engine: dict[str, Any], reason: str) -> None:
     with pytest.raises(NotSteerable, match=reason):
         served_shape(engine_config(**engine))
+
+
+@pytest.mark.parametrize(("dtype", "steerable"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_logits_that_are_rounded_behind_the_gate_are_left_to_vllm(dtype: torch.dtype, steerable: bool) -> None:
+    bailing = {"architectures": ["BailingMoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2}
+    engine = engine_config(**bailing, num_hidden_layers=2, first_k_dense_replace=0, router_dtype="fp32")
+    engine.model_config.dtype = dtype
+    if steerable:
+        assert served_shape(engine).num_experts == 8
+    else:
+        with pytest.raises(NotSteerable, match=r"cannot be steered in torch.bfloat16.*with dtype='float32' it can"):
+            served_shape(engine)
 
 
 @pytest.mark.parametrize("connector", sorted(SALTED))

@@ -15,6 +15,11 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.architectures import shape_of
 
+_CHECKPOINT_SUFFIXES = frozenset(
+    {".bin", ".gguf", ".jinja", ".json", ".model", ".pt", ".pth", ".py", ".safetensors", ".txt"}
+)
+_SAMPLES, _SAMPLE = 256, 4096
+"""Of a file, at most about so many samples of so many bytes."""
 _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 
 
@@ -28,6 +33,27 @@ def revision_of(model: str) -> str:
     if not _is_lab(model):
         return ""
     return "sha256:" + hashlib.sha256((lab.MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
+
+
+def fingerprint_of(folder: Path) -> str:
+    """sha256 of what a checkpoint folder holds; empty if it is no folder.
+
+    Of large files it takes samples: weights that were trained further differ nearly everywhere, and reading all of
+    them takes longer than what it would protect.
+    """
+    if not is_folder(folder):
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _CHECKPOINT_SUFFIXES or not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode("utf-8", "surrogatepass"))
+        with path.open("rb") as file:
+            for start in range(0, size, max(_SAMPLE, size // _SAMPLES)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
 
 
 def names_of(model: str, aliases: Iterable[str] = ()) -> list[str]:

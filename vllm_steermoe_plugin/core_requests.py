@@ -8,15 +8,21 @@ that request alone, as an error; in a step it would end the engine.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
-from vllm_steermoe_plugin.front_end import is_unchecked, was_checked
-from vllm_steermoe_plugin.request import parse_request
+from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.front_end import SALT_PREFIX, is_unchecked, was_checked
+from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.request import STEER_KEY, parse_request
+from vllm_steermoe_plugin.rules import compile_rules
+from vllm_steermoe_plugin.served_model import served_shape
 from vllm_steermoe_plugin.settings import read_settings
 
 _DEFAULT = "steermoe_default"
+_CHECK = "steermoe_check"
 
 
 def install_core_check() -> None:
@@ -35,11 +41,39 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
             if is_unchecked(extra_args) or (not was_checked(extra_args) and _has_default(self)):
                 raise EngineError(
                     f"request {request.request_id} would be steered or counted and was not checked: the process that "
-                    "sent it does not load the plugin (in the same version); install it there, and mind VLLM_PLUGINS"
+                    "sent it does not load the plugin (in the same version), or has other settings; install it there, "
+                    "mind VLLM_PLUGINS, and give all the same additional_config"
                 )
+            if was_checked(extra_args):
+                _check_readable(self, request)
         return taken
 
     return preprocess_add_request
+
+
+def _check_readable(core: Any, request: Any) -> None:
+    """Raise SteerMoEError if a worker could not do what a request says, or it has not the salt that goes with it.
+
+    A caller of a front end without the plugin may have written the mark, too.
+    """
+    extra_args = request.sampling_params.extra_args
+    text, count = extra_args.get(STEER_KEY), extra_args.get(COUNT_KEY)
+    if count is not None:
+        CountedSpans.from_json(count)
+    if text is None:
+        return
+    if not (request.cache_salt or "").startswith(SALT_PREFIX):
+        raise EngineError(f"request {request.request_id} is steered and has no salt of steering")
+    check: Callable[[str], None] | None = getattr(core, _CHECK, None)
+    if check is None:
+        shape = served_shape(core.vllm_config)
+
+        def compiles(text: str) -> None:
+            compile_rules(SteeringProfile.from_json(text), shape)
+
+        check = lru_cache(maxsize=256)(compiles)
+        setattr(core, _CHECK, check)
+    check(text)
 
 
 def _has_default(core: Any) -> bool:

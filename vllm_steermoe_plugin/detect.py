@@ -10,7 +10,7 @@ from expert_registry import DataRef, ExampleSums, ModelRef, Ranking
 from expert_registry.errors import EngineError, RequestError
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.behaviour import Behaviour
-from vllm_steermoe_plugin.checkpoints import revision_of
+from vllm_steermoe_plugin.checkpoints import fingerprint_of, revision_of
 from vllm_steermoe_plugin.detection_card import check_described, detection_card
 from vllm_steermoe_plugin.detection_loop import STABLE_CHUNKS, DetectionLoop, DetectionOptions
 from vllm_steermoe_plugin.engine_counts import count_groups
@@ -129,11 +129,6 @@ def _digest(
     loaded = (config.model, config.revision, config.dtype, config.quantization, config.max_model_len)
     encoded = (config.tokenizer, config.tokenizer_revision, tokenizer.chat_template)
     # What a folder holds may have been written anew meanwhile.
-    files = [
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-        for folder in sorted({config.model, config.tokenizer})
-        for path in sorted(Path(folder).glob("*"))
-        if path.is_file()
-    ]
+    files = [fingerprint_of(Path(folder)) for folder in (config.model, config.tokenizer)]
     described = config.hf_config.to_dict()
     return digest_of(model_id, revision, loaded, encoded, files, described, read.hexdigest(), asked)

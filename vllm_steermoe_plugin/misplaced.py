@@ -24,6 +24,10 @@ _HANDS_ON = "/invocations"
 _HARMLESS = (*(f"{path}/render" for path in READ_XARGS), "/tokenize", "/detokenize", "/count_tokens")
 """Endpoints that pass it on, or generate nothing."""
 _TOKENS_IN = "/inference/v1/generate"
+_AFTERWARDS = "/derender"
+"""Endpoints that are shown a request, steered or not, of which the tokens have been generated."""
+_COHERE = "/v2/chat"
+"""Generates, by the default only: vLLM drops what it does not know of there."""
 
 Place = tuple[str, ...]
 """Keys that lead from a body to the text that asks."""
@@ -43,7 +47,7 @@ def check_body(path: str, body: object) -> None:
         path: of the URL; there may be a prefix before that of the endpoint.
         body: as parsed from JSON.
     """
-    if isinstance(body, dict):
+    if isinstance(body, dict) and not path.endswith(_AFTERWARDS):
         _check(f"vLLM's {path:.80}", body, _read_at(path))
 
 
@@ -72,14 +76,15 @@ def check_fields(what: str, fields: Mapping[str, Any]) -> None:
 
 def asked_at(path: str, body: object) -> Mapping[str, object] | None:
     """The object from which the endpoint takes what is asked for, if it is there."""
-    for key in (_read_at(path) or ())[:-1]:
+    read = _read_at(path)
+    for key in read[:-1] if read is not None else ():
         body = body.get(key) if isinstance(body, dict) else None
-    return body if isinstance(body, dict) else None
+    return body if read is not None and isinstance(body, dict) else None
 
 
 def generates(path: str) -> bool:
     """Whether an endpoint generates, as asked for or by default."""
-    return path.endswith((*READ_XARGS, _HANDS_ON, _TOKENS_IN))
+    return path.endswith((*READ_XARGS, _HANDS_ON, _TOKENS_IN, _COHERE))
 
 
 def _read_at(path: str) -> Place | None:

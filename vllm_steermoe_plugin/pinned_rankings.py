@@ -54,7 +54,7 @@ class PinnedRankings:
         used = self._files.setdefault(found.entry.name, found.sha256)
         if used != found.sha256:
             raise UnknownRankingError(f"{_changed(found.entry.name, used)}: its sha256 is {found.sha256} now")
-        self._pins[behaviour, version] = found.sha256
+        self._pins.setdefault((behaviour, version), found.sha256)
         return found
 
 

@@ -27,7 +27,7 @@ from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, Phase, SteeringProfil
 STEER_KEY = "steermoe"
 """Key of this text in `SamplingParams.extra_args`; as JSON, with the experts, when it reaches a worker."""
 CHECKED_KEY = "steermoe_checked"
-"""Key that the front end writes beside it: true, which callers over HTTP cannot write (vLLM makes it 1)."""
+"""Key that the front end writes beside it: true. No caller gets it past a front end that loads the plugin."""
 NONE = "none"
 MAX_PARTS = 16
 _NAME = re.compile(rf"({SLUG})(?:@([1-9][0-9]{{0,5}}|latest))?")

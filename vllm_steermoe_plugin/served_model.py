@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.architectures import NotSteerable, shape_of
+from vllm_steermoe_plugin.architectures import NotSteerable, language_model_of, shape_of
 from vllm_steermoe_plugin.variant_names import registered_elsewhere
 
 SALTED = frozenset({"LMCacheMPConnector", "MooncakeStoreConnector", "OffloadingConnector", "SimpleCPUOffloadConnector"})
@@ -70,4 +70,12 @@ def served_shape(vllm_config: Any) -> MoEShape:
             f"that was computed under other steering; with {', '.join(sorted(SALTED))}, keeping blocks in memory "
             "or in files of its own, or without a KV connector, it can"
         )
-    return shape_of(model.hf_config, model.architecture)
+    shape = shape_of(model.hf_config, model.architecture)
+    # What vLLM has then built is looked at once more (`binding.py`).
+    wide = getattr(model.hf_config, "router_dtype", None) == "fp32" and str(model.dtype) != "torch.float32"
+    if wide and language_model_of(model.hf_config, model.architecture).rounds_logits:
+        raise NotSteerable(
+            f"this {model.architecture} cannot be steered in {model.dtype}: its router computes in float32, and its "
+            "logits are rounded behind it, where an activated expert may tie with another; with dtype='float32' it can"
+        )
+    return shape

@@ -49,7 +49,7 @@ def tune(
     from lm_eval_tasks.evaluation import Options, task_manager
     from lm_eval_tasks.tune_log import TuneLog
     from lm_eval_tasks.tune_result import print_front, store
-    from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint, revision_of
+    from vllm_steermoe_plugin.checkpoints import fingerprint_of, names_of, resolve_checkpoint
     from vllm_steermoe_plugin.versions import tool_versions
 
     named = _one_behaviour(behaviour)
@@ -82,7 +82,7 @@ def tune(
         "controls": held,
         "split": bool(tuning),
         "chat_template": chat_template,
-        "revision": revision_of(model),
+        "files": fingerprint_of(Path(resolve_checkpoint(model))),
         "versions": tool_versions(),
         "engine_args": engine,
     }
