@@ -87,13 +87,15 @@ def test_the_whole_check_with_stand_ins_for_what_only_a_gpu_has(
     assert [check["name"][:8] for check in document["checks"] if check["fault"]] == ["8 steps "]
     assert len(document["checks"]) == 3 + 6 + 1 and document["missing"] == []
     assert len(document["microseconds_per_layer"]) == 2 and len(document["goals"]) == 4
-    assert len(document["bytes"]) == 6 and len(document["host_microseconds"]) == 9
+    cold = "microseconds_over_an_empty_kernel_from_memory"
+    assert len(document[cold]) == 1
+    assert len(document["bytes"]) == 6 and len(document["host_microseconds"]) == 12
     assert sum(tile["chosen"] for tile in document["tiles"]) == 2 < len(document["tiles"])
     assert document["machine"]["triton"] == triton.__version__ and document["machine"]["gpu"] == "none"
     text = capsys.readouterr().out
     assert "| Mixtral-8x7B | 8 | bfloat16 |" in text and "NOT RUN" not in text
     lines = next(tmp_path.glob("*.jsonl")).read_text().splitlines()
-    assert len(lines) == sum(len(document[of]) for of in ("checks", "microseconds_per_layer", "bytes",
+    assert len(lines) == sum(len(document[of]) for of in ("checks", "microseconds_per_layer", cold, "bytes",
                                                           "host_microseconds", "tiles"))  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.inputs import json_object
 
 EVALUATE = ("eval", "no/model", "--profiles", "none", "--tasks", "steermoe_lab_digits")
-TUNE = ("tune", "no/model", "--behaviour", "digits", "--tasks", "steermoe_lab_digits")
+TUNE = ("tune", "steermoe-lab", "--behaviour", "digits", "--tasks", "steermoe_lab_digits")
 COMPARE = ("compare", "no-run.json")
 
 
@@ -26,7 +26,7 @@ def error_of(*arguments: str) -> BaseException | None:
     "command",
     [
         (*EVALUATE, "--out", "run.json", "--report", "report"),
-        (*TUNE, "--out", "tuned"),
+        (*TUNE, "--behaviour", "singing", "--out", "tuned"),
         (*COMPARE, "--out", "report"),
     ],
 )

@@ -41,7 +41,6 @@ def tune(
     need("lm_eval", "eval")
     if plot:
         need("matplotlib", "plot")
-    check_writable(out / "log.jsonl")
     from expert_registry import Registry
     from expert_registry.errors import RequestError
     from lm_eval_tasks import tune_run
@@ -73,6 +72,7 @@ def tune(
         most=(min(possible[0], most[0]), min(possible[1], most[1])) if most else possible,
         budget=budget,
     )
+    check_writable(out / "log.jsonl")
     header = {
         "model": model,
         "ranking": found.entry.name,
