@@ -122,7 +122,7 @@ def index_of(files: dict[str, bytes], ranking: Ranking, base_url: str = BASE_URL
 
 
 if __name__ == "__main__":
-    from test_ranking_format import make_ranking
+    from made_rankings import make_ranking
 
     for stem, schema in (("released-11-columns", SHORT), ("released-31-columns", LONG)):
         table = pickled(columns_of(make_ranking(7, layers=(0, 1, 2))), schema)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from loopback import Loopback
+from made_rankings import make_ranking
 from released import LICENSE, MODEL, index_of
 from safetensors.numpy import save
-from test_ranking_format import make_ranking
 from typer.testing import CliRunner, Result
 
 from expert_registry import read_ranking, write_ranking

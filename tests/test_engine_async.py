@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from alone import run_alone
-from test_engine_exact import as_text, random_rules
+from random_steering import as_text, random_rules
 
 from vllm_steermoe_plugin.checkpoints import shape_in
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_engine_exact import as_text, random_rules
+from random_steering import as_text, random_rules
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams

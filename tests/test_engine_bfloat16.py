@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import ReferenceModel, Rules, rewrite_row
-from test_engine_exact import as_text, prompt, random_rules
+from random_steering import as_text, prompt, random_rules
 from tiny import CONFIGS
 from vllm import SamplingParams
 

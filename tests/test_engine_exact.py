@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from oracle import ReferenceModel, Rules
-from tiny import CONFIGS, VOCABULARY
+from random_steering import as_text, prompt, random_rules
+from tiny import CONFIGS
 from vllm import SamplingParams
 
-from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.engine_counts import take_counts
@@ -22,32 +20,6 @@ from vllm_steermoe_plugin.request import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]
-
-
-def random_rules(shape: MoEShape, seed: int) -> Rules:
-    """A few rules in every layer, within what each layer allows."""
-    draw = random.Random(seed)
-    rules: Rules = {}
-    for layer in shape.layers:
-        experts = draw.sample(range(shape.num_experts), shape.num_experts)
-        activated = draw.randint(0, shape.top_k)
-        deactivated = draw.randint(0, min(3, shape.num_experts - shape.top_k))
-        rules |= {(layer, e): 1 for e in experts[:activated]}
-        rules |= {(layer, e): -1 for e in experts[activated : activated + deactivated]}
-    return rules or {(shape.layers[0], 0): 1}
-
-
-def as_text(rules: Rules) -> str:
-    """The explicit expert set as JSON, in the interface's own words."""
-    value: dict[str, dict[str, list[int]]] = {"activate": {}, "deactivate": {}}
-    for (layer, expert), rule in rules.items():
-        value["activate" if rule > 0 else "deactivate"].setdefault(str(layer), []).append(expert)
-    return json.dumps(value)
-
-
-def prompt(seed: int, length: int = 24) -> list[int]:
-    draw = random.Random(seed)
-    return [draw.randrange(2, VOCABULARY) for _ in range(length)]
 
 
 def scored(engine: Any, requests: list[tuple[list[int], str | None]]) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alone import run_alone
-from test_engine_exact import as_text, prompt, random_rules
+from random_steering import as_text, prompt, random_rules
 from vllm import SamplingParams
 
 from vllm_steermoe_plugin.checkpoints import shape_in

@@ -17,7 +17,7 @@ import pytest
 from adapters import merge_adapter, write_adapter
 from alone import run_alone
 from oracle import ReferenceModel, Rules
-from test_engine_exact import as_text, prompt, random_rules
+from random_steering import as_text, prompt, random_rules
 
 from vllm_steermoe_plugin.checkpoints import shape_in
 

@@ -12,7 +12,7 @@ import pytest
 from alone import run_alone
 from planted import planted_registry
 from preemptions import watch_preemptions
-from test_engine_exact import as_text, prompt, random_rules
+from random_steering import as_text, prompt, random_rules
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 

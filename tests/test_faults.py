@@ -24,7 +24,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planted import planted_registry
-from test_engine_exact import as_text, prompt, random_rules
+from random_steering import as_text, prompt, random_rules
 from test_engine_isolation import run
 from vllm import SamplingParams
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from live_server import GONE, Served, serving
-from test_engine_exact import as_text, random_rules
+from random_steering import as_text, random_rules
 
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import shape_in

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_ranking_format import make_ranking
+from made_rankings import make_ranking
 
 from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from loopback import Loopback
-from test_ranking_format import make_ranking
+from made_rankings import make_ranking
 
 from expert_registry import Registry
 from expert_registry.format import dump_ranking

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made_rankings import make_ranking
 from test_front_end import DIGITS, EXPERTS, MODEL, SHAPE, front_end, profile_in
-from test_ranking_format import make_ranking
 
 from expert_registry import MoEShape, Recommended, Registry
 from expert_registry.errors import (

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loopback import Answer, Loopback
+from made_rankings import make_ranking
 from released import LICENSE, MODEL, index_of
-from test_ranking_format import make_ranking
 
 from expert_registry import Registry
 from expert_registry.download import DownloadError, _Redirects, download

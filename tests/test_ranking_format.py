@@ -1,7 +1,4 @@
-"""Ranking files: round trip, atomic writing, and files that are damaged or hostile.
-
-`make_ranking` makes a ranking of random counts; other tests use it too.
-"""
+"""Ranking files: round trip, atomic writing, and files that are damaged or hostile."""
 
 from __future__ import annotations
 
@@ -18,9 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_rankings import make_ranking
 from safetensors.numpy import save
 
-from expert_registry import DataRef, ModelRef, Ranking, RankingCard, Recommended, RoutingCounts, SteerMoEError
+from expert_registry import Ranking, RoutingCounts, SteerMoEError
 from expert_registry.clusters import SUMMARY_AXES
 from expert_registry.errors import RankingFormatError
 from expert_registry.format import (
@@ -36,42 +34,6 @@ from expert_registry.format import (
 )
 
 TENSORS = ("activations_1", "activations_2", "tokens", "layers")
-
-
-def make_ranking(
-    seed: int = 0,
-    *,
-    model: str = "org/Tiny-MoE",
-    architecture: str = "OlmoeForCausalLM",
-    layers: tuple[int, ...] = (0, 1, 3),
-    experts: int = 6,
-    top_k: int = 2,
-    tokens: tuple[int, int] = (40, 50),
-    **card: Any,
-) -> Ranking:
-    """A ranking whose every counted token selected `top_k` random experts."""
-    rng = np.random.default_rng(seed)
-    sides = []
-    for number in tokens:
-        favour = rng.random((len(layers), 1, experts)) * 2
-        order = np.argsort(rng.random((len(layers), number, experts)) + favour, axis=2)
-        selected = (order[:, :, :top_k, None] == np.arange(experts)).sum(axis=(1, 2))
-        sides.append(selected.astype(np.int64))
-    counts = RoutingCounts(sides[0], sides[1], np.array(tokens, dtype=np.int64), np.array(layers, dtype=np.int64))
-    fields: dict[str, Any] = {
-        "model": ModelRef(id=model, architecture=architecture),
-        "num_experts": experts,
-        "top_k": top_k,
-        "behaviour": "digits",
-        "version": 1,
-        "sides": ("with", "without"),
-        "data": DataRef(name="made up"),
-        "span": "all",
-        "recommended": Recommended(activate=2, deactivate=2),
-        "created": "2026-01-01",
-        "license": "CC0-1.0",
-    }
-    return Ranking(counts, RankingCard(**fields | card))
 
 
 def same(a: Ranking, b: Ranking) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_ranking_format import make_ranking
+from made_rankings import make_ranking
 
 from expert_registry import MoEShape, Registry
 from expert_registry.errors import RankingFormatError, UnknownRankingError

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_ranking_format import make_ranking
+from made_rankings import make_ranking
 
 from expert_registry import MoEShape, Ranking, Registry
 from expert_registry.behaviours import ALIASES, parse_reference

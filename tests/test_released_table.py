@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_rankings import make_ranking
 from released import LONG, SHORT, columns_of, pickled
-from test_ranking_format import make_ranking
 
 from expert_registry.errors import RankingFormatError, SteerMoEError
 from expert_registry.pickle_tree import MAX_BYTES, PickleRefusedError, read_tree

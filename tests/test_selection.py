@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_ranking_format import make_ranking
+from made_rankings import make_ranking
 
 from expert_registry import Ranking, RoutingCounts
 from expert_registry.errors import ProfileError

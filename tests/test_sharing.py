@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_rankings import make_ranking
 from released import LICENSE
-from test_ranking_format import make_ranking
 
 from expert_registry import MoEShape, Ranking, Registry, read_ranking
 from expert_registry.card import SourceRef
