@@ -226,6 +226,12 @@ def test_a_request_made_past_the_front_end_does_not_go_on(registry: Registry, na
         front_end(registry, Settings(default="digits")).check_made(made.extra_args)
 
 
+@pytest.fixture
+def _core_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_steermoe_plugin.core_requests.served_shape", lambda vllm_config: SHAPE)
+
+
+@pytest.mark.usefixtures("_core_of_the_lab")
 @pytest.mark.parametrize("name", MADE)
 def test_the_engines_core_ends_an_unchecked_request_alone(name: str) -> None:
     from vllm_steermoe_plugin.core_requests import _preprocess
@@ -236,12 +242,38 @@ def test_the_engines_core_ends_an_unchecked_request_alone(name: str) -> None:
         take = _preprocess(lambda self, request: taken.append(request) or "taken")  # noqa: B023
         core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={"steermoe": {"default": default}}))
         params = SimpleNamespace(extra_args=args)
-        request = SimpleNamespace(request_id="7", sampling_params=params, abort_immediately=False)
+        request = SimpleNamespace(
+            request_id="7", sampling_params=params, abort_immediately=False, cache_salt=STEERED + "0" * 64
+        )
         with nullcontext() if goes_on else pytest.raises(EngineError, match=r"request 7 .*does not load the plugin"):
             assert take(core, request) == "taken"
         assert taken == [request], "what vLLM does for its caches is done in any case"
         for free in ({"sampling_params": None}, {"abort_immediately": True}):
             assert take(core, SimpleNamespace(**(vars(request) | free))) == "taken"
+
+
+@pytest.mark.usefixtures("_core_of_the_lab")
+@pytest.mark.parametrize(
+    ("args", "salt", "reason"),
+    [
+        ({STEER_KEY: EXPERTS}, None, "has no salt of steering"),
+        ({STEER_KEY: EXPERTS}, "mine", "has no salt of steering"),
+        ({STEER_KEY: "digits"}, STEERED, "JSON"),
+        ({STEER_KEY: '{"activate": {"99": [1]}}'}, STEERED, "layer 99 has no routed experts"),
+        ({COUNT_KEY: "nothing"}, None, "JSON"),
+    ],
+)
+def test_the_engines_core_reads_what_is_marked_as_checked(
+    args: dict[str, object], salt: str | None, reason: str
+) -> None:
+    """Before a step does, where it would end the engine."""
+    from vllm_steermoe_plugin.core_requests import _preprocess
+
+    core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
+    params = SimpleNamespace(extra_args=args | CHECKED)
+    request = SimpleNamespace(request_id="7", sampling_params=params, abort_immediately=False, cache_salt=salt)
+    with pytest.raises(SteerMoEError, match=reason):
+        _preprocess(lambda self, request: "taken")(core, request)
 
 
 def test_the_users_salt_is_joined_to_ours() -> None:
