@@ -83,7 +83,7 @@ def attributes_of(module: str) -> set[str]:
 
 def test_no_field_of_vllms_configuration_is_read_that_the_ledger_lacks() -> None:
     """Wherever a file of ours that is handed configurations reads a name that one of vLLM's has."""
-    ours = {path.stem for path in (ROOT / "vllm_steermoe_plugin").glob("*.py")} - {"vllm_internals"}
+    ours = {path.stem for path in (ROOT / "vllm_steermoe_plugin").rglob("*.py")} - {"vllm_internals"}
     configs = [internal.load() for internal in vllm_internals.CONFIGS]
     listed = {name for internal in vllm_internals.CONFIGS for name in internal.reads}
     there = {name for config in configs for name in (*vars(config), *config.__dataclass_fields__)}
@@ -96,7 +96,7 @@ def test_no_field_of_vllms_configuration_is_read_that_the_ledger_lacks() -> None
 def test_what_is_wrapped_is_in_the_ledger_with_its_signature() -> None:
     """So that `steermoe doctor` sees it move: by the source, each call names an entry."""
     named: set[str] = set()
-    for path in (ROOT / "vllm_steermoe_plugin").glob("*.py"):
+    for path in (ROOT / "vllm_steermoe_plugin").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "vllm.wrap_once":
                 named.add(ast.unparse(node.args[0]).removeprefix("vllm."))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
-_MEASURED = ("vllm_steermoe_plugin/kernels/*.py", "vllm_steermoe_plugin/*.py", "benchmarks/gpu/*.py")
+_MEASURED = ("vllm_steermoe_plugin", "benchmarks/gpu")
 
 
 def describe() -> dict[str, str]:
@@ -43,9 +43,10 @@ def clock_rate() -> str:
 def _source() -> str:
     """Of what is measured and what measures, the sha256: a copy of the tree may be no repository, or changed."""
     digest = hashlib.sha256()
-    for pattern in _MEASURED:
-        for path in sorted(_ROOT.glob(pattern)):
-            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for folder in _MEASURED:
+        for path in sorted((_ROOT / folder).rglob("*.py")):
+            name = path.relative_to(_ROOT).as_posix()
+            digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
