@@ -21,7 +21,7 @@ from expert_registry.places import (
     user_folder,
     versions_in,
 )
-from expert_registry.pull_index import DEFAULT_INDEX, load_index
+from expert_registry.published.index import DEFAULT_INDEX, load_index
 from expert_registry.ranking import Ranking
 from expert_registry.shape import MoEShape
 from expert_registry.sharing import publish

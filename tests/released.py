@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from expert_registry import Ranking, Recommended
-from expert_registry.pull_index import PullIndex
+from expert_registry.published.index import PullIndex
 
 MODEL = "org/Tiny-MoE"
 LICENSE = b"Do with these made-up numbers what you like.\n"

@@ -20,13 +20,13 @@ from made_rankings import make_ranking
 from released import LICENSE, MODEL, index_of
 
 from expert_registry import Registry
-from expert_registry.download import DownloadError, _Redirects, download
 from expert_registry.errors import PolicyError, RankingFormatError, UnknownRankingError
 from expert_registry.files import read_bounded
 from expert_registry.format import content_hash
-from expert_registry.pickle_tree import PickleRefusedError
-from expert_registry.pull import import_folder, pull
-from expert_registry.pull_index import PullIndex, load_index
+from expert_registry.published.download import DownloadError, _Redirects, download
+from expert_registry.published.index import PullIndex, load_index
+from expert_registry.published.pickle_tree import PickleRefusedError
+from expert_registry.published.pull import import_folder, pull
 from expert_registry.sharing import LICENSE_FILE
 
 DATA = Path(__file__).parent / "data"

@@ -17,7 +17,7 @@ from expert_registry.errors import RankingFormatError, UnknownRankingError
 from expert_registry.format import MAX_BYTES, content_hash
 from expert_registry.lock import LOCK_VARIABLE, Pin, read_lock, write_lock
 from expert_registry.places import PROJECT_FOLDER, behaviours_in, versions_in
-from expert_registry.pull_index import load_index
+from expert_registry.published.index import load_index
 from expert_registry.registry import publish
 from expert_registry.status import STATUS_FILE
 from vllm_steermoe_plugin.checkpoints import names_of, shape_in

@@ -19,8 +19,8 @@ from made_rankings import make_ranking
 from released import LONG, SHORT, columns_of, pickled
 
 from expert_registry.errors import RankingFormatError, SteerMoEError
-from expert_registry.pickle_tree import MAX_BYTES, PickleRefusedError, read_tree
-from expert_registry.released_table import NAMES, read_released_table
+from expert_registry.published.pickle_tree import MAX_BYTES, PickleRefusedError, read_tree
+from expert_registry.published.released_table import NAMES, read_released_table
 
 DATA = Path(__file__).parent / "data"
 RANKING = make_ranking(7, layers=(0, 1, 2))
@@ -300,8 +300,8 @@ BOMBS = {
 }
 BOMB_READER = """
 import resource, sys
-from expert_registry.pickle_tree import PickleRefusedError
-from expert_registry.released_table import read_released_table
+from expert_registry.published.pickle_tree import PickleRefusedError
+from expert_registry.published.released_table import read_released_table
 from expert_registry.shape import MoEShape
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))

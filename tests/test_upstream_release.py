@@ -20,8 +20,8 @@ import pytest
 
 from expert_registry import Registry, RoutingCounts, rank_experts
 from expert_registry.errors import PolicyError
-from expert_registry.pull import import_folder
-from expert_registry.pull_index import load_index
+from expert_registry.published.index import load_index
+from expert_registry.published.pull import import_folder
 from expert_registry.sharing import LICENSE_FILE
 from expert_registry.statistics import cautions, log_odds
 from vllm_steermoe_plugin.request import parse_request

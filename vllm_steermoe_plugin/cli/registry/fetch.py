@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from expert_registry import pull as pulling
 from expert_registry.errors import RequestError
-from expert_registry.hub import HubRepository
 from expert_registry.places import user_folder
-from expert_registry.pull_index import DEFAULT_INDEX, PullIndex, load_index
+from expert_registry.published import pull as pulling
+from expert_registry.published.hub import HubRepository
+from expert_registry.published.index import DEFAULT_INDEX, PullIndex, load_index
 from expert_registry.sharing import Stored
 from vllm_steermoe_plugin.progress import byte_progress
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from expert_registry import Registry
 from expert_registry.errors import RankingFormatError
 from expert_registry.places import Entry
-from expert_registry.pull_index import load_index
+from expert_registry.published.index import load_index
 from expert_registry.status import read_status
 from vllm_steermoe_plugin.cli.registry.opening import Json
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expert_registry.behaviours import canonical
-from expert_registry.download import DownloadError
 from expert_registry.errors import UnknownRankingError, one_of
 from expert_registry.format import MAX_BYTES, SUFFIX, parse_ranking, read_bytes
 from expert_registry.places import is_key, model_key
+from expert_registry.published.download import DownloadError
 from expert_registry.sharing import Stored, store
 
 _FILE = re.compile(r"([a-z0-9][a-z0-9._-]*)/([a-z][a-z0-9_-]{0,63})/v([1-9][0-9]{0,5})" + re.escape(SUFFIX))

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from expert_registry.download import DownloadError, download
 from expert_registry.errors import PolicyError, UnknownRankingError
 from expert_registry.files import read_bounded
-from expert_registry.pull_index import Pullable, PullIndex
+from expert_registry.published.download import DownloadError, download
+from expert_registry.published.index import Pullable, PullIndex
+from expert_registry.published.released_table import read_released_table
 from expert_registry.ranking import Ranking
-from expert_registry.released_table import read_released_table
 from expert_registry.sharing import Stored, store_converted
 
 _UNFINISHED = ".unfinished"
