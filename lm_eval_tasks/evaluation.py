@@ -9,10 +9,10 @@ from typing import Any, Literal, Protocol
 from expert_registry.errors import RequestError, one_of
 from expert_registry.shape import MoEShape
 from lm_eval_tasks import TASKS
+from lm_eval_tasks.compare.lm_eval_files import run_of
+from lm_eval_tasks.compare.pairing import merge_runs
+from lm_eval_tasks.compare.run_file import ProfileRecord, Run
 from lm_eval_tasks.errors import ComparisonError
-from lm_eval_tasks.lm_eval_files import run_of
-from lm_eval_tasks.pairing import merge_runs
-from lm_eval_tasks.run_file import ProfileRecord, Run
 from vllm_steermoe_plugin.data_rows import DataError
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.selection import random_experts

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lm_eval_tasks.compare.run_file import Run
 from lm_eval_tasks.errors import JudgeError
 from lm_eval_tasks.judge_client import AnswerCache, JudgeServer, Messages
 from lm_eval_tasks.matching import final_answer
 from lm_eval_tasks.refusals import is_empty
-from lm_eval_tasks.run_file import Run
 
 SAFE, FLUENCY = "safe", "fluency"
 CATEGORIES = tuple(f"S{number}" for number in range(1, 15))

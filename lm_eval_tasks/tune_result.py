@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from expert_registry.registry import Found
-from lm_eval_tasks.comparison import Comparison
-from lm_eval_tasks.report import write_report
-from lm_eval_tasks.run_file import Run, write_run
+from lm_eval_tasks.compare.comparison import Comparison
+from lm_eval_tasks.compare.report import write_report
+from lm_eval_tasks.compare.run_file import Run, write_run
 from lm_eval_tasks.tune_run import Goal
 from lm_eval_tasks.tuning import Tried, front, recommend
 from vllm_steermoe_plugin.selection import select_experts
@@ -76,7 +76,7 @@ def store(
         write_run(run, out / "test-run.json")
         write_report(comparison, out, plots=plot)
     if plot:
-        from lm_eval_tasks.plots import draw_front
+        from lm_eval_tasks.compare.plots import draw_front
 
         points = [(one.gain, one.control, f"{one.setting.activate}/{one.setting.deactivate}") for one in tried]
         index = None if chosen is None else tried.index(chosen)

@@ -10,11 +10,11 @@ from typing import Any
 from expert_registry import Ranking, Recommended, Registry
 from expert_registry.errors import RequestError
 from expert_registry.registry import Found
-from lm_eval_tasks.comparison import Comparison, compare
+from lm_eval_tasks.compare.comparison import Comparison, compare
+from lm_eval_tasks.compare.pairing import merge_runs
+from lm_eval_tasks.compare.run_file import Run
 from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, Steering, evaluate, measure, task_manager
-from lm_eval_tasks.pairing import merge_runs
-from lm_eval_tasks.run_file import Run
 from lm_eval_tasks.tune_log import TuneLog
 from lm_eval_tasks.tuning import Setting, Tried, effect, search
 from vllm_steermoe_plugin.profile import Phase

@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from expert_registry.errors import SteerMoEError
 from lm_eval_tasks import TASKS
 from lm_eval_tasks.cli.compare import compare as compare_command
-from lm_eval_tasks.comparison import compare
+from lm_eval_tasks.compare.comparison import compare
+from lm_eval_tasks.compare.intervals import holm, mcnemar, mean_of, rate, unseen
+from lm_eval_tasks.compare.lm_eval_files import read_any_run, run_of
+from lm_eval_tasks.compare.pairing import merge_runs
+from lm_eval_tasks.compare.report import as_html, markdown, write_report
+from lm_eval_tasks.compare.run_file import ProfileRecord, Run, TaskRecord, parse_run, write_run
 from lm_eval_tasks.errors import ComparisonError
-from lm_eval_tasks.intervals import holm, mcnemar, mean_of, rate, unseen
-from lm_eval_tasks.lm_eval_files import read_any_run, run_of
-from lm_eval_tasks.pairing import merge_runs
-from lm_eval_tasks.report import as_html, markdown, write_report
-from lm_eval_tasks.run_file import ProfileRecord, Run, TaskRecord, parse_run, write_run
 
 APP = typer.Typer()
 APP.command()(compare_command)

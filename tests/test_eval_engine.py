@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from expert_registry import Registry
 from lm_eval_tasks.cli.evaluate import evaluate as eval_command
 from lm_eval_tasks.cli.tune import tune as tune_command
-from lm_eval_tasks.comparison import compare
+from lm_eval_tasks.compare.comparison import compare
+from lm_eval_tasks.compare.lm_eval_files import read_any_run
+from lm_eval_tasks.compare.run_file import Run, write_run
 from lm_eval_tasks.evaluation import evaluate, steerings
-from lm_eval_tasks.lm_eval_files import read_any_run
-from lm_eval_tasks.run_file import Run, write_run
 from vllm_steermoe_plugin.lab import NAME
 from vllm_steermoe_plugin.profile import SteeringProfile
 

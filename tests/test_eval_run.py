@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from expert_registry.errors import RequestError, SteerMoEError
 from lm_eval_tasks.cli.evaluate import evaluate as eval_command
-from lm_eval_tasks.comparison import compare
+from lm_eval_tasks.compare.comparison import compare
 from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, evaluate, split_profiles, steerings
 from vllm_steermoe_plugin.cli import app

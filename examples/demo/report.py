@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lm_eval_tasks.intervals import Interval, mean_over_draws, paired_change, rate
-from lm_eval_tasks.report import percent
+from lm_eval_tasks.compare.intervals import Interval, mean_over_draws, paired_change, rate
+from lm_eval_tasks.compare.report import percent
 
 Outcomes = list[float]
 

@@ -22,7 +22,7 @@ from examples.demo.evaluation import Evaluator
 from examples.demo.quiet import stderr_to
 from examples.study.table import markdown
 from expert_registry import Ranking, Recommended
-from lm_eval_tasks.intervals import mean_over_draws, paired_change, rate
+from lm_eval_tasks.compare.intervals import mean_over_draws, paired_change, rate
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import revision_of
 from vllm_steermoe_plugin.lab.planting import planted

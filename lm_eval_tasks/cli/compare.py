@@ -26,10 +26,10 @@ def compare(
 ) -> None:
     """Compare steered with unsteered runs, example by example; refuses runs that do not pair."""
     from lm_eval_tasks.cli.show import print_comparison
-    from lm_eval_tasks.comparison import compare as run_comparison
-    from lm_eval_tasks.lm_eval_files import read_any_run
-    from lm_eval_tasks.pairing import merge_runs
-    from lm_eval_tasks.report import write_report
+    from lm_eval_tasks.compare.comparison import compare as run_comparison
+    from lm_eval_tasks.compare.lm_eval_files import read_any_run
+    from lm_eval_tasks.compare.pairing import merge_runs
+    from lm_eval_tasks.compare.report import write_report
     from vllm_steermoe_plugin.cli.inputs import check_writable, need
 
     if out is not None:

@@ -36,11 +36,11 @@ def evaluate(
             need("matplotlib", "plot")
     from lm_eval_tasks import evaluation
     from lm_eval_tasks.cli.show import print_comparison
-    from lm_eval_tasks.comparison import compare
+    from lm_eval_tasks.compare.comparison import compare
+    from lm_eval_tasks.compare.lm_eval_files import read_any_run
+    from lm_eval_tasks.compare.report import write_report
+    from lm_eval_tasks.compare.run_file import Run, write_run
     from lm_eval_tasks.errors import ComparisonError
-    from lm_eval_tasks.lm_eval_files import read_any_run
-    from lm_eval_tasks.report import write_report
-    from lm_eval_tasks.run_file import Run, write_run
     from vllm_steermoe_plugin.checkpoints import revision_of
 
     names = evaluation.split_profiles(profiles)

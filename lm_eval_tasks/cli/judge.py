@@ -23,11 +23,11 @@ def judge(
     """Have an OpenAI-compatible server judge safety and fluency. An interrupted pass goes on from its cache."""
     from dataclasses import replace
 
+    from lm_eval_tasks.compare.lm_eval_files import read_any_run
+    from lm_eval_tasks.compare.run_file import write_run
     from lm_eval_tasks.errors import JudgeError
     from lm_eval_tasks.judge_client import AnswerCache, JudgeServer
     from lm_eval_tasks.judges import judge_fluency, judge_safety
-    from lm_eval_tasks.lm_eval_files import read_any_run
-    from lm_eval_tasks.run_file import write_run
 
     if safety is None and fluency is None:
         raise JudgeError("name a judge with --safety or --fluency")

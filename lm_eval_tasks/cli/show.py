@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lm_eval_tasks.comparison import Comparison
-from lm_eval_tasks.report import tables
+from lm_eval_tasks.compare.comparison import Comparison
+from lm_eval_tasks.compare.report import tables
 
 WIDTH = 150
 """The least that the tables need."""

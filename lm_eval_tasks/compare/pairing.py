@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from lm_eval_tasks.compare.run_file import ProfileRecord, Run
 from lm_eval_tasks.errors import ComparisonError
-from lm_eval_tasks.run_file import ProfileRecord, Run
 
 
 def merge_runs(runs: Sequence[Run], tasks: Collection[str] = (), other_versions: bool = False) -> Run:

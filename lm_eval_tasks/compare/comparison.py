@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lm_eval_tasks.compare.intervals import Interval, holm, mcnemar, mean_of, mean_over_changes, paired_change, unseen
+from lm_eval_tasks.compare.run_file import ProfileRecord, Run
 from lm_eval_tasks.errors import ComparisonError
-from lm_eval_tasks.intervals import Interval, holm, mcnemar, mean_of, mean_over_changes, paired_change, unseen
-from lm_eval_tasks.run_file import ProfileRecord, Run
 
 LEVEL = 0.05
 """Of the tests: adjusted for the main metrics, as it is for others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm_eval_tasks.comparison import Comparison
+from lm_eval_tasks.compare.comparison import Comparison
 
 
 def draw_changes(comparison: Comparison, path: Path) -> None:

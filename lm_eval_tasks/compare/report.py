@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval_tasks.comparison import Comparison
-from lm_eval_tasks.intervals import Interval
+from lm_eval_tasks.compare.comparison import Comparison
+from lm_eval_tasks.compare.intervals import Interval
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, head, rows."""
@@ -32,7 +32,7 @@ def write_report(comparison: Comparison, folder: Path, *, plots: bool = True) ->
     paths = [folder / name for name in ("report.md", "report.html", "comparison.json")]
     picture = None
     if plots:
-        from lm_eval_tasks.plots import draw_changes
+        from lm_eval_tasks.compare.plots import draw_changes
 
         picture = folder / "changes.png"
         draw_changes(comparison, picture)

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lm_eval_tasks.compare.run_file import FORMAT, ProfileRecord, Run, TaskRecord, parse_run, read_json
 from lm_eval_tasks.data_files import read_rows
 from lm_eval_tasks.errors import ComparisonError
-from lm_eval_tasks.run_file import FORMAT, ProfileRecord, Run, TaskRecord, parse_run, read_json
 from vllm_steermoe_plugin.data_rows import DataError
 
 Sample = Mapping[str, Any]

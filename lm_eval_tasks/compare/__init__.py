@@ -1,0 +1,1 @@
+"""Compare runs of the same documents: pair them, test the differences, report."""
