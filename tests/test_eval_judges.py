@@ -15,8 +15,8 @@ from expert_registry.errors import SteerMoEError
 from lm_eval_tasks.cli.judge import judge as judge_command
 from lm_eval_tasks.compare.run_file import ProfileRecord, Run, TaskRecord, parse_run, write_run
 from lm_eval_tasks.errors import JudgeError
-from lm_eval_tasks.judge_client import AnswerCache, JudgeServer
-from lm_eval_tasks.judges import agreement, judge_fluency, judge_safety, read_guard, read_mark
+from lm_eval_tasks.judging.client import AnswerCache, JudgeServer
+from lm_eval_tasks.judging.judges import agreement, judge_fluency, judge_safety, read_guard, read_mark
 
 APP = typer.Typer()
 APP.command()(judge_command)

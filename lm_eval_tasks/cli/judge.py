@@ -26,8 +26,8 @@ def judge(
     from lm_eval_tasks.compare.lm_eval_files import read_any_run
     from lm_eval_tasks.compare.run_file import write_run
     from lm_eval_tasks.errors import JudgeError
-    from lm_eval_tasks.judge_client import AnswerCache, JudgeServer
-    from lm_eval_tasks.judges import judge_fluency, judge_safety
+    from lm_eval_tasks.judging.client import AnswerCache, JudgeServer
+    from lm_eval_tasks.judging.judges import judge_fluency, judge_safety
 
     if safety is None and fluency is None:
         raise JudgeError("name a judge with --safety or --fluency")

@@ -13,7 +13,7 @@ from typing import Any
 
 from lm_eval_tasks.compare.run_file import Run
 from lm_eval_tasks.errors import JudgeError
-from lm_eval_tasks.judge_client import AnswerCache, JudgeServer, Messages
+from lm_eval_tasks.judging.client import AnswerCache, JudgeServer, Messages
 from lm_eval_tasks.matching import final_answer
 from lm_eval_tasks.refusals import is_empty
 
