@@ -13,9 +13,9 @@ from typing import Any
 from lm_eval_tasks import TASKS
 
 MODELS = {
-    "steermoe-vllm": "lm_eval_tasks.model:SteerMoEVLLM",
-    "steermoe-completions": "lm_eval_tasks.served:SteerMoECompletions",
-    "steermoe-chat-completions": "lm_eval_tasks.served:SteerMoEChatCompletions",
+    "steermoe-vllm": "lm_eval_tasks.models.in_process:SteerMoEVLLM",
+    "steermoe-completions": "lm_eval_tasks.models.served:SteerMoECompletions",
+    "steermoe-chat-completions": "lm_eval_tasks.models.served:SteerMoEChatCompletions",
 }
 """Model type -> where it is; the same as the entry points `lm_eval.models`."""
 _SENTINEL = "__steermoe__"

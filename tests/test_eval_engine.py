@@ -31,7 +31,7 @@ EVAL.command()(eval_command)
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, kept_alive: list[Any]) -> Iterator[Any]:
     """The lab model in its engine, with perfect rankings."""
-    from lm_eval_tasks.model import SteerMoEVLLM
+    from lm_eval_tasks.models.in_process import SteerMoEVLLM
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEERMOE_REGISTRY", str(planted_registry(tmp_path_factory.mktemp("registry"))))
@@ -66,7 +66,7 @@ def test_the_lab_model_steered_reversed_and_random(lab: Any, tmp_path: Path) -> 
 def test_the_lab_model_is_tuned_judged_published_and_continued(
     lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lm_eval_tasks.model.SteerMoEVLLM", lambda **_: lab)
+    monkeypatch.setattr("lm_eval_tasks.models.in_process.SteerMoEVLLM", lambda **_: lab)
     arguments = [
         NAME,
         *("--behaviour", "digits", "--tasks", "steermoe_lab_tuning_digits"),
@@ -94,7 +94,7 @@ def test_the_lab_model_is_tuned_judged_published_and_continued(
 
 
 def test_the_eval_command_writes_run_and_report(lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval_tasks.model.SteerMoEVLLM", lambda **_: lab)
+    monkeypatch.setattr("lm_eval_tasks.models.in_process.SteerMoEVLLM", lambda **_: lab)
     out = tmp_path / "run.json"
     arguments = [
         NAME,

@@ -13,9 +13,9 @@ from stub_server import chat_answer, stub_server
 
 from expert_registry.errors import EngineError, RequestError
 from lm_eval_tasks import TASKS
+from lm_eval_tasks.models.served import SteerMoEChatCompletions, SteerMoECompletions
+from lm_eval_tasks.models.server_probe import MALFORMED, USER
 from lm_eval_tasks.register import add_model
-from lm_eval_tasks.served import SteerMoEChatCompletions, SteerMoECompletions
-from lm_eval_tasks.server_probe import MALFORMED, USER
 from vllm_steermoe_plugin.lab import MODEL_DIR
 
 

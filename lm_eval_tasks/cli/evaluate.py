@@ -59,7 +59,7 @@ def evaluate(
     evaluation.task_manager(chosen, options)
     done = read_any_run(out) if resume and out.exists() else None
 
-    from lm_eval_tasks.model import SteerMoEVLLM
+    from lm_eval_tasks.models.in_process import SteerMoEVLLM
 
     steered = SteerMoEVLLM(pretrained=model, **engine)
     revision = revision_of(model)

@@ -88,7 +88,7 @@ def tune(
     }
     log = TuneLog.open(out / "log.jsonl", header)
 
-    from lm_eval_tasks.model import SteerMoEVLLM
+    from lm_eval_tasks.models.in_process import SteerMoEVLLM
 
     steered = SteerMoEVLLM(pretrained=model, **engine)
     tried = tune_run.run_search(

@@ -9,9 +9,9 @@ from typing import Any
 
 from expert_registry.errors import EngineError, RequestError
 from expert_registry.shape import MoEShape
-from lm_eval_tasks.backend import load_vllm_backend
-from lm_eval_tasks.response_cache import claim_cache
-from lm_eval_tasks.steering_args import SteeringArgs
+from lm_eval_tasks.models.response_cache import claim_cache
+from lm_eval_tasks.models.steering_args import SteeringArgs
+from lm_eval_tasks.models.vllm_backend import load_vllm_backend
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.engine import engine_options
 from vllm_steermoe_plugin.engine_hooks import front_end_of

@@ -12,9 +12,9 @@ from typing import Any
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
 from expert_registry.errors import RequestError
-from lm_eval_tasks.response_cache import claim_cache
-from lm_eval_tasks.server_probe import BODY_KEY, check_server
-from lm_eval_tasks.steering_args import SteeringArgs
+from lm_eval_tasks.models.response_cache import claim_cache
+from lm_eval_tasks.models.server_probe import BODY_KEY, check_server
+from lm_eval_tasks.models.steering_args import SteeringArgs
 from vllm_steermoe_plugin.request import NONE, STEER_KEY
 from vllm_steermoe_plugin.versions import tool_versions
 

@@ -1,0 +1,1 @@
+"""The models of lm-eval that steer: an engine in this process, or a server."""
