@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval_tasks.matching import choice, words
-from lm_eval_tasks.refusals import is_empty, refuses
+from lm_eval_tasks.tasks.matching import choice, words
+from lm_eval_tasks.tasks.refusal_phrases import is_empty, refuses
 
 MOST_REPEATED = 0.25
 """Share of an answer's groups of four words that its most frequent one may make up; from 20 words on."""

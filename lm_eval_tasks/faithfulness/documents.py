@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from lm_eval_tasks.data_files import Row
-from lm_eval_tasks.sources import load_rows
+from lm_eval_tasks.tasks.sources import load_rows
 from vllm_steermoe_plugin.data_rows import DataError
 
 LETTERS = "ABCDEFGHIJ"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval_tasks.matching import choice, final_answer, gives, is_exactly, words
+from lm_eval_tasks.tasks.matching import choice, final_answer, gives, is_exactly, words
 
 Document = Mapping[str, Any]
 Results = Sequence[str]

@@ -14,8 +14,8 @@ from typing import Any
 from lm_eval_tasks.compare.run_file import Run
 from lm_eval_tasks.errors import JudgeError
 from lm_eval_tasks.judging.client import AnswerCache, JudgeServer, Messages
-from lm_eval_tasks.matching import final_answer
-from lm_eval_tasks.refusals import is_empty
+from lm_eval_tasks.tasks.matching import final_answer
+from lm_eval_tasks.tasks.refusal_phrases import is_empty
 
 SAFE, FLUENCY = "safe", "fluency"
 CATEGORIES = tuple(f"S{number}" for number in range(1, 15))

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from lm_eval_tasks.data_files import read_text
-from lm_eval_tasks.sources import SOURCES, load_rows
+from lm_eval_tasks.tasks.sources import SOURCES, load_rows
 from vllm_steermoe_plugin.data_rows import DataError
 
 TEMPLATE_VARIABLE = "STEERMOE_TEMPLATE"

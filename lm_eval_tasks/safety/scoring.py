@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval_tasks.refusals import is_empty, refuses
+from lm_eval_tasks.tasks.refusal_phrases import is_empty, refuses
 
 
 def refused(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lm_eval_tasks.matching import final_answer
+from lm_eval_tasks.tasks.matching import final_answer
 
 OPENING = 240
 """Characters that are looked at; what refuses does so at the beginning."""
