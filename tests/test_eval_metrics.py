@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lm_eval_tasks.faithfulness.scoring import conflict, follows, follows_not_memory, unknown
 from lm_eval_tasks.tasks.control.documents import harmless_prompts
 from lm_eval_tasks.tasks.control.scoring import complied, intact
+from lm_eval_tasks.tasks.faithfulness.scoring import conflict, follows, follows_not_memory, unknown
 from lm_eval_tasks.tasks.matching import choice, gives, is_exactly, words
 from lm_eval_tasks.tasks.refusal_phrases import is_empty, refuses
 from vllm_steermoe_plugin.lab.vocabulary import COMPLIANCE, REFUSAL

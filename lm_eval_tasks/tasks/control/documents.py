@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from lm_eval_tasks.faithfulness.documents import LETTERS, with_options
+from lm_eval_tasks.tasks.faithfulness.documents import LETTERS, with_options
 from lm_eval_tasks.tasks.sources import load_rows
 from vllm_steermoe_plugin.data_rows import DataError
 
