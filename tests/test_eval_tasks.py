@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_tasks import TASKS
 from lm_eval_tasks.data_files import find_file, read_rows
-from lm_eval_tasks.safety.documents import read_template
+from lm_eval_tasks.tasks.safety.documents import read_template
 from lm_eval_tasks.tasks.sources import SOURCES, load_rows
 from vllm_steermoe_plugin.data_rows import DataError
 
