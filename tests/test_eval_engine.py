@@ -87,7 +87,7 @@ def test_the_lab_model_is_tuned_judged_published_and_continued(
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"front.png", "report.md", "test-run.json"}
     # All of it again from the log: the engine is asked for the test only.
     asked: list[Any] = []
-    monkeypatch.setattr("lm_eval_tasks.tune_run.measure", lambda *args: asked.append(args))
+    monkeypatch.setattr("lm_eval_tasks.tuning.run.measure", lambda *args: asked.append(args))
     again = CliRunner().invoke(APP, [*arguments[:-1], "--behaviour", f"digits@{VERSION}"], catch_exceptions=False)
     assert again.exit_code == 0 and not asked
     assert json.loads((tmp_path / "out" / "tuned.json").read_text())["tried"] == value["tried"]

@@ -13,9 +13,9 @@ from expert_registry.errors import RequestError, SteerMoEError
 from lm_eval_tasks.cli.tune import tune as tune_command
 from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, Steering, evaluate, task_manager
-from lm_eval_tasks.tune_log import TuneLog
-from lm_eval_tasks.tune_run import split_documents
-from lm_eval_tasks.tuning import Setting, Tried, effect, front, levels, recommend, search
+from lm_eval_tasks.tuning.log import TuneLog
+from lm_eval_tasks.tuning.run import split_documents
+from lm_eval_tasks.tuning.search import Setting, Tried, effect, front, levels, recommend, search
 from vllm_steermoe_plugin.lab import NAME
 
 APP = typer.Typer()

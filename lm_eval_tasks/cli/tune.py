@@ -43,11 +43,11 @@ def tune(
         need("matplotlib", "plot")
     from expert_registry import Registry
     from expert_registry.errors import RequestError
-    from lm_eval_tasks import tune_run
     from lm_eval_tasks.cli.show import print_comparison
     from lm_eval_tasks.evaluation import Options, task_manager
-    from lm_eval_tasks.tune_log import TuneLog
-    from lm_eval_tasks.tune_result import print_front, store
+    from lm_eval_tasks.tuning.log import TuneLog
+    from lm_eval_tasks.tuning.result import print_front, store
+    from lm_eval_tasks.tuning.search import run as tune_run
     from vllm_steermoe_plugin.checkpoints import fingerprint_of, names_of, resolve_checkpoint
     from vllm_steermoe_plugin.versions import tool_versions
 

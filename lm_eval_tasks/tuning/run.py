@@ -15,8 +15,8 @@ from lm_eval_tasks.compare.pairing import merge_runs
 from lm_eval_tasks.compare.run_file import Run
 from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, Steering, evaluate, measure, task_manager
-from lm_eval_tasks.tune_log import TuneLog
-from lm_eval_tasks.tuning import Setting, Tried, effect, search
+from lm_eval_tasks.tuning.log import TuneLog
+from lm_eval_tasks.tuning.search import Setting, Tried, effect, search
 from vllm_steermoe_plugin.profile import Phase
 from vllm_steermoe_plugin.request import NONE, Named
 

@@ -10,7 +10,7 @@ from typing import Any
 from expert_registry.errors import ProfileError
 from lm_eval_tasks.data_files import read_text
 from lm_eval_tasks.errors import ComparisonError
-from lm_eval_tasks.tuning import Setting
+from lm_eval_tasks.tuning.search import Setting
 from vllm_steermoe_plugin.data_rows import DataError
 
 MAX_BYTES = 64 << 20

@@ -15,8 +15,8 @@ from expert_registry.registry import Found
 from lm_eval_tasks.compare.comparison import Comparison
 from lm_eval_tasks.compare.report import write_report
 from lm_eval_tasks.compare.run_file import Run, write_run
-from lm_eval_tasks.tune_run import Goal
-from lm_eval_tasks.tuning import Tried, front, recommend
+from lm_eval_tasks.tuning.run import Goal
+from lm_eval_tasks.tuning.search import Tried, front, recommend
 from vllm_steermoe_plugin.selection import select_experts
 
 

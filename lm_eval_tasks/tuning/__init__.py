@@ -1,0 +1,1 @@
+"""Choose the numbers of experts: search on one half of the documents, judge on the other."""
