@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_steermoe_plugin import progress
+from vllm_steermoe_plugin import progress_bar as progress
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +41,7 @@ def shown_in_terminal(script: str) -> str:
     with os.fdopen(above, "rb", buffering=0) as terminal:
         environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TTY_COMPATIBLE", "FORCE_COLOR")}
         running = subprocess.Popen(
-            [sys.executable, "-c", "from vllm_steermoe_plugin.progress import byte_progress, track\n" + script],
+            [sys.executable, "-c", "from vllm_steermoe_plugin.progress_bar import byte_progress, track\n" + script],
             cwd=Path(__file__).resolve().parent.parent,
             env={**environment, "TERM": "xterm", "COLUMNS": "100"},
             stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.engine_counts import count_groups
 from vllm_steermoe_plugin.pair_counting import SIDES, Encoded, encode_pairs, sent_pairs, take_pairs
 from vllm_steermoe_plugin.pairs import PairsError, PairSet
-from vllm_steermoe_plugin.progress import track
+from vllm_steermoe_plugin.progress_bar import track
 from vllm_steermoe_plugin.resume import Checkpoint, Progress
 
 if TYPE_CHECKING:

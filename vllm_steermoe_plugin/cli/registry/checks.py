@@ -15,7 +15,7 @@ from expert_registry.format import content_hash, parse_ranking
 from expert_registry.places import Entry, model_key
 from expert_registry.status import read_status
 from vllm_steermoe_plugin.cli.registry.opening import Json, Locked, open_ranking
-from vllm_steermoe_plugin.progress import track
+from vllm_steermoe_plugin.progress_bar import track
 
 
 def verify(

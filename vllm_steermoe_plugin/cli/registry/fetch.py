@@ -14,7 +14,7 @@ from expert_registry.published import pull as pulling
 from expert_registry.published.hub import HubRepository
 from expert_registry.published.index import DEFAULT_INDEX, PullIndex, load_index
 from expert_registry.sharing import Stored
-from vllm_steermoe_plugin.progress import byte_progress
+from vllm_steermoe_plugin.progress_bar import byte_progress
 
 AcceptLicense = Annotated[bool, typer.Option("--accept-license", help="You accept the licence that is shown.")]
 Index = Annotated[Path, typer.Option(help="Index of what can be pulled.", show_default=False)]

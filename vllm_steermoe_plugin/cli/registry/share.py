@@ -15,7 +15,7 @@ from expert_registry.lock import Pin, write_lock
 from expert_registry.places import default_folders, model_key, user_folder
 from expert_registry.sharing import share, store
 from vllm_steermoe_plugin.cli.registry.opening import Json, find, open_ranking
-from vllm_steermoe_plugin.progress import track
+from vllm_steermoe_plugin.progress_bar import track
 
 LOCK_FILE = Path("steermoe.lock")
 
