@@ -31,10 +31,10 @@ from vllm import SamplingParams
 from expert_registry import Registry, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
 from vllm_steermoe_plugin.engine_counts import take_counts
-from vllm_steermoe_plugin.front_end import FrontEnd, Prepared
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.settings import Settings

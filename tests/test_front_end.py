@@ -16,8 +16,8 @@ from made_rankings import make_ranking
 from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
 from expert_registry.registry import publish
+from vllm_steermoe_plugin.admission.request_admission import SALT_PREFIX, STEERED, FrontEnd, Prepared, compose_salt
 from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
-from vllm_steermoe_plugin.front_end import SALT_PREFIX, STEERED, FrontEnd, Prepared, compose_salt
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import CHECKED_KEY, STEER_KEY
 from vllm_steermoe_plugin.selection import select_experts

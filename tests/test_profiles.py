@@ -27,8 +27,8 @@ from expert_registry.errors import (
 )
 from expert_registry.registry import publish
 from vllm_steermoe_plugin import profile_file, profile_store
+from vllm_steermoe_plugin.admission.request_admission import DefaultError, FrontEnd
 from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _add_request
-from vllm_steermoe_plugin.front_end import DefaultError, FrontEnd
 from vllm_steermoe_plugin.manage import ProfileManager
 from vllm_steermoe_plugin.operator_key import read_key
 from vllm_steermoe_plugin.plugin_names import names_with_endpoints

@@ -20,9 +20,9 @@ from expert_registry.places import PROJECT_FOLDER, behaviours_in, versions_in
 from expert_registry.published.index import load_index
 from expert_registry.registry import publish
 from expert_registry.status import STATUS_FILE
+from vllm_steermoe_plugin.admission.request_admission import FrontEnd
 from vllm_steermoe_plugin.checkpoints import names_of, shape_in
 from vllm_steermoe_plugin.engine_hooks import _make_front_end
-from vllm_steermoe_plugin.front_end import FrontEnd
 
 MODEL = "org/Tiny-MoE"
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)

@@ -13,8 +13,8 @@ from typing import Any
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.admission.request_admission import SALT_PREFIX, is_unchecked, was_checked
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.front_end import SALT_PREFIX, is_unchecked, was_checked
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import STEER_KEY, parse_request
 from vllm_steermoe_plugin.rules import compile_rules

@@ -30,8 +30,8 @@ from expert_registry.errors import (
     SteerMoEError,
     UnknownProfileError,
 )
+from vllm_steermoe_plugin.admission.request_admission import FrontEnd
 from vllm_steermoe_plugin.engine_hooks import front_end_of
-from vllm_steermoe_plugin.front_end import FrontEnd
 from vllm_steermoe_plugin.manage import ProfileManager
 from vllm_steermoe_plugin.operator_key import OperatorKey, read_key
 from vllm_steermoe_plugin.plugin_names import ENTRY_POINT

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from expert_registry.errors import PolicyError, RequestError
+from vllm_steermoe_plugin.admission.resolver import Resolver
 from vllm_steermoe_plugin.loaded_profiles import LoadedProfile
 from vllm_steermoe_plugin.profile_store import ProfileStore
 from vllm_steermoe_plugin.request import NONE, PROFILE_NAME
-from vllm_steermoe_plugin.resolver import Resolver
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from expert_registry import Registry
 from expert_registry.errors import RequestError
 from expert_registry.ranking import RankedExpert
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.pinned_rankings import PinnedRankings
+from vllm_steermoe_plugin.admission.pinned_rankings import PinnedRankings
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import Named, SteeringRequest
 from vllm_steermoe_plugin.rules import compile_rules

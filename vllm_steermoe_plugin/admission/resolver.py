@@ -1,6 +1,6 @@
 """What a request's text means on this server, now: rankings, loaded profiles and the operator's settings together.
 
-It knows no vLLM. `front_end.py` asks it for each request, `manage.py` when the operator changes something.
+It knows no vLLM. `admission/request_admission.py` asks it for each request, `manage.py` when the operator changes something.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TypeVar
 from expert_registry import Registry
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.admission.pinned_rankings import PinnedRankings
 from vllm_steermoe_plugin.loaded_profiles import Loaded, LoadedProfile
-from vllm_steermoe_plugin.pinned_rankings import PinnedRankings
 from vllm_steermoe_plugin.profile_store import ProfileStore
 from vllm_steermoe_plugin.request import NONE, SteeringRequest, parse_request
 from vllm_steermoe_plugin.resolve import Resolved, resolve
