@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from expert_registry.errors import PolicyError, RequestError
+from vllm_steermoe_plugin.admission.profiles.loaded import LoadedProfile
+from vllm_steermoe_plugin.admission.profiles.store import ProfileStore
 from vllm_steermoe_plugin.admission.resolver import Resolver
-from vllm_steermoe_plugin.loaded_profiles import LoadedProfile
-from vllm_steermoe_plugin.profile_store import ProfileStore
 from vllm_steermoe_plugin.request import NONE, PROFILE_NAME
 
 

@@ -17,8 +17,8 @@ from expert_registry import Registry
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.pinned_rankings import PinnedRankings
-from vllm_steermoe_plugin.loaded_profiles import Loaded, LoadedProfile
-from vllm_steermoe_plugin.profile_store import ProfileStore
+from vllm_steermoe_plugin.admission.profiles.loaded import Loaded, LoadedProfile
+from vllm_steermoe_plugin.admission.profiles.store import ProfileStore
 from vllm_steermoe_plugin.request import NONE, SteeringRequest, parse_request
 from vllm_steermoe_plugin.resolve import Resolved, resolve
 from vllm_steermoe_plugin.settings import Settings

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from expert_registry.errors import PolicyError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.loaded_profiles import Loaded, LoadedProfile
-from vllm_steermoe_plugin.profile_file import ProfileFile, StoreError
+from vllm_steermoe_plugin.admission.profiles.file import ProfileFile, StoreError
+from vllm_steermoe_plugin.admission.profiles.loaded import Loaded, LoadedProfile
 
 MAX_PROFILES = 256
 

@@ -22,7 +22,7 @@ from expert_registry.errors import EngineError, PolicyError, RankingFormatError,
 from expert_registry.files import write_atomic
 from expert_registry.places import model_key
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.loaded_profiles import Loaded, LoadedProfile
+from vllm_steermoe_plugin.admission.profiles.loaded import Loaded, LoadedProfile
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.resolve import Resolved, Source
 

@@ -1,0 +1,1 @@
+"""Profiles that an operator loads under a name."""
