@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine_worker import REPLY
-from vllm_steermoe_plugin.plugin_names import ENTRY_POINT
+from vllm_steermoe_plugin.compat.plugin_allowlist import ENTRY_POINT
 
 Arguments = dict[str, str] | None
 """A request's `extra_args`."""

@@ -54,8 +54,9 @@ def register_without_inspection() -> None:
     """Register the variants as classes: of a lazy name vLLM first learns in a process of its own, for ten seconds."""
     from vllm.plugins import load_general_plugins
 
-    from vllm_steermoe_plugin import variants, vllm_internals
-    from vllm_steermoe_plugin.variant_names import variant_name
+    from vllm_steermoe_plugin import variants
+    from vllm_steermoe_plugin.compat import ledger as vllm_internals
+    from vllm_steermoe_plugin.compat.variant_names import variant_name
 
     # Once per process; an engine would do it, and with it register the lazy names again.
     load_general_plugins()
@@ -70,7 +71,7 @@ def compare_classes() -> dict[str, list[str]]:
 
     from vllm_steermoe_plugin import variants
     from vllm_steermoe_plugin.architectures import ARCHITECTURES
-    from vllm_steermoe_plugin.variant_names import variant_name
+    from vllm_steermoe_plugin.compat.variant_names import variant_name
 
     seen = {}
     for name in ARCHITECTURES:

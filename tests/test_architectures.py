@@ -15,9 +15,9 @@ from expert_registry.errors import EngineError, SteerMoEError
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.architectures import ARCHITECTURES, BY_CHECKPOINT, NotSteerable, condition_of, shape_of
 from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint, shape_in
+from vllm_steermoe_plugin.compat.variant_names import architecture_of, variant_name
 from vllm_steermoe_plugin.moe_configs import FAMILIES
 from vllm_steermoe_plugin.refused_architectures import REFUSED
-from vllm_steermoe_plugin.variant_names import architecture_of, variant_name
 
 QWEN: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -357,8 +357,8 @@ def test_names_of_variants_lead_back_to_their_architecture() -> None:
 
 
 def test_a_variant_of_another_vllm_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm_steermoe_plugin.variant_names.vllm_version", lambda: "0.32.0+cpu")
+    monkeypatch.setattr("vllm_steermoe_plugin.compat.variant_names.vllm_version", lambda: "0.32.0+cpu")
     name = variant_name("OlmoeForCausalLM")
     assert name == "SteerableOlmoeForCausalLM_vllm_0_32_0_cpu" and architecture_of(name) == "OlmoeForCausalLM"
-    monkeypatch.setattr("vllm_steermoe_plugin.variant_names.vllm_version", lambda: "0.33.0")
+    monkeypatch.setattr("vllm_steermoe_plugin.compat.variant_names.vllm_version", lambda: "0.33.0")
     assert architecture_of(name) is None

@@ -20,11 +20,11 @@ from test_front_end import DIGITS, EXPERTS, front_end
 from expert_registry import Registry
 from expert_registry.errors import EngineError
 from expert_registry.registry import publish
+from vllm_steermoe_plugin.compat.ledger import ENDPOINT_GROUP, ENDPOINT_PLUGIN, PLUGIN_GROUPS
 from vllm_steermoe_plugin.endpoints import PROFILES, REFRESH, ProfileEndpoints
 from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _check_manageable
 from vllm_steermoe_plugin.profile import MAX_TEXT
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.vllm_internals import ENDPOINT_GROUP, ENDPOINT_PLUGIN, PLUGIN_GROUPS
 
 SECRET = "correct-horse-battery"
 OPERATOR = {"Authorization": f"Bearer {SECRET}"}

@@ -14,8 +14,9 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 
-from vllm_steermoe_plugin import lab, vllm_internals
+from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.compat import ledger as vllm_internals
 from vllm_steermoe_plugin.engine_hooks import front_end_of
 from vllm_steermoe_plugin.request import STEER_KEY
 

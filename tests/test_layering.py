@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("expert_registry", "vllm_steermoe_plugin", "lm_eval_tasks")
 """Each may import itself and those before it."""
 HEAVY = ("torch", "vllm", "transformers", "lm_eval")
-LEDGER = "vllm_steermoe_plugin/vllm_internals.py"
+LEDGER = "vllm_steermoe_plugin/compat/ledger.py"
 PUBLIC = {"LLM", "SamplingParams"}
 ENTRY_MODULE = {"vllm_steermoe_plugin/cli/serve.py": {"vllm.entrypoints.cli.main"}}
 MAY_CATCH_ALL = "lm_eval_tasks/autoload/"

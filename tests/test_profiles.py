@@ -30,10 +30,10 @@ from vllm_steermoe_plugin.admission.profiles import file as profile_file
 from vllm_steermoe_plugin.admission.profiles import store as profile_store
 from vllm_steermoe_plugin.admission.profiles.file import StoreError
 from vllm_steermoe_plugin.admission.request_admission import DefaultError, FrontEnd
+from vllm_steermoe_plugin.compat.plugin_allowlist import names_with_endpoints
 from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _add_request
 from vllm_steermoe_plugin.manage import ProfileManager
 from vllm_steermoe_plugin.operator_key import read_key
-from vllm_steermoe_plugin.plugin_names import names_with_endpoints
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import STEER_KEY, parse_request
 from vllm_steermoe_plugin.settings import Settings, check_policy

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from alone import run_alone
 
-from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.compat import ledger as vllm
 
 _RELOAD = """
 import json, logging, sys

@@ -9,8 +9,8 @@ import torch
 
 from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import Architecture, language_model_of
+from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
 from vllm_steermoe_plugin.lora_gate import install_lora_hook

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.admission.request_admission import SALT_PREFIX, is_unchecked, was_checked
+from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import STEER_KEY, parse_request

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from expert_registry import DataRef, ModelRef, MoEShape, RankingCard
 from expert_registry.errors import RankingFormatError, RequestError
 from expert_registry.format import check_card_size
-from vllm_steermoe_plugin.versions import tool_versions
+from vllm_steermoe_plugin.compat.versions import tool_versions
 
 if TYPE_CHECKING:
     from vllm_steermoe_plugin.behaviour import Behaviour

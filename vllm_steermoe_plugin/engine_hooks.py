@@ -15,12 +15,12 @@ from typing import Any
 from expert_registry import Registry
 from expert_registry.errors import EngineError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.admission.request_admission import OPERATORS_ERRORS, FrontEnd, compose_salt
 from vllm_steermoe_plugin.checkpoints import names_of
+from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.plugin_allowlist import check_routes_allowed
 from vllm_steermoe_plugin.http_bodies import install_http_hooks
 from vllm_steermoe_plugin.operator_key import read_key
-from vllm_steermoe_plugin.plugin_names import check_routes_allowed
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.roll_call import CALL, why_not_all
 from vllm_steermoe_plugin.served_model import served_shape

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from expert_registry.errors import RequestError
-from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.misplaced import asked_at, check_body, check_fields, check_names, generates
 from vllm_steermoe_plugin.request import STEER_KEY
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.runner_state import show_state
 from vllm_steermoe_plugin.runner_v1 import V1_METHODS
 from vllm_steermoe_plugin.runner_v2 import reports_to

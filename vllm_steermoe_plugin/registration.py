@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin import vllm_internals as vllm
 from vllm_steermoe_plugin.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.variant_names import VARIANTS, registered_elsewhere, variant_name
 from vllm_steermoe_plugin.core_requests import install_core_check
 from vllm_steermoe_plugin.counted_cache import install_block_keys
 from vllm_steermoe_plugin.engine_hooks import install_front_end_hooks
-from vllm_steermoe_plugin.variant_names import VARIANTS, registered_elsewhere, variant_name
 
 
 def register_all() -> None:

@@ -12,9 +12,9 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.versions import DISTRIBUTION
 from vllm_steermoe_plugin.runner_state import state_of
-from vllm_steermoe_plugin.versions import DISTRIBUTION
 
 CALL = vllm.WORKER_CHECK_HEALTH.name
 """The worker method that carries the answer."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.compat import ledger as vllm
 
 
 def router_obstacle(router: Any, selection: str = "") -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.runner_state import state_of
 from vllm_steermoe_plugin.state import BatchRow, SteeringState
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.state import BatchRow, SteeringState
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin import vllm_internals as vllm
+from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.ops import count_
 from vllm_steermoe_plugin.state import SteeringState
 

@@ -27,8 +27,8 @@ from benchmarks.cost.ratios import Ratio, ratio
 from benchmarks.cost.work import Work, decode, prefill, profiles, questions
 from benchmarks.engine_process import EngineProcess
 from benchmarks.random_olmoe import write_olmoe
+from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.request import STEER_KEY
-from vllm_steermoe_plugin.versions import tool_versions
 
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",

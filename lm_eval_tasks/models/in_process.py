@@ -13,12 +13,12 @@ from lm_eval_tasks.models.response_cache import claim_cache
 from lm_eval_tasks.models.steering_args import SteeringArgs
 from lm_eval_tasks.models.vllm_backend import load_vllm_backend
 from vllm_steermoe_plugin.architectures import shape_of
+from vllm_steermoe_plugin.compat.plugin_allowlist import check_plugin_allowed
+from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.engine import engine_options
 from vllm_steermoe_plugin.engine_hooks import front_end_of
-from vllm_steermoe_plugin.plugin_names import check_plugin_allowed
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.resolve import Resolved, Source
-from vllm_steermoe_plugin.versions import tool_versions
 
 _VLLM: Any = load_vllm_backend().VLLM
 

@@ -15,8 +15,8 @@ from expert_registry.errors import RequestError
 from lm_eval_tasks.models.response_cache import claim_cache
 from lm_eval_tasks.models.server_probe import BODY_KEY, check_server
 from lm_eval_tasks.models.steering_args import SteeringArgs
+from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.request import NONE, STEER_KEY
-from vllm_steermoe_plugin.versions import tool_versions
 
 
 class _Steered:

@@ -18,7 +18,7 @@ from vllm_steermoe_plugin.cli.plot import plot
 from vllm_steermoe_plugin.cli.profiles import profiles
 from vllm_steermoe_plugin.cli.registry import registry
 from vllm_steermoe_plugin.cli.serve import serve
-from vllm_steermoe_plugin.versions import DISTRIBUTION
+from vllm_steermoe_plugin.compat.versions import DISTRIBUTION
 
 COMMANDS = "steermoe.commands"
 """Entry points of sub-commands that live in packages above this one."""

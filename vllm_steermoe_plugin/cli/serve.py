@@ -35,7 +35,12 @@ def serve(
     profile_store: Annotated[Path | None, typer.Option(help="File that keeps profiles loaded over HTTP.")] = None,
 ) -> None:
     """Serve a model over HTTP. All other options go to `vllm serve` as they are."""
-    from vllm_steermoe_plugin.plugin_names import VARIABLE, allow_list, check_plugin_allowed, names_with_endpoints
+    from vllm_steermoe_plugin.compat.plugin_allowlist import (
+        VARIABLE,
+        allow_list,
+        check_plugin_allowed,
+        names_with_endpoints,
+    )
 
     check_plugin_allowed()
     given = {

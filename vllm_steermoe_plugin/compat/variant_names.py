@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vllm_steermoe_plugin.vllm_internals import MODEL_REGISTRY, PACKAGE, vllm_version
+from vllm_steermoe_plugin.compat.ledger import MODEL_REGISTRY, PACKAGE, vllm_version
 
 VARIANTS = "vllm_steermoe_plugin.variants"
 """The module of the variant classes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from vllm_steermoe_plugin.vllm_internals import vllm_version
+from vllm_steermoe_plugin.compat.ledger import vllm_version
 
 DISTRIBUTION = "vllm-steermoe-plugin"
 
