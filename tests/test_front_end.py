@@ -228,13 +228,13 @@ def test_a_request_made_past_the_front_end_does_not_go_on(registry: Registry, na
 
 @pytest.fixture
 def _core_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm_steermoe_plugin.core_requests.served_shape", lambda vllm_config: SHAPE)
+    monkeypatch.setattr("vllm_steermoe_plugin.core.request_check.served_shape", lambda vllm_config: SHAPE)
 
 
 @pytest.mark.usefixtures("_core_of_the_lab")
 @pytest.mark.parametrize("name", MADE)
 def test_the_engines_core_ends_an_unchecked_request_alone(name: str) -> None:
-    from vllm_steermoe_plugin.core_requests import _preprocess
+    from vllm_steermoe_plugin.core.request_check import _preprocess
 
     args, *may = MADE[name]
     for default, goes_on in zip((None, "digits"), may, strict=True):
@@ -267,7 +267,7 @@ def test_the_engines_core_reads_what_is_marked_as_checked(
     args: dict[str, object], salt: str | None, reason: str
 ) -> None:
     """Before a step does, where it would end the engine."""
-    from vllm_steermoe_plugin.core_requests import _preprocess
+    from vllm_steermoe_plugin.core.request_check import _preprocess
 
     core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
     params = SimpleNamespace(extra_args=args | CHECKED)

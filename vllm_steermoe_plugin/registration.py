@@ -6,8 +6,8 @@ from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.compat.variant_names import VARIANTS, registered_elsewhere, variant_name
-from vllm_steermoe_plugin.core_requests import install_core_check
-from vllm_steermoe_plugin.counted_cache import install_block_keys
+from vllm_steermoe_plugin.core.block_keys import install_block_keys
+from vllm_steermoe_plugin.core.request_check import install_core_check
 from vllm_steermoe_plugin.engine_hooks import install_front_end_hooks
 
 
