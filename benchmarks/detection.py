@@ -40,11 +40,11 @@ from benchmarks.released_procedure import count_one_at_a_time, prefill_one
 from expert_registry import Ranking, Recommended
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
-from vllm_steermoe_plugin.detect import detect
+from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
+from vllm_steermoe_plugin.detection.pairs import PairSet
+from vllm_steermoe_plugin.detection.token_spans import TokenSpan, encode_side
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
-from vllm_steermoe_plugin.pairs import PairSet
-from vllm_steermoe_plugin.spans import TokenSpan, encode_side
 
 BEHAVIOUR = Behaviour("speed", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 OPTIONS: dict[str, Any] = {

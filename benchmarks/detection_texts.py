@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+from vllm_steermoe_plugin.detection.pairs import ChatMessage, ContrastivePair, PairSet, Side
 from vllm_steermoe_plugin.lab import world
-from vllm_steermoe_plugin.pairs import ChatMessage, ContrastivePair, PairSet, Side
 
 NAME = "made for speed"
 

@@ -99,7 +99,7 @@ def generate(
 
 def read(engine: Any) -> dict[str, Any]:
     """Steered requests that each worker has seen, and the routing counts if there are any."""
-    from vllm_steermoe_plugin.engine_counts import count_groups, take_counts
+    from vllm_steermoe_plugin.detection.engine_client import count_groups, take_counts
 
     status = engine.collective_rpc("steermoe_status")
     value: dict[str, Any] = {"steered_requests": [each["steered_requests"] for each in status]}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from vllm import LLM, SamplingParams
 
-from vllm_steermoe_plugin.spans import TokenSpan
+from vllm_steermoe_plugin.detection.token_spans import TokenSpan
 
 GATE = "GateLinear"
 MOST_LAYERS = 500

@@ -125,7 +125,7 @@ def model_of(engine: Any) -> Any:
 
 def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
     """Build one model, steer it and count."""
-    from vllm_steermoe_plugin.engine_counts import take_counts
+    from vllm_steermoe_plugin.detection.engine_client import take_counts
     from vllm_steermoe_plugin.gate import SteeredGateLinear
     from vllm_steermoe_plugin.variants import SteerableMixin
 

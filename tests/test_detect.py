@@ -18,14 +18,14 @@ from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY
-from vllm_steermoe_plugin.detect import detect
-from vllm_steermoe_plugin.engine_counts import take_counts
+from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.engine_client import take_counts
+from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
+from vllm_steermoe_plugin.detection.pairs import ContrastivePair, PairsError, PairSet, Side, read_pairs
+from vllm_steermoe_plugin.detection.token_spans import encode_side
 from vllm_steermoe_plugin.lab.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
-from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
-from vllm_steermoe_plugin.pairs import ContrastivePair, PairsError, PairSet, Side, read_pairs
 from vllm_steermoe_plugin.recipes import lab_recipe
-from vllm_steermoe_plugin.spans import encode_side
 
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 

@@ -16,12 +16,12 @@ from tiny import COMMON
 
 from expert_registry import Recommended
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.attribute import attribute
 from vllm_steermoe_plugin.behaviour import Behaviour
-from vllm_steermoe_plugin.detect import detect
-from vllm_steermoe_plugin.detection_loop import DetectionOptions
-from vllm_steermoe_plugin.pairs import PairSet
-from vllm_steermoe_plugin.spans import encode_side
+from vllm_steermoe_plugin.detection.attribution import attribute
+from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.loop import DetectionOptions
+from vllm_steermoe_plugin.detection.pairs import PairSet
+from vllm_steermoe_plugin.detection.token_spans import encode_side
 
 TEXTS = ("Count from 2 to 4. 2 3 4", "Count from 2 to 4. two three four", "the lantern is red", "What colour is it?")
 

@@ -12,12 +12,14 @@ from few_pairs import BEHAVIOUR, few, same
 from planted import planted_ranking
 
 from expert_registry.errors import RequestError
-from vllm_steermoe_plugin import detection_loop, lab, pair_counting
-from vllm_steermoe_plugin.attribute import attribute
-from vllm_steermoe_plugin.detect import detect
-from vllm_steermoe_plugin.detection_loop import DetectionOptions
-from vllm_steermoe_plugin.pairs import PairSet
-from vllm_steermoe_plugin.resume import ResumeError
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.detection import loop as detection_loop
+from vllm_steermoe_plugin.detection import pair_counting
+from vllm_steermoe_plugin.detection.attribution import attribute
+from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.loop import DetectionOptions
+from vllm_steermoe_plugin.detection.pairs import PairSet
+from vllm_steermoe_plugin.detection.progress_file import ResumeError
 
 PLAIN = DetectionOptions(permutations=9)
 

@@ -17,13 +17,13 @@ from oracle import ReferenceModel
 from expert_registry import cautions, standard_errors
 from expert_registry.errors import EngineError, RequestError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin import pair_counting as module
-from vllm_steermoe_plugin.detect import detect
-from vllm_steermoe_plugin.detection_loop import DetectionOptions
-from vllm_steermoe_plugin.engine_counts import take_counts
-from vllm_steermoe_plugin.pairs import PairsError, PairSet, read_pairs
-from vllm_steermoe_plugin.resume import ResumeError
-from vllm_steermoe_plugin.spans import encode_side
+from vllm_steermoe_plugin.detection import pair_counting as module
+from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.engine_client import take_counts
+from vllm_steermoe_plugin.detection.loop import DetectionOptions
+from vllm_steermoe_plugin.detection.pairs import PairsError, PairSet, read_pairs
+from vllm_steermoe_plugin.detection.progress_file import ResumeError
+from vllm_steermoe_plugin.detection.token_spans import encode_side
 
 GROUPS = 8
 

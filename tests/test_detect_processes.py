@@ -18,8 +18,8 @@ from few_pairs import BEHAVIOUR, few, same
 
 from expert_registry import Ranking, read_ranking
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.detect import detect
-from vllm_steermoe_plugin.detection_loop import DetectionOptions
+from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.loop import DetectionOptions
 
 GROUPS = 8
 PAIRS = 40
@@ -28,10 +28,10 @@ import json, sys
 from pathlib import Path
 from expert_registry import Recommended, write_ranking
 from vllm_steermoe_plugin.behaviour import Behaviour
-from vllm_steermoe_plugin.detect import detect
-from vllm_steermoe_plugin.detection_loop import DetectionOptions
+from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.loop import DetectionOptions
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.pairs import PairSet
+from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.recipes import lab_recipe
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from vllm import SamplingParams
 from vllm.platforms.cpu import CpuPlatform
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.engine_counts import take_counts
+from vllm_steermoe_plugin.detection.engine_client import take_counts
 
 class Nothing:
     def __init__(self, *_, **__): pass

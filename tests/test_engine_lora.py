@@ -32,7 +32,7 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.engine_counts import take_counts
+from vllm_steermoe_plugin.detection.engine_client import take_counts
 select = experts.select_unquantized_moe_backend
 experts.select_unquantized_moe_backend = lambda moe_config: select(
     dataclasses.replace(moe_config, is_lora_enabled=False))

@@ -199,7 +199,7 @@ import numpy as np
 from vllm import SamplingParams
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.engine_counts import take_counts
+from vllm_steermoe_plugin.detection.engine_client import take_counts
 from pathlib import Path
 folder, steerings = sys.argv[1], json.loads(sys.argv[2])
 found = []

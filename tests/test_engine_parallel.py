@@ -28,7 +28,7 @@ from vllm_steermoe_plugin import binding
 from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.engine_counts import take_counts
+from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.settings import Settings
 
@@ -42,7 +42,7 @@ from pathlib import Path
 from vllm import SamplingParams
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.engine_counts import take_counts
+from vllm_steermoe_plugin.detection.engine_client import take_counts
 if __name__ == "__main__":
     folder, prompts, extras = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     engine = start_engine(folder, {"count_groups": 4}, dtype="float32", enforce_eager=True, skip_tokenizer_init=True,

@@ -15,7 +15,7 @@ from lm_eval_tasks.compare.comparison import compare
 from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, evaluate, split_profiles, steerings
 from vllm_steermoe_plugin.cli import app
-from vllm_steermoe_plugin.data_rows import DataError
+from vllm_steermoe_plugin.detection.datasets import DataError
 
 APP = typer.Typer()
 APP.command()(eval_command)

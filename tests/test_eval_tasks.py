@@ -15,7 +15,7 @@ from lm_eval_tasks import TASKS
 from lm_eval_tasks.data_files import find_file, read_rows
 from lm_eval_tasks.tasks.safety.documents import read_template
 from lm_eval_tasks.tasks.sources import SOURCES, load_rows
-from vllm_steermoe_plugin.data_rows import DataError
+from vllm_steermoe_plugin.detection.datasets import DataError
 
 DATA = Path(__file__).parent / "eval_data"
 

@@ -15,8 +15,8 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from vllm_steermoe_plugin.pairs import MAX_LINE, ChatMessage, PairsError, PairSet, Side, read_pairs
-from vllm_steermoe_plugin.spans import TokenSpan, balanced, encode_side, encode_sides
+from vllm_steermoe_plugin.detection.pairs import MAX_LINE, ChatMessage, PairsError, PairSet, Side, read_pairs
+from vllm_steermoe_plugin.detection.token_spans import TokenSpan, balanced, encode_side, encode_sides
 
 ALPHABET = sorted("abcdefghijklmnopqrstuvwxyz .,:?!<|>_\n0123456789")
 MERGES = [(" ", "b"), ("a", "b")]

@@ -12,11 +12,11 @@ import pytest
 
 from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.data_rows import DataError, pairs_from_hub
-from vllm_steermoe_plugin.detect import detect
-from vllm_steermoe_plugin.detection_loop import DetectionOptions
-from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
-from vllm_steermoe_plugin.pairs import PairsError
+from vllm_steermoe_plugin.detection.datasets import DataError, pairs_from_hub
+from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.loop import DetectionOptions
+from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
+from vllm_steermoe_plugin.detection.pairs import PairsError
 from vllm_steermoe_plugin.recipe import Draw
 from vllm_steermoe_plugin.recipes import find_recipe
 

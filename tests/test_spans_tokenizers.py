@@ -21,8 +21,8 @@ from tokenizers.processors import Sequence, TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from vllm_steermoe_plugin.pairs import ChatMessage, PairsError, Side
-from vllm_steermoe_plugin.spans import TokenSpan, encode_side
+from vllm_steermoe_plugin.detection.pairs import ChatMessage, PairsError, Side
+from vllm_steermoe_plugin.detection.token_spans import TokenSpan, encode_side
 
 CORPUS = [
     "the cat sat on the mat, the cat said yes",

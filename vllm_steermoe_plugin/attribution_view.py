@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from expert_registry import Ranking
-from vllm_steermoe_plugin.attribute import AttributedToken
+from vllm_steermoe_plugin.detection.attribution import AttributedToken
 
 _RED, _BLUE = (178, 24, 43), (33, 102, 172)
 """Sides 1 and 2, as in the heat maps."""

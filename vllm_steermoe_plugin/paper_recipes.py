@@ -14,9 +14,9 @@ from typing import Any
 
 from expert_registry import Recommended
 from vllm_steermoe_plugin.behaviour import Behaviour
-from vllm_steermoe_plugin.data_rows import DataError, DataSource, text_of
+from vllm_steermoe_plugin.detection.datasets import DataError, DataSource, text_of
+from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.lab.vocabulary import number_word
-from vllm_steermoe_plugin.pairs import PairSet
 from vllm_steermoe_plugin.recipe import Draw, Line, Recipe
 from vllm_steermoe_plugin.refusals import refusal
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_steermoe_plugin.behaviour import Behaviour
-from vllm_steermoe_plugin.pairs import PairSet
+from vllm_steermoe_plugin.detection.pairs import PairSet
 
 Line = dict[str, object]
 """A line of a file of pairs, parsed."""

@@ -6,8 +6,8 @@ from expert_registry import Recommended
 from expert_registry.errors import RequestError, one_of
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
+from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.lab import world
-from vllm_steermoe_plugin.pairs import PairSet
 from vllm_steermoe_plugin.paper_recipes import PAPER_RECIPES
 from vllm_steermoe_plugin.recipe import Draw, Recipe
 

@@ -10,10 +10,10 @@ from expert_registry import Ranking, Registry
 from expert_registry.registry import publish
 from expert_registry.statistics import overlap
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.detect import detect
+from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
-from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.recipes import lab_recipe
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from lm_eval_tasks.compare.run_file import FORMAT, ProfileRecord, Run, TaskRecord, parse_run, read_json
 from lm_eval_tasks.data_files import read_rows
 from lm_eval_tasks.errors import ComparisonError
-from vllm_steermoe_plugin.data_rows import DataError
+from vllm_steermoe_plugin.detection.datasets import DataError
 
 Sample = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from lm_eval_tasks.data_files import read_text
 from lm_eval_tasks.errors import ComparisonError
-from vllm_steermoe_plugin.data_rows import DataError
+from vllm_steermoe_plugin.detection.datasets import DataError
 
 FORMAT = "steermoe-run"
 MAX_BYTES = 512 << 20

@@ -16,7 +16,7 @@ from typing import Any
 
 from lm_eval_tasks.data_files import read_text
 from lm_eval_tasks.errors import JudgeError
-from vllm_steermoe_plugin.data_rows import DataError
+from vllm_steermoe_plugin.detection.datasets import DataError
 
 Messages = list[dict[str, str]]
 KEY_VARIABLE = "STEERMOE_JUDGE_KEY"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_tasks.data_files import SUFFIXES, Row, find_file, read_rows
-from vllm_steermoe_plugin.data_rows import DataError, hub_rows
+from vllm_steermoe_plugin.detection.datasets import DataError, hub_rows
 
 FOLDER_VARIABLE = "STEERMOE_DATA"
 FOLDER_KEY = "steermoe_data"

@@ -11,7 +11,7 @@ from expert_registry.errors import ProfileError
 from lm_eval_tasks.data_files import read_text
 from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.tuning.search import Setting
-from vllm_steermoe_plugin.data_rows import DataError
+from vllm_steermoe_plugin.detection.datasets import DataError
 
 MAX_BYTES = 64 << 20
 

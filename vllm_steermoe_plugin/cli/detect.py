@@ -14,7 +14,7 @@ from vllm_steermoe_plugin.cli.detection_summary import print_summary
 from vllm_steermoe_plugin.cli.inputs import check_writable, json_object
 
 if TYPE_CHECKING:
-    from vllm_steermoe_plugin.pairs import PairSet
+    from vllm_steermoe_plugin.detection.pairs import PairSet
     from vllm_steermoe_plugin.recipe import Recipe
 
 _SIDES = ("shown", "not shown")
@@ -77,11 +77,11 @@ def detect(
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
     from vllm_steermoe_plugin.behaviour import Behaviour
     from vllm_steermoe_plugin.checkpoints import resolve_checkpoint, shape_in
-    from vllm_steermoe_plugin.detect import detect as run
-    from vllm_steermoe_plugin.detection_card import check_described
-    from vllm_steermoe_plugin.detection_loop import DetectionOptions
+    from vllm_steermoe_plugin.detection.card import check_described
+    from vllm_steermoe_plugin.detection.detect import detect as run
+    from vllm_steermoe_plugin.detection.loop import DetectionOptions
+    from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
     from vllm_steermoe_plugin.engine import start_engine
-    from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS
     from vllm_steermoe_plugin.recipe import Draw, Recipe
     from vllm_steermoe_plugin.recipes import find_recipe
 
@@ -146,8 +146,8 @@ def _check_files(out: Path, kept: Path, *read: Path | None) -> None:
 
 
 def _read(pairs: Path | None, dataset: str, count: str | None, skip_bad: bool) -> PairSet:
-    from vllm_steermoe_plugin.data_rows import pairs_from_hub
-    from vllm_steermoe_plugin.pairs import read_pairs
+    from vllm_steermoe_plugin.detection.datasets import pairs_from_hub
+    from vllm_steermoe_plugin.detection.pairs import read_pairs
 
     if pairs is not None:
         return read_pairs(pairs, count=count, skip_bad=skip_bad)

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from lm_eval_tasks.data_files import Row
 from lm_eval_tasks.tasks.sources import load_rows
-from vllm_steermoe_plugin.data_rows import DataError
+from vllm_steermoe_plugin.detection.datasets import DataError
 
 LETTERS = "ABCDEFGHIJ"
 _EXPERT = (

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from lm_eval_tasks.data_files import read_text
 from lm_eval_tasks.tasks.sources import SOURCES, load_rows
-from vllm_steermoe_plugin.data_rows import DataError
+from vllm_steermoe_plugin.detection.datasets import DataError
 
 TEMPLATE_VARIABLE = "STEERMOE_TEMPLATE"
 PLACE = "{prompt}"

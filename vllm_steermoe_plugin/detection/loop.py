@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from expert_registry import rank_experts
 from expert_registry.ranking import Counts
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.engine_counts import count_groups
-from vllm_steermoe_plugin.pair_counting import SIDES, Encoded, encode_pairs, sent_pairs, take_pairs
-from vllm_steermoe_plugin.pairs import PairsError, PairSet
+from vllm_steermoe_plugin.detection.engine_client import count_groups
+from vllm_steermoe_plugin.detection.pair_counting import SIDES, Encoded, encode_pairs, sent_pairs, take_pairs
+from vllm_steermoe_plugin.detection.pairs import PairsError, PairSet
+from vllm_steermoe_plugin.detection.progress_file import Checkpoint, Progress
 from vllm_steermoe_plugin.progress_bar import track
-from vllm_steermoe_plugin.resume import Checkpoint, Progress
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vllm_steermoe_plugin.pairs import ALL, ChatMessage, PairsError, Side
+from vllm_steermoe_plugin.detection.pairs import ALL, ChatMessage, PairsError, Side
 
 _MARKER = "[[steermoe-answer]]"
 _SPACE = "Ġ"

@@ -15,7 +15,7 @@ from vllm_steermoe_plugin.compat.versions import tool_versions
 
 if TYPE_CHECKING:
     from vllm_steermoe_plugin.behaviour import Behaviour
-    from vllm_steermoe_plugin.pairs import PairSet
+    from vllm_steermoe_plugin.detection.pairs import PairSet
 
 
 _MOST_NOTES = 1000

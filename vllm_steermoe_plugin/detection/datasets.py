@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expert_registry.errors import SteerMoEError
-from vllm_steermoe_plugin.pairs import COLUMNS, MAX_FILE_BYTES, PairSet
+from vllm_steermoe_plugin.detection.pairs import COLUMNS, MAX_FILE_BYTES, PairSet
 
 _SHOWN = 12
 """Columns that an error lists."""

@@ -11,13 +11,13 @@ from expert_registry.errors import EngineError, RequestError
 from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.checkpoints import fingerprint_of, revision_of
-from vllm_steermoe_plugin.detection_card import check_described, detection_card
-from vllm_steermoe_plugin.detection_loop import STABLE_CHUNKS, DetectionLoop, DetectionOptions
-from vllm_steermoe_plugin.engine_counts import count_groups
-from vllm_steermoe_plugin.pair_counting import COUNT_GROUPS, SIDES
-from vllm_steermoe_plugin.pairs import PairsError, PairSet
-from vllm_steermoe_plugin.resume import Checkpoint, Progress, ResumeError, digest_of
-from vllm_steermoe_plugin.text_offsets import offset_tokenizer
+from vllm_steermoe_plugin.detection.card import check_described, detection_card
+from vllm_steermoe_plugin.detection.engine_client import count_groups
+from vllm_steermoe_plugin.detection.loop import STABLE_CHUNKS, DetectionLoop, DetectionOptions
+from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS, SIDES
+from vllm_steermoe_plugin.detection.pairs import PairsError, PairSet
+from vllm_steermoe_plugin.detection.progress_file import Checkpoint, Progress, ResumeError, digest_of
+from vllm_steermoe_plugin.detection.tokenizer import offset_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM
