@@ -8,7 +8,7 @@ from expert_registry import Ranking, Recommended
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.pairs import PairSet
-from vllm_steermoe_plugin.recipes import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
 
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 

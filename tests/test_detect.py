@@ -22,10 +22,10 @@ from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.pairs import ContrastivePair, PairsError, PairSet, Side, read_pairs
+from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
 from vllm_steermoe_plugin.detection.token_spans import encode_side
 from vllm_steermoe_plugin.lab.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
-from vllm_steermoe_plugin.recipes import lab_recipe
 
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 

@@ -18,7 +18,7 @@ from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.detect import _name_of
 from vllm_steermoe_plugin.cli.detection_summary import print_summary
 from vllm_steermoe_plugin.detection.card import check_described
-from vllm_steermoe_plugin.recipes import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
 
 
 @pytest.fixture

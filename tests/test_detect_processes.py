@@ -32,7 +32,7 @@ from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.detection.pairs import PairSet
-from vllm_steermoe_plugin.recipes import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
 
 if __name__ == "__main__":
     out, kept, number, groups, options = json.loads(sys.argv[1])

@@ -17,8 +17,8 @@ from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
 from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.pairs import PairsError
-from vllm_steermoe_plugin.recipe import Draw
-from vllm_steermoe_plugin.recipes import find_recipe
+from vllm_steermoe_plugin.detection.recipes.lookup import find_recipe
+from vllm_steermoe_plugin.detection.recipes.recipe import Draw
 
 MODEL = "allenai/OLMoE-1B-7B-0125-Instruct"
 SQUAD = [

@@ -12,9 +12,9 @@ from expert_registry.statistics import overlap
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
+from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
-from vllm_steermoe_plugin.recipes import lab_recipe
 
 
 def counting_engine() -> LLM:

@@ -15,7 +15,7 @@ from vllm_steermoe_plugin.cli.inputs import check_writable, json_object
 
 if TYPE_CHECKING:
     from vllm_steermoe_plugin.detection.pairs import PairSet
-    from vllm_steermoe_plugin.recipe import Recipe
+    from vllm_steermoe_plugin.detection.recipes.recipe import Recipe
 
 _SIDES = ("shown", "not shown")
 _ACTIVATE, _DEACTIVATE = 5, 0
@@ -81,9 +81,9 @@ def detect(
     from vllm_steermoe_plugin.detection.detect import detect as run
     from vllm_steermoe_plugin.detection.loop import DetectionOptions
     from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
+    from vllm_steermoe_plugin.detection.recipes.lookup import find_recipe
+    from vllm_steermoe_plugin.detection.recipes.recipe import Draw, Recipe
     from vllm_steermoe_plugin.engine import start_engine
-    from vllm_steermoe_plugin.recipe import Draw, Recipe
-    from vllm_steermoe_plugin.recipes import find_recipe
 
     arguments = json_object(engine_args)
     if sum(given is not None for given in (pairs, dataset, recipe)) != 1:

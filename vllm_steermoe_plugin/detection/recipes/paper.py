@@ -16,9 +16,9 @@ from expert_registry import Recommended
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.datasets import DataError, DataSource, text_of
 from vllm_steermoe_plugin.detection.pairs import PairSet
+from vllm_steermoe_plugin.detection.recipes.recipe import Draw, Line, Recipe
+from vllm_steermoe_plugin.detection.recipes.refusal_texts import refusal
 from vllm_steermoe_plugin.lab.vocabulary import number_word
-from vllm_steermoe_plugin.recipe import Draw, Line, Recipe
-from vllm_steermoe_plugin.refusals import refusal
 
 SQUAD = DataSource("rajpurkar/squad", "validation", ("context", "question"), "CC BY-SA 4.0")
 BEAVERTAILS = DataSource("PKU-Alignment/BeaverTails", "30k_train", ("prompt", "response", "is_safe"), "CC BY-NC 4.0")

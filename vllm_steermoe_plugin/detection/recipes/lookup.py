@@ -7,9 +7,9 @@ from expert_registry.errors import RequestError, one_of
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.pairs import PairSet
+from vllm_steermoe_plugin.detection.recipes.paper import PAPER_RECIPES
+from vllm_steermoe_plugin.detection.recipes.recipe import Draw, Recipe
 from vllm_steermoe_plugin.lab import world
-from vllm_steermoe_plugin.paper_recipes import PAPER_RECIPES
-from vllm_steermoe_plugin.recipe import Draw, Recipe
 
 _LAB_LICENSE = "Apache-2.0"
 _LAB_SIDES = {

@@ -1,0 +1,1 @@
+"""Pairs for known behaviours, made from data sets."""
