@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu import graphs, memory
 from benchmarks.gpu.correctness import Case, all_cases, all_counts, check_count, check_rewrite
-from vllm_steermoe_plugin.ops import count_, rewrite_
+from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
 pytestmark = pytest.mark.gpu
 
@@ -51,9 +51,9 @@ def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> N
     pytest.importorskip("pydantic")
     from benchmarks.gpu.warmed_up import compiled_kernels
     from expert_registry import MoEShape
+    from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
     from vllm_steermoe_plugin.profile import SteeringProfile
     from vllm_steermoe_plugin.request import STEER_KEY
-    from vllm_steermoe_plugin.state import BatchRow, SteeringState
 
     shape = MoEShape("Qwen3MoeForCausalLM", (0, 1), 96, 4)
     state = SteeringState(shape, shape.layers, max_requests=4, max_tokens=2048, count_groups=2, device=device)

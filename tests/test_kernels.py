@@ -76,11 +76,11 @@ def test_triton_is_not_part_of_the_environment() -> None:
 
 
 def test_a_gpu_gets_the_kernels_and_others_plain_torch() -> None:
-    import vllm_steermoe_plugin.ops
+    import vllm_steermoe_plugin.device.ops
 
     assert "triton" not in sys.modules or torch.cuda.is_available()
     for name in ("steermoe::rewrite_", "steermoe::count_"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"), vllm_steermoe_plugin.ops
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"), vllm_steermoe_plugin.device.ops
         for key in ("CPU", "XPU"):
             assert not torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeExplicitAutograd")
@@ -88,7 +88,7 @@ def test_a_gpu_gets_the_kernels_and_others_plain_torch() -> None:
 
 def test_the_operators_declare_what_they_change() -> None:
     """torch's own checks of schema, fake implementation and compiled use."""
-    from vllm_steermoe_plugin.ops import count_, rewrite_
+    from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
     rules = torch.randint(-1, 2, (3, 2, 8)).to(torch.int8)
     slots = torch.tensor([0, 1, 2, 1, 0], dtype=torch.int32)

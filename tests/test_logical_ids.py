@@ -10,7 +10,7 @@ from vllm.distributed.eplb.eplb_state import EplbLayerState
 from vllm.model_executor.layers.fused_moe.router import base_router
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
-from vllm_steermoe_plugin.ops import count_, rewrite_
+from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
 EXPERTS, TOP_K = 6, 2
 PHYSICAL = torch.tensor([3, 7, 0, 5, 1, 6])

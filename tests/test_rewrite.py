@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import rewrite_row
 
-from vllm_steermoe_plugin.rewrite import apply_rules
+from vllm_steermoe_plugin.device.rewrite import apply_rules
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NEXT_FLOAT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}

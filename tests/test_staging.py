@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from test_state import MAX_TOKENS, SHAPE, arguments, expected_row, make_state, some_profile
 
 from vllm_steermoe_plugin.counting import CountedSpans
-from vllm_steermoe_plugin.staging import RING_DEPTH, StagingRing
-from vllm_steermoe_plugin.state import BatchRow, SteeringState
-from vllm_steermoe_plugin.step_buffers import ROWS_PER_COPY, StepBuffers, Table
+from vllm_steermoe_plugin.device.staging_ring import RING_DEPTH, StagingRing
+from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
+from vllm_steermoe_plugin.device.step_buffers import ROWS_PER_COPY, StepBuffers, Table
 
 CPU = torch.device("cpu")
 

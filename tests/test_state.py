@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from expert_registry import MoEShape, SteerMoEError
 from expert_registry.errors import EngineError, ProfileError, RequestError
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.ops import count_, rewrite_
+from vllm_steermoe_plugin.device.ops import count_, rewrite_
+from vllm_steermoe_plugin.device.rewrite import apply_rules
+from vllm_steermoe_plugin.device.staging_ring import Carrier
+from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.profile import PHASES, Phase, SteeringProfile
 from vllm_steermoe_plugin.request import STEER_KEY
-from vllm_steermoe_plugin.rewrite import apply_rules
 from vllm_steermoe_plugin.rules import RuleTable
-from vllm_steermoe_plugin.staging import Carrier
-from vllm_steermoe_plugin.state import BatchRow, SteeringState
 
 SHAPE = MoEShape("Qwen3MoeForCausalLM", (0, 1, 3, 6), 6, 2)
 CPU = torch.device("cpu")
@@ -291,7 +291,7 @@ def test_a_preempted_request_that_runs_again_counts_each_position_once() -> None
 
 def test_of_requests_that_were_counted_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that is still being computed is not forgotten for those that have ended."""
-    monkeypatch.setattr("vllm_steermoe_plugin.counters.REMEMBERED_IDS", 8)
+    monkeypatch.setattr("vllm_steermoe_plugin.device.routing_counters.REMEMBERED_IDS", 8)
     state = make_state(groups=1)
     spans = CountedSpans(1, ((0, 200),))
     state.admit("long", arguments(None, spans), 200)

@@ -11,6 +11,7 @@ from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.architectures import Architecture, language_model_of
 from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
 from vllm_steermoe_plugin.lora_gate import install_lora_hook
@@ -21,7 +22,6 @@ from vllm_steermoe_plugin.router_check import router_obstacle
 from vllm_steermoe_plugin.runner_v1 import install_v1_hooks
 from vllm_steermoe_plugin.served_model import served_shape
 from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings, read_settings
-from vllm_steermoe_plugin.state import BatchRow, SteeringState
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _PROBE = "steermoe-self-check"

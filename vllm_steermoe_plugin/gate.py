@@ -8,8 +8,8 @@ import torch
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.compat import ledger as vllm
-from vllm_steermoe_plugin.ops import rewrite_
-from vllm_steermoe_plugin.state import SteeringState
+from vllm_steermoe_plugin.device.ops import rewrite_
+from vllm_steermoe_plugin.device.steering_state import SteeringState
 
 _GateLinear: Any = vllm.GATE_LINEAR.load()
 vllm.GATE_FORWARD.load()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_steermoe_plugin.state import SteeringState
+from vllm_steermoe_plugin.device.steering_state import SteeringState
 
 _STATE = "steermoe_state"
 

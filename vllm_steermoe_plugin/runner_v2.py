@@ -7,7 +7,7 @@ from typing import Any
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.compat import ledger as vllm
-from vllm_steermoe_plugin.state import BatchRow, SteeringState
+from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 
 
 class _WithoutOwnState:

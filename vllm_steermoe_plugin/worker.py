@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from expert_registry.errors import EngineError
+from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.runner_state import state_of
-from vllm_steermoe_plugin.state import SteeringState
 
 EXTENSION = "vllm_steermoe_plugin.worker.SteerMoEWorker"
 """Value of vLLM's `worker_extension_cls`."""

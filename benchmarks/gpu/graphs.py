@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.gpu.correctness import DTYPES
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.reference import expected_counts, fault
-from vllm_steermoe_plugin.ops import count_, rewrite_
-from vllm_steermoe_plugin.step_buffers import StepBuffers, Table
+from vllm_steermoe_plugin.device.ops import count_, rewrite_
+from vllm_steermoe_plugin.device.step_buffers import StepBuffers, Table
 
 LAYERS, EXPERTS, TOP_K, TOKENS, SLOTS, GROUPS = 6, 128, 8, 64, 9, 3
 STEPS = 40

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.gpu.rows import HostTime
-from vllm_steermoe_plugin.ops import rewrite_
-from vllm_steermoe_plugin.step_buffers import StepBuffers, Table
+from vllm_steermoe_plugin.device.ops import rewrite_
+from vllm_steermoe_plugin.device.step_buffers import StepBuffers, Table
 
 SLOTS, LAYERS, EXPERTS, TOKENS = 257, 48, 128, 8192
 LAUNCHED = f"{LAYERS} launches, not captured"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.gpu.models import MODELS
-from vllm_steermoe_plugin.step_buffers import StepBuffers
+from vllm_steermoe_plugin.device.step_buffers import StepBuffers
 
 REQUESTS, TOKENS = 256, 8192
 """Requests and tokens in a step at most."""

@@ -59,7 +59,7 @@ def run_checks(checks: Iterable[tuple[str, Callable[[], Record]]]) -> Iterator[R
 
 def _correctness(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
     from benchmarks.gpu.correctness import all_cases, all_counts, check_count, check_rewrite
-    from vllm_steermoe_plugin.ops import count_, rewrite_
+    from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
     def rewrite(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int) -> None:
         rewrite_(logits, rules, slots, torch.ones(rules.shape[1], dtype=torch.bool, device=device), row)

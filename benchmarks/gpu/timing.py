@@ -17,7 +17,7 @@ from benchmarks.gpu.machine import clock_rate
 from benchmarks.gpu.models import MODELS, Model
 from benchmarks.gpu.records import Record
 from benchmarks.gpu.rows import STEPS, ColdTime, Row
-from vllm_steermoe_plugin.ops import count_, rewrite_
+from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
 DTYPES = (torch.bfloat16, torch.float32)
 LAUNCHES = 192

@@ -1,1 +1,1 @@
-"""The two operators of `ops.py` as Triton kernels, for GPUs. Only modules that hold a kernel import Triton."""
+"""The two operators of `device/ops.py` as Triton kernels, for GPUs. Only modules that hold a kernel import Triton."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vllm_steermoe_plugin.rewrite import apply_rules
+from vllm_steermoe_plugin.device.rewrite import apply_rules
 
 _LIBRARY: Any = torch.library.Library("steermoe", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row) -> ()")

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_steermoe_plugin.device.step_buffers import Table
 from vllm_steermoe_plugin.rules import RuleTable
-from vllm_steermoe_plugin.step_buffers import Table
 
 
 class Slots:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm_steermoe_plugin.staging import Carrier, StagingRing
+from vllm_steermoe_plugin.device.staging_ring import Carrier, StagingRing
 
 ROWS_PER_COPY = 64
 """Rule tables that fit in one copy. A step with more new profiles makes more copies."""

@@ -1,9 +1,9 @@
 """The steering state of one worker: which request is steered how, and the buffers that the graph reads.
 
 It knows torch but not vLLM. A model runner's adapter tells it, before each step, which
-requests are in the batch; the operators in `ops.py` read its buffers. Nothing here waits
-for the device while requests are served: `step_buffers.py` says how a step reaches it,
-`slots.py` where its rules lie there, `counters.py` what is counted.
+requests are in the batch; the operators in `device/ops.py` read its buffers. Nothing here waits
+for the device while requests are served: `device/step_buffers.py` says how a step reaches it,
+`device/rule_slots.py` where its rules lie there, `device/routing_counters.py` what is counted.
 
 Each rank of a parallel engine has a state of its own, with the layers it runs. Rules and counts
 use the checkpoint's expert numbers everywhere: expert parallelism and vLLM's load balancing
@@ -25,14 +25,14 @@ import torch
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.counters import REMEMBERED_IDS, Counters
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.device.routing_counters import REMEMBERED_IDS, Counters
+from vllm_steermoe_plugin.device.rule_slots import Slots
+from vllm_steermoe_plugin.device.staging_ring import Carrier
+from vllm_steermoe_plugin.device.step_buffers import StepBuffers
 from vllm_steermoe_plugin.profile import SteeringProfile
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.rules import RuleTable, compile_rules
-from vllm_steermoe_plugin.slots import Slots
-from vllm_steermoe_plugin.staging import Carrier
-from vllm_steermoe_plugin.step_buffers import StepBuffers
 
 
 class BatchRow(NamedTuple):

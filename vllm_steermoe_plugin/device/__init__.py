@@ -1,0 +1,1 @@
+"""Rule table, rewrite and counters on the device. Knows torch, not vLLM."""
