@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 from benchmarks.gpu.check import FAILED, main, measure
 from benchmarks.gpu.reference import fault
+from vllm_steermoe_plugin.device.kernels.counting import count
+from vllm_steermoe_plugin.device.kernels.rewriting import launch, rewrite
+from vllm_steermoe_plugin.device.kernels.tiles import Tile
+from vllm_steermoe_plugin.device.kernels.warm_up import warm_up
 from vllm_steermoe_plugin.device.rewrite import apply_rules
-from vllm_steermoe_plugin.kernels.counting import count
-from vllm_steermoe_plugin.kernels.rewriting import launch, rewrite
-from vllm_steermoe_plugin.kernels.tiles import Tile
-from vllm_steermoe_plugin.kernels.warm_up import warm_up
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

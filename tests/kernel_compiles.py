@@ -13,9 +13,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vllm_steermoe_plugin.kernels.counting import count_kernel
-from vllm_steermoe_plugin.kernels.rewriting import constants, rewrite_kernel
-from vllm_steermoe_plugin.kernels.tiles import SMALL_STEP, choose_tile
+from vllm_steermoe_plugin.device.kernels.counting import count_kernel
+from vllm_steermoe_plugin.device.kernels.rewriting import constants, rewrite_kernel
+from vllm_steermoe_plugin.device.kernels.tiles import SMALL_STEP, choose_tile
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

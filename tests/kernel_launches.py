@@ -14,9 +14,9 @@ from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime.driver import driver
 
 from benchmarks.gpu.warmed_up import check_warm_up, compiled_kernels
-from vllm_steermoe_plugin.kernels import warm_up as warming
-from vllm_steermoe_plugin.kernels.counting import count_kernel
-from vllm_steermoe_plugin.kernels.rewriting import rewrite, rewrite_kernel
+from vllm_steermoe_plugin.device.kernels import warm_up as warming
+from vllm_steermoe_plugin.device.kernels.counting import count_kernel
+from vllm_steermoe_plugin.device.kernels.rewriting import rewrite, rewrite_kernel
 
 CPU = torch.device("cpu")
 

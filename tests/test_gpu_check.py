@@ -29,9 +29,9 @@ from benchmarks.gpu.reference import expected, fault
 from benchmarks.gpu.report import Report, make_report, write_report
 from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
 from benchmarks.gpu.serve_report import ServeReport, Speed
+from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
 from vllm_steermoe_plugin.device.ops import count_, rewrite_
 from vllm_steermoe_plugin.device.rewrite import apply_rules
-from vllm_steermoe_plugin.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
 
 CPU = torch.device("cpu")
 

@@ -82,8 +82,8 @@ def _interpret() -> int:
 
     use_interpreter()
     from benchmarks.gpu.correctness import check_count, check_rewrite, few_cases, few_counts
-    from vllm_steermoe_plugin.kernels.counting import count
-    from vllm_steermoe_plugin.kernels.rewriting import rewrite
+    from vllm_steermoe_plugin.device.kernels.counting import count
+    from vllm_steermoe_plugin.device.kernels.rewriting import rewrite
 
     cpu = torch.device("cpu")
     outcomes = [check_rewrite(rewrite, cpu, case) for case in few_cases()]

@@ -12,7 +12,7 @@ import torch
 from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.reference import expected_counts, fault
-from vllm_steermoe_plugin.kernels.tiles import MAX_EXPERTS, SMALL_STEP
+from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP
 
 Rewrite = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], None]
 """(logits, rules, token_slots, row): in place."""

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.gpu import timing
 from benchmarks.gpu.rows import TileTime
-from vllm_steermoe_plugin.kernels.rewriting import launch
-from vllm_steermoe_plugin.kernels.tiles import Tile, choose_tile
+from vllm_steermoe_plugin.device.kernels.rewriting import launch
+from vllm_steermoe_plugin.device.kernels.tiles import Tile, choose_tile
 
 LAYERS, SLOTS = 16, 9
 EXPERTS = (128, 8, 64, 32, 16)

@@ -7,11 +7,11 @@ import itertools
 import torch
 
 from benchmarks.gpu.outcome import Outcome
+from vllm_steermoe_plugin.device.kernels.counting import count, count_kernel
+from vllm_steermoe_plugin.device.kernels.rewriting import DTYPES, rewrite, rewrite_kernel
+from vllm_steermoe_plugin.device.kernels.tiles import SMALL_STEP
+from vllm_steermoe_plugin.device.kernels.warm_up import warm_up
 from vllm_steermoe_plugin.device.step_buffers import StepBuffers
-from vllm_steermoe_plugin.kernels.counting import count, count_kernel
-from vllm_steermoe_plugin.kernels.rewriting import DTYPES, rewrite, rewrite_kernel
-from vllm_steermoe_plugin.kernels.tiles import SMALL_STEP
-from vllm_steermoe_plugin.kernels.warm_up import warm_up
 
 LAYERS, SLOTS, GROUPS = 6, 9, 3
 WIDE = 2048

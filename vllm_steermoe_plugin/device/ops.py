@@ -52,13 +52,13 @@ def _count(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.T
 def _rewrite_on_gpu(
     logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, active: torch.Tensor, row: int
 ) -> None:
-    from vllm_steermoe_plugin.kernels.rewriting import rewrite
+    from vllm_steermoe_plugin.device.kernels.rewriting import rewrite
 
     rewrite(logits, rules, token_slots, row)
 
 
 def _count_on_gpu(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:
-    from vllm_steermoe_plugin.kernels.counting import count
+    from vllm_steermoe_plugin.device.kernels.counting import count
 
     count(topk_ids, counters, token_groups, row)
 

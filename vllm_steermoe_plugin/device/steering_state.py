@@ -103,7 +103,7 @@ class SteeringState:
         self._counted_ids: OrderedDict[str, None] = OrderedDict()
         self._slots = Slots(max_requests, [shape.layers.index(layer) for layer in self.layers])
         if device.type == "cuda":
-            from vllm_steermoe_plugin.kernels.warm_up import warm_up
+            from vllm_steermoe_plugin.device.kernels.warm_up import warm_up
 
             warm_up(self.rules, self.token_slots, self.counters, self.token_groups, shape.top_k)
 

@@ -18,8 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_steermoe_plugin.device.kernels.tiles import Tile, choose_tile
 from vllm_steermoe_plugin.device.rewrite import EPSILON
-from vllm_steermoe_plugin.kernels.tiles import Tile, choose_tile
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Of router logits."""

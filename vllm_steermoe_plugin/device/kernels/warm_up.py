@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from vllm_steermoe_plugin.kernels.counting import count
-from vllm_steermoe_plugin.kernels.rewriting import DTYPES, launch
-from vllm_steermoe_plugin.kernels.tiles import SMALL_STEP, choose_tile
+from vllm_steermoe_plugin.device.kernels.counting import count
+from vllm_steermoe_plugin.device.kernels.rewriting import DTYPES, launch
+from vllm_steermoe_plugin.device.kernels.tiles import SMALL_STEP, choose_tile
 
 _ID_DTYPES = (torch.int32, torch.int64)
 """Of the experts that a router selected."""
