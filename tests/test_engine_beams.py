@@ -17,7 +17,7 @@ from vllm.sampling_params import BeamSearchParams
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.compat import ledger as vllm_internals
-from vllm_steermoe_plugin.engine_hooks import front_end_of
+from vllm_steermoe_plugin.frontend.hooks import front_end_of
 from vllm_steermoe_plugin.request import STEER_KEY
 
 Engines = Callable[..., Any]

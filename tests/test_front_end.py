@@ -534,7 +534,7 @@ def test_a_ranking_that_is_published_after_it_was_asked_for_is_found(registry: R
 def test_input_in_pieces_is_not_steered(registry: Registry) -> None:
     from vllm.exceptions import VLLMValidationError
 
-    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _process_inputs
+    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _process_inputs
 
     def original(*args: Any, **kwargs: Any) -> SimpleNamespace:
         return SimpleNamespace(prompt_token_ids=[3], sampling_params=SimpleNamespace(), cache_salt="mine")
@@ -556,7 +556,7 @@ def test_input_in_pieces_is_not_steered(registry: Registry) -> None:
 def test_a_server_does_not_tell_callers_where_its_files_are(registry: Registry) -> None:
     from vllm.exceptions import GracefulHTTPError
 
-    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _process_inputs
+    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _process_inputs
 
     for path in registry.folders[0].rglob("digits/*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
@@ -571,7 +571,7 @@ def test_a_server_does_not_tell_callers_where_its_files_are(registry: Registry) 
 def test_a_default_that_cannot_be_applied_any_more_is_not_the_callers_fault(registry: Registry) -> None:
     from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
-    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _process_inputs
+    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _process_inputs
 
     there = front_end(registry, Settings(default="digits"), served=True)
     there.resolver.refuse("the workers are gone")
@@ -589,7 +589,7 @@ def test_a_servers_door_refuses_as_the_engine_would(registry: Registry) -> None:
 
     from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
-    from vllm_steermoe_plugin.engine_hooks import _FRONT_END, _check
+    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _check
 
     def knock(there: FrontEnd, extra_args: dict[str, object] | None) -> None:
         engine = SimpleNamespace(input_processor=SimpleNamespace(**{_FRONT_END: there}))

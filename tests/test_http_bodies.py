@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from expert_registry.errors import RequestError
-from vllm_steermoe_plugin import http_bodies, register
-from vllm_steermoe_plugin.misplaced import READ_XARGS, asked_at, check_body, check_fields, check_names
+from vllm_steermoe_plugin import register
+from vllm_steermoe_plugin.frontend import http_checks as http_bodies
+from vllm_steermoe_plugin.frontend.misplaced import READ_XARGS, asked_at, check_body, check_fields, check_names
 
 ASKING = {"model": "m", "vllm_xargs": {"steermoe": "digits"}}
 

@@ -22,7 +22,7 @@ from expert_registry.registry import publish
 from expert_registry.status import STATUS_FILE
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd
 from vllm_steermoe_plugin.checkpoints import names_of, shape_in
-from vllm_steermoe_plugin.engine_hooks import _make_front_end
+from vllm_steermoe_plugin.frontend.hooks import _make_front_end
 
 MODEL = "org/Tiny-MoE"
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)

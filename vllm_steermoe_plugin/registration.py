@@ -8,7 +8,7 @@ from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.compat.variant_names import VARIANTS, registered_elsewhere, variant_name
 from vllm_steermoe_plugin.core.block_keys import install_block_keys
 from vllm_steermoe_plugin.core.request_check import install_core_check
-from vllm_steermoe_plugin.engine_hooks import install_front_end_hooks
+from vllm_steermoe_plugin.frontend.hooks import install_front_end_hooks
 
 
 def register_all() -> None:

@@ -16,7 +16,7 @@ from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_plugin_allowed
 from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.engine import engine_options
-from vllm_steermoe_plugin.engine_hooks import front_end_of
+from vllm_steermoe_plugin.frontend.hooks import front_end_of
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.resolve import Resolved, Source
 

@@ -1,6 +1,6 @@
 """The front end: check a request, resolve its steering, and say how the worker and the prefix cache see it.
 
-It knows no vLLM. `engine_hooks.py` puts it in vLLM's way.
+It knows no vLLM. `frontend/hooks.py` puts it in vLLM's way.
 """
 
 from __future__ import annotations

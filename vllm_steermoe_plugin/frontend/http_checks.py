@@ -1,6 +1,6 @@
 """What comes to a server is looked at before it is answered.
 
-Steering that vLLM would drop is refused, wherever it stands (`misplaced.py`). And what is refused for another reason is
+Steering that vLLM would drop is refused, wherever it stands (`frontend/misplaced.py`). And what is refused for another reason is
 refused here already: a streamed answer has begun with 200 by the time that the engine is asked.
 
 Each JSON endpoint of vLLM passes its check of the content type; there the body has been parsed. Forms and batch files
@@ -16,7 +16,7 @@ from typing import Any
 
 from expert_registry.errors import RequestError
 from vllm_steermoe_plugin.compat import ledger as vllm
-from vllm_steermoe_plugin.misplaced import asked_at, check_body, check_fields, check_names, generates
+from vllm_steermoe_plugin.frontend.misplaced import asked_at, check_body, check_fields, check_names, generates
 from vllm_steermoe_plugin.request import STEER_KEY
 
 Check = Callable[[Any, Mapping[str, object] | None], Awaitable[None]]

@@ -1,6 +1,6 @@
 """Where a caller may ask for steering, and where vLLM would drop it without a word: refused.
 
-It knows no vLLM. `http_bodies.py` puts it in vLLM's way.
+It knows no vLLM. `frontend/http_checks.py` puts it in vLLM's way.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from vllm_steermoe_plugin.admission.request_admission import OPERATORS_ERRORS, F
 from vllm_steermoe_plugin.checkpoints import names_of
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_routes_allowed
-from vllm_steermoe_plugin.http_bodies import install_http_hooks
+from vllm_steermoe_plugin.frontend.http_checks import install_http_hooks
 from vllm_steermoe_plugin.operator_key import read_key
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.roll_call import CALL, why_not_all
@@ -198,7 +198,7 @@ def _check_made(front_end: FrontEnd, prompt: Any) -> None:
 
 
 def install_beam_search_hooks() -> None:
-    """Refuse in beam search what it would misapply (what it would drop: `http_bodies.py`).
+    """Refuse in beam search what it would misapply (what it would drop: `frontend/http_checks.py`).
 
     It asks for one token at a time, with what it has so far as the prompt, so that a default by phase would take
     generated tokens for the prompt's.
