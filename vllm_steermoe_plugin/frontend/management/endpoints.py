@@ -33,8 +33,8 @@ from expert_registry.errors import (
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd
 from vllm_steermoe_plugin.compat.plugin_allowlist import ENTRY_POINT
 from vllm_steermoe_plugin.frontend.hooks import front_end_of
-from vllm_steermoe_plugin.manage import ProfileManager
-from vllm_steermoe_plugin.operator_key import OperatorKey, read_key
+from vllm_steermoe_plugin.frontend.management.operator_key import OperatorKey, read_key
+from vllm_steermoe_plugin.frontend.management.profile_manager import ProfileManager
 from vllm_steermoe_plugin.profile import MAX_TEXT
 from vllm_steermoe_plugin.settings import read_settings
 
