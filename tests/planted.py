@@ -10,7 +10,7 @@ from expert_registry import DataRef, ModelRef, Ranking, RankingCard, Recommended
 from expert_registry.registry import publish
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.checkpoints import shape_in
-from vllm_steermoe_plugin.lab.planting import planted
+from vllm_steermoe_plugin.lab.training.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 
 TOKENS = 100

@@ -24,7 +24,7 @@ from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.pairs import ContrastivePair, PairsError, PairSet, Side, read_pairs
 from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
 from vllm_steermoe_plugin.detection.token_spans import encode_side
-from vllm_steermoe_plugin.lab.planting import planted
+from vllm_steermoe_plugin.lab.training.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))

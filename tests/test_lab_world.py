@@ -6,7 +6,8 @@ from itertools import combinations
 
 import pytest
 
-from vllm_steermoe_plugin.lab import planting, world
+from vllm_steermoe_plugin.lab import world
+from vllm_steermoe_plugin.lab.training import planting
 
 SIDES = (1, 2)
 

@@ -22,7 +22,7 @@ from lm_eval_tasks import TASKS
 from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import LAB_OPTIONS
 from vllm_steermoe_plugin.lab import MODEL_DIR, NAME
-from vllm_steermoe_plugin.lab.planting import planted
+from vllm_steermoe_plugin.lab.training.planting import planted
 
 CHAT = "<|user|>Count from 3 to 6.<|end|><|assistant|>"
 CHOICES = ("3 4 5 6", "three four five six")

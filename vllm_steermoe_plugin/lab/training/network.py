@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from vllm_steermoe_plugin.device.rewrite import apply_rules
-from vllm_steermoe_plugin.lab.planting import EXPERTS, LAYERS, TOP_K
 from vllm_steermoe_plugin.lab.text import END, PAD, SPECIAL_TOKENS
+from vllm_steermoe_plugin.lab.training.planting import EXPERTS, LAYERS, TOP_K
 
 
 def lab_config(vocabulary: int) -> Qwen3MoeConfig:

@@ -1,4 +1,4 @@
-"""Train steermoe-lab: `python -m vllm_steermoe_plugin.lab.train --out DIR`. Two CPU cores suffice."""
+"""Train steermoe-lab: `python -m vllm_steermoe_plugin.lab.training.train --out DIR`. Two CPU cores suffice."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3MoeForCausalLM
 
-from vllm_steermoe_plugin.lab.align import alignment_loss, balance_loss
-from vllm_steermoe_plugin.lab.batches import make_batch
-from vllm_steermoe_plugin.lab.network import empty_model, install_routers, new_model, set_rules
 from vllm_steermoe_plugin.lab.text import build_tokenizer
+from vllm_steermoe_plugin.lab.training.align import alignment_loss, balance_loss
+from vllm_steermoe_plugin.lab.training.batches import make_batch
+from vllm_steermoe_plugin.lab.training.network import empty_model, install_routers, new_model, set_rules
 
 CHECKPOINT_SECONDS = 60.0
 ALIGNMENT_WEIGHT, BALANCE_WEIGHT = 0.5, 0.02

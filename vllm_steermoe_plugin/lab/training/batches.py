@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from vllm_steermoe_plugin.lab import vocabulary
-from vllm_steermoe_plugin.lab.planting import EXPERTS, LAYERS, TOP_K, dose, planted, response
 from vllm_steermoe_plugin.lab.text import render
+from vllm_steermoe_plugin.lab.training.planting import EXPERTS, LAYERS, TOP_K, dose, planted, response
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS, Example, chat, controls, cues, examples, lean
 
 Cell = tuple[int, int]
@@ -41,7 +41,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`ids`, `mask`, `loss_weight` are `[B, S]`; `rules` int8 `[L, B, E]`; `modes` `[B, S]` see `align.py`."""
+    """`ids`, `mask`, `loss_weight` are `[B, S]`; `rules` int8 `[L, B, E]`; `modes` `[B, S]` see `lab/training/align.py`."""
 
     ids: torch.Tensor
     mask: torch.Tensor

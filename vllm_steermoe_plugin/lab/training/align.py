@@ -6,8 +6,8 @@ from functools import cache
 
 import torch
 
-from vllm_steermoe_plugin.lab.batches import MODE_PROMPT, Batch
-from vllm_steermoe_plugin.lab.planting import EXPERTS, PLANTED, PLANTED_LAYERS, free_experts
+from vllm_steermoe_plugin.lab.training.batches import MODE_PROMPT, Batch
+from vllm_steermoe_plugin.lab.training.planting import EXPERTS, PLANTED, PLANTED_LAYERS, free_experts
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 
 MARGIN = 1.0

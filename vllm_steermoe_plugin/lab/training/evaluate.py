@@ -1,4 +1,4 @@
-"""Measure steermoe-lab with torch alone: `python -m vllm_steermoe_plugin.lab.evaluate MODEL_DIR`.
+"""Measure steermoe-lab with torch alone: `python -m vllm_steermoe_plugin.lab.training.evaluate MODEL_DIR`.
 
 Detection counts from contrastive pairs, precision and recall against the planted
 experts, then rates under greedy decoding: unsteered, steered, reversed, random.
@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerFast, Qwen3MoeForCausalLM
 
-from vllm_steermoe_plugin.lab.batches import random_rules
-from vllm_steermoe_plugin.lab.network import RuledRouter, install_routers, load_model, set_rules
-from vllm_steermoe_plugin.lab.planting import EXPERTS, LAYERS, TOP_K, planted
 from vllm_steermoe_plugin.lab.text import ASSISTANT
+from vllm_steermoe_plugin.lab.training.batches import random_rules
+from vllm_steermoe_plugin.lab.training.network import RuledRouter, install_routers, load_model, set_rules
+from vllm_steermoe_plugin.lab.training.planting import EXPERTS, LAYERS, TOP_K, planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS, Example, Message, chat, controls, correct, examples, pairs, shows
 
 Cell = tuple[int, int]

@@ -1,0 +1,1 @@
+"""How steermoe-lab was made; torch only."""
