@@ -30,8 +30,8 @@ def start(description: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     import torch
     from vllm import LLM
 
-    from vllm_steermoe_plugin.architectures import shape_of
     from vllm_steermoe_plugin.engine import engine_options, start_engine
+    from vllm_steermoe_plugin.models.architectures import shape_of
 
     model, settings, options = description["model"], description["settings"], description["options"]
     if settings is None:

@@ -9,9 +9,9 @@ import numpy as np
 from expert_registry import DataRef, ModelRef, Ranking, RankingCard, Recommended, RoutingCounts
 from expert_registry.registry import publish
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.lab.training.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 
 TOKENS = 100
 VERSION = 900

@@ -70,8 +70,8 @@ def compare_classes() -> dict[str, list[str]]:
     from vllm.model_executor.models.registry import _ModelInfo
 
     from vllm_steermoe_plugin import variants
-    from vllm_steermoe_plugin.architectures import ARCHITECTURES
     from vllm_steermoe_plugin.compat.variant_names import variant_name
+    from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 
     seen = {}
     for name in ARCHITECTURES:
@@ -215,7 +215,7 @@ def drafted_by_itself(folder: Path, kept: list[Any]) -> dict[str, Any]:
 
 def admitted_by_mistake(folder: Path, kept: list[Any]) -> dict[str, str]:
     """The table made to admit what is no softmax top-k: what the engine says at start."""
-    from vllm_steermoe_plugin import moe_configs
+    from vllm_steermoe_plugin.models import config_families as moe_configs
 
     families = moe_configs.FAMILIES
     families["deepseek"] = moe_configs.Family(("n_routed_experts",), layers=families["deepseek"].layers)

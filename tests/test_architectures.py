@@ -13,11 +13,11 @@ import pytest
 from expert_registry import MoEShape
 from expert_registry.errors import EngineError, SteerMoEError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.architectures import ARCHITECTURES, BY_CHECKPOINT, NotSteerable, condition_of, shape_of
-from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint, shape_in
 from vllm_steermoe_plugin.compat.variant_names import architecture_of, variant_name
-from vllm_steermoe_plugin.moe_configs import FAMILIES
-from vllm_steermoe_plugin.refused_architectures import REFUSED
+from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, BY_CHECKPOINT, NotSteerable, condition_of, shape_of
+from vllm_steermoe_plugin.models.checkpoints import names_of, resolve_checkpoint, shape_in
+from vllm_steermoe_plugin.models.config_families import FAMILIES
+from vllm_steermoe_plugin.models.unsupported import REFUSED
 
 QWEN: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],

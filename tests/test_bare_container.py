@@ -10,7 +10,7 @@ from expert_registry import Registry
 from expert_registry.errors import RankingFormatError
 from expert_registry.places import BUNDLED, USER_FOLDER_VARIABLE, user_folder
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.checkpoints import names_of, revision_of
+from vllm_steermoe_plugin.models.checkpoints import names_of, revision_of
 
 
 @pytest.fixture

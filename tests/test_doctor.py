@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.doctor import runner
 from vllm_steermoe_plugin.compat import ledger as vllm_internals
-from vllm_steermoe_plugin.refused_architectures import REFUSED
+from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.models.unsupported import REFUSED
 
 RUN = CliRunner()
 

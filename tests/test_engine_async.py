@@ -21,7 +21,7 @@ import numpy as np
 from alone import run_alone
 from random_steering import as_text, random_rules
 
-from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 
 _SCRIPT = """
 import contextlib, json, sys
@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from vllm import SamplingParams
 from vllm.platforms.cpu import CpuPlatform
-from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 

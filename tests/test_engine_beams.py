@@ -15,9 +15,9 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.compat import ledger as vllm_internals
 from vllm_steermoe_plugin.frontend.hooks import front_end_of
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.request import STEER_KEY
 
 Engines = Callable[..., Any]

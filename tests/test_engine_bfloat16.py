@@ -25,10 +25,10 @@ from tiny import CONFIGS
 from vllm import SamplingParams
 
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.gate import SteeredGateLinear
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.request import STEER_KEY
 
 NEAR = 4 * 2.0**-8

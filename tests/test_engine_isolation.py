@@ -13,7 +13,7 @@ from alone import run_alone
 from random_steering import as_text, prompt, random_rules
 from vllm import SamplingParams
 
-from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.request import STEER_KEY
 
 Engines = Callable[..., Any]

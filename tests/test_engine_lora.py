@@ -19,7 +19,7 @@ from alone import run_alone
 from oracle import ReferenceModel, Rules
 from random_steering import as_text, prompt, random_rules
 
-from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 LENGTH = 40
@@ -30,7 +30,7 @@ from pathlib import Path
 import vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method as experts
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
-from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 select = experts.select_unquantized_moe_backend

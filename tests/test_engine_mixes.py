@@ -17,8 +17,8 @@ from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.lab.world import examples
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.request import STEER_KEY
 
 Engines = Callable[..., Any]
@@ -197,7 +197,7 @@ _COMPILED = """
 import json, sys
 import numpy as np
 from vllm import SamplingParams
-from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from pathlib import Path

@@ -25,10 +25,10 @@ from vllm import SamplingParams
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import binding
-from vllm_steermoe_plugin.architectures import ARCHITECTURES
-from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.detection.engine_client import take_counts
+from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.settings import Settings
 
@@ -40,7 +40,7 @@ _PIPELINE = """
 import json, sys
 from pathlib import Path
 from vllm import SamplingParams
-from vllm_steermoe_plugin.checkpoints import shape_in
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from model_sources import architectures_with_experts, registry
 from run_dummies import CANNOT_GENERATE, PROMPT_TOKENS
 from tiny import CONFIGS, DUMMIES
 
-from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.compat import ledger as vllm_internals
-from vllm_steermoe_plugin.refused_architectures import REFUSED
+from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.models.unsupported import REFUSED
 from vllm_steermoe_plugin.router_check import router_obstacle
 
 TESTS = Path(__file__).parent

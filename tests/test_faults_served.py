@@ -16,8 +16,8 @@ from live_server import GONE, Served, serving
 from random_steering import as_text, random_rules
 
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.lab.world import examples
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 
 ECHO = 4096
 """Characters of a refusal at most, whatever was asked."""

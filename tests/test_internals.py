@@ -17,11 +17,11 @@ import pytest
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import register
-from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.compat import ledger as vllm_internals
 from vllm_steermoe_plugin.compat.ledger import LEDGER, Internal, provides, wrap_once
 from vllm_steermoe_plugin.compat.variant_names import architecture_of, variant_name
 from vllm_steermoe_plugin.frontend.hooks import _shape
+from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,10 +19,10 @@ from planted import VERSION, planted_registry
 
 from expert_registry.errors import EngineError, ProfileError, RequestError, UnknownRankingError
 from lm_eval_tasks import TASKS
-from vllm_steermoe_plugin.checkpoints import shape_in
 from vllm_steermoe_plugin.engine import LAB_OPTIONS
 from vllm_steermoe_plugin.lab import MODEL_DIR, NAME
 from vllm_steermoe_plugin.lab.training.planting import planted
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 
 CHAT = "<|user|>Count from 3 to 6.<|end|><|assistant|>"
 CHOICES = ("3 4 5 6", "three four five six")

@@ -21,8 +21,8 @@ from expert_registry.published.index import load_index
 from expert_registry.registry import publish
 from expert_registry.status import STATUS_FILE
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd
-from vllm_steermoe_plugin.checkpoints import names_of, shape_in
 from vllm_steermoe_plugin.frontend.hooks import _make_front_end
+from vllm_steermoe_plugin.models.checkpoints import names_of, shape_in
 
 MODEL = "org/Tiny-MoE"
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)

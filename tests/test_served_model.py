@@ -15,8 +15,8 @@ from vllm.config import KVTransferConfig
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.architectures import NotSteerable, shape_of
-from vllm_steermoe_plugin.served_model import SALTED, served_shape
+from vllm_steermoe_plugin.models.architectures import NotSteerable, shape_of
+from vllm_steermoe_plugin.models.steerability import SALTED, served_shape
 
 
 def engine_config(*, encoders: bool = False, runner: str = "generate", kv: str | None = None, **changes: Any) -> Any:

@@ -12,7 +12,7 @@ def register() -> None:
     """Register the steering-aware variants and the front-end hook; may be called more than once.
 
     What it changes in the process: the built-in names of the architectures in
-    `architectures.py` resolve to variants that derive from vLLM's own classes, and requests
+    `models/architectures.py` resolve to variants that derive from vLLM's own classes, and requests
     pass a check on their way in. Requests that ask for no steering are computed as without
     the plugin. `VLLM_PLUGINS` (vLLM's allow-list) leaves it out altogether.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.checkpoints import resolve_checkpoint
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_plugin_allowed
+from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
 from vllm_steermoe_plugin.settings import KEY
 from vllm_steermoe_plugin.worker import EXTENSION
 

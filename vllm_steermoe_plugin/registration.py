@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.compat.variant_names import VARIANTS, registered_elsewhere, variant_name
 from vllm_steermoe_plugin.core.block_keys import install_block_keys
 from vllm_steermoe_plugin.core.request_check import install_core_check
 from vllm_steermoe_plugin.frontend.hooks import install_front_end_hooks
+from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 
 
 def register_all() -> None:

@@ -10,12 +10,12 @@ import importlib
 from typing import Any
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.binding import bind_model
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.compat.variant_names import architecture_of
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.gate import use_steered_gates
+from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.runner_v2 import steered_model_state
 
 use_steered_gates()

@@ -24,9 +24,9 @@ from examples.study.table import markdown
 from expert_registry import Ranking, Recommended
 from lm_eval_tasks.compare.intervals import mean_over_draws, paired_change, rate
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.checkpoints import revision_of
 from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.lab.training.planting import planted
+from vllm_steermoe_plugin.models.checkpoints import revision_of
 from vllm_steermoe_plugin.request import NONE
 from vllm_steermoe_plugin.selection import random_experts, select_experts
 

@@ -41,7 +41,7 @@ def evaluate(
     from lm_eval_tasks.compare.report import write_report
     from lm_eval_tasks.compare.run_file import Run, write_run
     from lm_eval_tasks.errors import ComparisonError
-    from vllm_steermoe_plugin.checkpoints import revision_of
+    from vllm_steermoe_plugin.models.checkpoints import revision_of
 
     names = evaluation.split_profiles(profiles)
     chosen = [task.strip() for task in tasks.split(",") if task.strip()]

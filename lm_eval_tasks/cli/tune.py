@@ -48,8 +48,8 @@ def tune(
     from lm_eval_tasks.tuning.log import TuneLog
     from lm_eval_tasks.tuning.result import print_front, store
     from lm_eval_tasks.tuning.search import run as tune_run
-    from vllm_steermoe_plugin.checkpoints import fingerprint_of, names_of, resolve_checkpoint
     from vllm_steermoe_plugin.compat.versions import tool_versions
+    from vllm_steermoe_plugin.models.checkpoints import fingerprint_of, names_of, resolve_checkpoint
 
     named = _one_behaviour(behaviour)
     gains, held, wanted = _names(tasks), _names(controls), _phases(phases)

@@ -12,11 +12,11 @@ from expert_registry.shape import MoEShape
 from lm_eval_tasks.models.response_cache import claim_cache
 from lm_eval_tasks.models.steering_args import SteeringArgs
 from lm_eval_tasks.models.vllm_backend import load_vllm_backend
-from vllm_steermoe_plugin.architectures import shape_of
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_plugin_allowed
 from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.engine import engine_options
 from vllm_steermoe_plugin.frontend.hooks import front_end_of
+from vllm_steermoe_plugin.models.architectures import shape_of
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.resolve import Resolved, Source
 

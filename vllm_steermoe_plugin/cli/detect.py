@@ -76,7 +76,6 @@ def detect(
 ) -> None:
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
     from vllm_steermoe_plugin.behaviour import Behaviour
-    from vllm_steermoe_plugin.checkpoints import resolve_checkpoint, shape_in
     from vllm_steermoe_plugin.detection.card import check_described
     from vllm_steermoe_plugin.detection.detect import detect as run
     from vllm_steermoe_plugin.detection.loop import DetectionOptions
@@ -84,6 +83,7 @@ def detect(
     from vllm_steermoe_plugin.detection.recipes.lookup import find_recipe
     from vllm_steermoe_plugin.detection.recipes.recipe import Draw, Recipe
     from vllm_steermoe_plugin.engine import start_engine
+    from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint, shape_in
 
     arguments = json_object(engine_args)
     if sum(given is not None for given in (pairs, dataset, recipe)) != 1:
@@ -159,7 +159,7 @@ def _name_of(model: str) -> str:
     from pydantic import ValidationError
 
     from expert_registry import ModelRef
-    from vllm_steermoe_plugin.checkpoints import names_of
+    from vllm_steermoe_plugin.models.checkpoints import names_of
 
     for name in names_of(model):
         try:

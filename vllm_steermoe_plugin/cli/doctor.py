@@ -33,11 +33,11 @@ def doctor(
 
 def examine(model: str | None) -> dict[str, Any]:
     """What `steermoe doctor` reports; `problems` is empty if steering will work."""
-    from vllm_steermoe_plugin.architectures import ARCHITECTURES, condition_of
     from vllm_steermoe_plugin.compat import ledger as vllm_internals
     from vllm_steermoe_plugin.compat.plugin_allowlist import VARIABLE, allow_list, check_plugin_allowed
     from vllm_steermoe_plugin.compat.versions import tool_versions
-    from vllm_steermoe_plugin.refused_architectures import REFUSED
+    from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, condition_of
+    from vllm_steermoe_plugin.models.unsupported import REFUSED
 
     problems: list[str] = []
     report: dict[str, Any] = {
@@ -72,9 +72,9 @@ def examine_model(model: str, report: dict[str, Any]) -> None:
     Raises:
         EngineError: vLLM cannot read its config, or it cannot be steered. What was known by then is in the report.
     """
-    from vllm_steermoe_plugin.architectures import shape_of
-    from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint
     from vllm_steermoe_plugin.compat import ledger as vllm_internals
+    from vllm_steermoe_plugin.models.architectures import shape_of
+    from vllm_steermoe_plugin.models.checkpoints import names_of, resolve_checkpoint
 
     place = resolve_checkpoint(model)
     try:

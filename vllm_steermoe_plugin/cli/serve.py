@@ -12,7 +12,7 @@ import typer
 
 from expert_registry.errors import RequestError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.checkpoints import resolve_checkpoint
+from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
 from vllm_steermoe_plugin.settings import KEY, read_settings
 
 

@@ -16,14 +16,14 @@ from expert_registry import Registry
 from expert_registry.errors import EngineError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.request_admission import OPERATORS_ERRORS, FrontEnd, compose_salt
-from vllm_steermoe_plugin.checkpoints import names_of
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_routes_allowed
 from vllm_steermoe_plugin.frontend.http_checks import install_http_hooks
 from vllm_steermoe_plugin.frontend.management.operator_key import read_key
+from vllm_steermoe_plugin.models.checkpoints import names_of
+from vllm_steermoe_plugin.models.steerability import served_shape
 from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.roll_call import CALL, why_not_all
-from vllm_steermoe_plugin.served_model import served_shape
 from vllm_steermoe_plugin.settings import Settings, read_settings
 
 _FRONT_END = "steermoe_front_end"

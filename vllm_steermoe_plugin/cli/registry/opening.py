@@ -12,7 +12,7 @@ from expert_registry.behaviours import parse_reference
 from expert_registry.format import content_hash, parse_ranking, read_bytes
 from expert_registry.ranking import Ranking
 from expert_registry.registry import Found
-from vllm_steermoe_plugin.checkpoints import names_of, resolve_checkpoint, shape_in
+from vllm_steermoe_plugin.models.checkpoints import names_of, resolve_checkpoint, shape_in
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Locked = Annotated[Path | None, typer.Option("--locked", help="Lock file; default: $STEERMOE_LOCK, if set.")]

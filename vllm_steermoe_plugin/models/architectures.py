@@ -1,6 +1,6 @@
 """The MoE architectures of vLLM that can be steered, one row each, and the MoE shape that a config has.
 
-`refused_architectures.py` has those that cannot, and why; together they name every architecture of vLLM's registry
+`models/unsupported.py` has those that cannot, and why; together they name every architecture of vLLM's registry
 that has MoE layers (a test walks it). Where vLLM keeps the classes is not repeated here: its registry says it.
 Nothing here imports vLLM.
 """
@@ -13,8 +13,8 @@ from difflib import get_close_matches
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.moe_configs import FAMILIES, has, integer, read
-from vllm_steermoe_plugin.refused_architectures import OTHER_NAMES, REFUSED
+from vllm_steermoe_plugin.models.config_families import FAMILIES, has, integer, read
+from vllm_steermoe_plugin.models.unsupported import OTHER_NAMES, REFUSED
 
 BY_CHECKPOINT = "by the checkpoint"
 """The language model of a vision-language model is the architecture that its own text config names."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.architectures import NotSteerable, language_model_of, shape_of
 from vllm_steermoe_plugin.compat.variant_names import registered_elsewhere
+from vllm_steermoe_plugin.models.architectures import NotSteerable, language_model_of, shape_of
 
 SALTED = frozenset({"LMCacheMPConnector", "MooncakeStoreConnector", "OffloadingConnector", "SimpleCPUOffloadConnector"})
 """vLLM's KV connectors that find what they keep by vLLM's block hashes or with the cache salt, and so by the steering

@@ -13,7 +13,7 @@ from expert_registry.errors import EngineError
 from expert_registry.files import is_folder
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.architectures import shape_of
+from vllm_steermoe_plugin.models.architectures import shape_of
 
 _CHECKPOINT_SUFFIXES = frozenset(
     {".bin", ".gguf", ".jinja", ".json", ".model", ".pt", ".pth", ".py", ".safetensors", ".txt"}
