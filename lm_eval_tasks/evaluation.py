@@ -14,8 +14,8 @@ from lm_eval_tasks.compare.pairing import merge_runs
 from lm_eval_tasks.compare.run_file import ProfileRecord, Run
 from lm_eval_tasks.errors import ComparisonError
 from vllm_steermoe_plugin.detection.datasets import DataError
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.selection import random_experts
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.selection import random_experts
 
 OURS = "steermoe_"
 MAX_DRAWS = 1000

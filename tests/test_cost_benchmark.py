@@ -12,7 +12,7 @@ from benchmarks.cost.__main__ import seconds_for
 from benchmarks.cost.growth import measure_growth
 from benchmarks.cost.ratios import ratio
 from benchmarks.cost.work import Work, decode, prefill, profiles, questions
-from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
 
 
 def test_a_ratio_is_of_throughput_and_by_rounds() -> None:

@@ -16,7 +16,6 @@ from vllm import SamplingParams
 from expert_registry import Recommended, read_ranking, write_ranking
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
-from vllm_steermoe_plugin.counting import COUNT_KEY
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
@@ -26,6 +25,7 @@ from vllm_steermoe_plugin.detection.token_spans import encode_side
 from vllm_steermoe_plugin.lab.training.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 from vllm_steermoe_plugin.models.checkpoints import shape_in
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY
 
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 

@@ -16,10 +16,10 @@ from preemptions import watch_preemptions
 from vllm import SamplingParams
 
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.models.checkpoints import shape_in
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
 
 BLOCK = 32
 REQUESTS = 16

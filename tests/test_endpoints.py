@@ -23,8 +23,8 @@ from expert_registry.registry import publish
 from vllm_steermoe_plugin.compat.ledger import ENDPOINT_GROUP, ENDPOINT_PLUGIN, PLUGIN_GROUPS
 from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _check_manageable
 from vllm_steermoe_plugin.frontend.management.endpoints import PROFILES, REFRESH, ProfileEndpoints
-from vllm_steermoe_plugin.profile import MAX_TEXT
 from vllm_steermoe_plugin.settings import Settings
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT
 
 SECRET = "correct-horse-battery"
 OPERATOR = {"Authorization": f"Bearer {SECRET}"}

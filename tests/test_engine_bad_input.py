@@ -11,9 +11,9 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from expert_registry.errors import EngineError, PolicyError
-from vllm_steermoe_plugin.counting import COUNT_KEY
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.request import STEER_KEY
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY
+from vllm_steermoe_plugin.steering.request import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]

@@ -18,7 +18,7 @@ from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.compat import ledger as vllm_internals
 from vllm_steermoe_plugin.frontend.hooks import front_end_of
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.request import STEER_KEY
+from vllm_steermoe_plugin.steering.request import STEER_KEY
 
 Engines = Callable[..., Any]
 PROMPTS = [{"prompt_token_ids": [5 + i, *range(10, 30)]} for i in range(3)]

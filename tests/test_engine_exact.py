@@ -13,10 +13,10 @@ from random_steering import as_text, prompt, random_rules
 from tiny import CONFIGS
 from vllm import SamplingParams
 
-from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.request import STEER_KEY
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.request import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]

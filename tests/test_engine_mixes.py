@@ -19,7 +19,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.lab.world import examples
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.request import STEER_KEY
+from vllm_steermoe_plugin.steering.request import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]

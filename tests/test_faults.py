@@ -32,13 +32,13 @@ from expert_registry import Registry, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
-from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.settings import Settings
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, SHARED_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.request import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]

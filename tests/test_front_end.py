@@ -17,12 +17,12 @@ from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
 from expert_registry.registry import publish
 from vllm_steermoe_plugin.admission.request_admission import SALT_PREFIX, STEERED, FrontEnd, Prepared, compose_salt
-from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.request import CHECKED_KEY, STEER_KEY
-from vllm_steermoe_plugin.selection import select_experts
 from vllm_steermoe_plugin.settings import Settings
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, SHARED_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.request import CHECKED_KEY, STEER_KEY
+from vllm_steermoe_plugin.steering.selection import select_experts
 
 MODEL = "org/Tiny-MoE"
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)

@@ -11,7 +11,7 @@ import pytest
 from expert_registry.errors import ProfileError, RequestError
 from lm_eval_tasks.models.response_cache import claim_cache
 from lm_eval_tasks.models.steering_args import SteeringArgs
-from vllm_steermoe_plugin.request import parse_request
+from vllm_steermoe_plugin.steering.request import parse_request
 
 EXPERTS = {"activate": {"3": [7, 5]}, "deactivate": {"0": [1]}}
 EXPERTS_TEXT = '{"activate":{"3":[5,7]},"deactivate":{"0":[1]}}'

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_registry.errors import ProfileError, RequestError, SteerMoEError
-from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
 
 Experts = frozenset[tuple[int, int]]
 CELLS = [(layer, expert) for layer in (0, 1, 3, 10) for expert in (0, 2, 7, 11)]

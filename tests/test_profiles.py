@@ -34,9 +34,9 @@ from vllm_steermoe_plugin.compat.plugin_allowlist import names_with_endpoints
 from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _add_request
 from vllm_steermoe_plugin.frontend.management.operator_key import read_key
 from vllm_steermoe_plugin.frontend.management.profile_manager import ProfileManager
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.request import STEER_KEY, parse_request
 from vllm_steermoe_plugin.settings import Settings, check_policy
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.request import STEER_KEY, parse_request
 
 KEY = "env:STEERMOE_MANAGE_KEY"
 OTHER = '{"deactivate": {"0": [1, 2]}}'

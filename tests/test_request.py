@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expert_registry.errors import ProfileError, RequestError, SteerMoEError
-from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, SteeringProfile
-from vllm_steermoe_plugin.request import MAX_PARTS, Named, SteeringRequest, parse_request
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, SteeringProfile
+from vllm_steermoe_plugin.steering.request import MAX_PARTS, Named, SteeringRequest, parse_request
 
 LONGEST_MESSAGE = 2000
 """A server writes a refusal to its log and sends it back."""

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from expert_registry import MoEShape
 from expert_registry.errors import ProfileError
-from vllm_steermoe_plugin.profile import PHASES, SteeringProfile
-from vllm_steermoe_plugin.rules import compile_rules
+from vllm_steermoe_plugin.steering.profile import PHASES, SteeringProfile
+from vllm_steermoe_plugin.steering.rules import compile_rules
 
 GAPS = MoEShape("Qwen3MoeForCausalLM", (1, 2, 5, 11), 6, 2)
 

@@ -12,7 +12,7 @@ from made_rankings import make_ranking
 
 from expert_registry import Ranking, RoutingCounts
 from expert_registry.errors import ProfileError
-from vllm_steermoe_plugin.selection import Selection, select_experts
+from vllm_steermoe_plugin.steering.selection import Selection, select_experts
 
 Cell = tuple[int, int]
 

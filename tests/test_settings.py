@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from expert_registry.errors import PolicyError
-from vllm_steermoe_plugin.request import parse_request
 from vllm_steermoe_plugin.settings import Settings, check_policy, read_settings
+from vllm_steermoe_plugin.steering.request import parse_request
 
 EXPERTS = '{"activate": {"3": [5]}}'
 NEEDS: dict[str, tuple[str, ...]] = {

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_state import MAX_TOKENS, SHAPE, arguments, expected_row, make_state, some_profile
 
-from vllm_steermoe_plugin.counting import CountedSpans
 from vllm_steermoe_plugin.device.staging_ring import RING_DEPTH, StagingRing
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.device.step_buffers import ROWS_PER_COPY, StepBuffers, Table
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 
 CPU = torch.device("cpu")
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from expert_registry import MoEShape, SteerMoEError
 from expert_registry.errors import EngineError, ProfileError, RequestError
-from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.device.ops import count_, rewrite_
 from vllm_steermoe_plugin.device.rewrite import apply_rules
 from vllm_steermoe_plugin.device.staging_ring import Carrier
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
-from vllm_steermoe_plugin.profile import PHASES, Phase, SteeringProfile
-from vllm_steermoe_plugin.request import STEER_KEY
-from vllm_steermoe_plugin.rules import RuleTable
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.profile import PHASES, Phase, SteeringProfile
+from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.rules import RuleTable
 
 SHAPE = MoEShape("Qwen3MoeForCausalLM", (0, 1, 3, 6), 6, 2)
 CPU = torch.device("cpu")

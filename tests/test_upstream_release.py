@@ -24,9 +24,9 @@ from expert_registry.published.index import load_index
 from expert_registry.published.pull import import_folder
 from expert_registry.sharing import LICENSE_FILE
 from expert_registry.statistics import cautions, log_odds
-from vllm_steermoe_plugin.request import parse_request
-from vllm_steermoe_plugin.resolve import resolve
-from vllm_steermoe_plugin.rules import compile_rules
+from vllm_steermoe_plugin.steering.request import parse_request
+from vllm_steermoe_plugin.steering.resolve import resolve
+from vllm_steermoe_plugin.steering.rules import compile_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = [folder / "shared" / "upstream-rankings" for folder in (ROOT, ROOT.parent)]

@@ -16,12 +16,12 @@ from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, 
 from vllm_steermoe_plugin.lora_gate import install_lora_hook
 from vllm_steermoe_plugin.models.architectures import Architecture, language_model_of
 from vllm_steermoe_plugin.models.steerability import served_shape
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.request import STEER_KEY
 from vllm_steermoe_plugin.roll_call import install_roll_call
 from vllm_steermoe_plugin.router_check import router_obstacle
 from vllm_steermoe_plugin.runner_v1 import install_v1_hooks
 from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings, read_settings
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.request import STEER_KEY
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _PROBE = "steermoe-self-check"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expert_registry.card import Slug
 from expert_registry.errors import PolicyError
-from vllm_steermoe_plugin.request import SteeringRequest
+from vllm_steermoe_plugin.steering.request import SteeringRequest
 
 KEY = "steermoe"
 SWITCH_OFF = '--additional-config \'{"steermoe": {"enabled": false}}\''

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from vllm_steermoe_plugin.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
 
 _FIRST_TOKEN = 16
 """Token ids below are special in the lab model's tokenizer."""

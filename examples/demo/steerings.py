@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from expert_registry import Ranking
-from vllm_steermoe_plugin.request import NONE
-from vllm_steermoe_plugin.selection import random_experts
+from vllm_steermoe_plugin.steering.request import NONE
+from vllm_steermoe_plugin.steering.selection import random_experts
 
 
 def steerings(behaviour: str) -> dict[str, str]:

@@ -27,8 +27,8 @@ from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.lab.training.planting import planted
 from vllm_steermoe_plugin.models.checkpoints import revision_of
-from vllm_steermoe_plugin.request import NONE
-from vllm_steermoe_plugin.selection import random_experts, select_experts
+from vllm_steermoe_plugin.steering.request import NONE
+from vllm_steermoe_plugin.steering.selection import random_experts, select_experts
 
 Cell = dict[str, Any]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from vllm_steermoe_plugin.profile import Phase
-    from vllm_steermoe_plugin.request import Named
+    from vllm_steermoe_plugin.steering.profile import Phase
+    from vllm_steermoe_plugin.steering.request import Named
 
 
 def tune(
@@ -119,7 +119,7 @@ def tune(
 
 def _one_behaviour(text: str) -> Named:
     from expert_registry.errors import RequestError
-    from vllm_steermoe_plugin.request import parse_request
+    from vllm_steermoe_plugin.steering.request import parse_request
 
     request = parse_request(text)
     if len(request.named) != 1 or request.profiles or text.strip().partition(":")[1]:
@@ -129,7 +129,7 @@ def _one_behaviour(text: str) -> Named:
 
 def _phases(text: str) -> tuple[Phase, ...]:
     from expert_registry.errors import RequestError, one_of
-    from vllm_steermoe_plugin.profile import PHASES
+    from vllm_steermoe_plugin.steering.profile import PHASES
 
     wanted = _names(text)
     for phase in wanted:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from expert_registry.errors import RequestError, one_of
-from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, SteeringProfile
-from vllm_steermoe_plugin.request import NONE, Named, parse_request
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, SteeringProfile
+from vllm_steermoe_plugin.steering.request import NONE, Named, parse_request
 
 DIRECTIONS = ("forward", "reverse")
 
@@ -23,7 +23,7 @@ class SteeringArgs:
     """The steering arguments of `--model_args`, as they arrive.
 
     Attributes:
-        steer: a request in the grammar of `vllm_steermoe_plugin/request.py`; None is `none`.
+        steer: a request in the grammar of `vllm_steermoe_plugin/steering/request.py`; None is `none`.
         experts: instead of `steer`, an expert set: the path of a JSON file, or the JSON itself.
         direction: `forward` or `reverse`. This and the following change the one behaviour in `steer`.
         activate: number of experts.

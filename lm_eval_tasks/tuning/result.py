@@ -17,7 +17,7 @@ from lm_eval_tasks.compare.report import write_report
 from lm_eval_tasks.compare.run_file import Run, write_run
 from lm_eval_tasks.tuning.run import Goal
 from lm_eval_tasks.tuning.search import Tried, front, recommend
-from vllm_steermoe_plugin.selection import select_experts
+from vllm_steermoe_plugin.steering.selection import select_experts
 
 
 def print_front(tried: Sequence[Tried], margin: float) -> Tried | None:

@@ -17,8 +17,8 @@ from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, Steering, evaluate, measure, task_manager
 from lm_eval_tasks.tuning.log import TuneLog
 from lm_eval_tasks.tuning.search import Setting, Tried, effect, search
-from vllm_steermoe_plugin.profile import Phase
-from vllm_steermoe_plugin.request import NONE, Named
+from vllm_steermoe_plugin.steering.profile import Phase
+from vllm_steermoe_plugin.steering.request import NONE, Named
 
 Split = dict[str, list[int]]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from expert_registry.errors import RequestError
-from vllm_steermoe_plugin.profile import Phase
+from vllm_steermoe_plugin.steering.profile import Phase
 
 
 @dataclass(frozen=True, slots=True, order=True)

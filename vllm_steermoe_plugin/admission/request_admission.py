@@ -16,11 +16,11 @@ from expert_registry.errors import EngineError, PolicyError, RankingFormatError,
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.profiles.file import StoreError
 from vllm_steermoe_plugin.admission.resolver import Resolver
-from vllm_steermoe_plugin.counting import COUNT_KEY, SHARED_KEY, CountedSpans
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.request import CHECKED_KEY, STEER_KEY, SteeringRequest, lists_experts, parse_request
-from vllm_steermoe_plugin.resolve import Resolved
 from vllm_steermoe_plugin.settings import Settings, check_policy
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, SHARED_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.request import CHECKED_KEY, STEER_KEY, SteeringRequest, lists_experts, parse_request
+from vllm_steermoe_plugin.steering.resolve import Resolved
 
 SALT_PREFIX = "steermoe:"
 """Reserved for salts of steering."""

@@ -19,9 +19,9 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.pinned_rankings import PinnedRankings
 from vllm_steermoe_plugin.admission.profiles.loaded import Loaded, LoadedProfile
 from vllm_steermoe_plugin.admission.profiles.store import ProfileStore
-from vllm_steermoe_plugin.request import NONE, SteeringRequest, parse_request
-from vllm_steermoe_plugin.resolve import Resolved, resolve
 from vllm_steermoe_plugin.settings import Settings
+from vllm_steermoe_plugin.steering.request import NONE, SteeringRequest, parse_request
+from vllm_steermoe_plugin.steering.resolve import Resolved, resolve
 
 T = TypeVar("T")
 

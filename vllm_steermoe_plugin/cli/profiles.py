@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from expert_registry.errors import EngineError, RequestError
-from vllm_steermoe_plugin.profile import MAX_TEXT
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT
 
 KEY_VARIABLE = "STEERMOE_MANAGE_KEY"
 TIMEOUT_SECONDS = 60.0

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_steermoe_plugin.compat import ledger as vllm
-from vllm_steermoe_plugin.counting import SHARED_KEY
+from vllm_steermoe_plugin.steering.counted_spans import SHARED_KEY
 
 
 def install_block_keys() -> None:

@@ -14,12 +14,12 @@ from typing import Any
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.admission.request_admission import SALT_PREFIX, is_unchecked, was_checked
 from vllm_steermoe_plugin.compat import ledger as vllm
-from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.models.steerability import served_shape
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.request import STEER_KEY, parse_request
-from vllm_steermoe_plugin.rules import compile_rules
 from vllm_steermoe_plugin.settings import read_settings
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.request import STEER_KEY, parse_request
+from vllm_steermoe_plugin.steering.rules import compile_rules
 
 _DEFAULT = "steermoe_default"
 _CHECK = "steermoe_check"

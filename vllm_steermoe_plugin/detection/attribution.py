@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from expert_registry import RankedExpert, Ranking
 from expert_registry.errors import EngineError, ProfileError
-from vllm_steermoe_plugin.counting import CountedSpans
 from vllm_steermoe_plugin.detection.engine_client import count_groups, take_counts
 from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS, sent
 from vllm_steermoe_plugin.detection.pairs import ChatMessage, PairsError
 from vllm_steermoe_plugin.detection.token_spans import render_chat
 from vllm_steermoe_plugin.detection.tokenizer import offset_tokenizer
 from vllm_steermoe_plugin.models.architectures import shape_of
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -10,11 +10,11 @@ import numpy as np
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.detection.pairs import ContrastivePair, PairsError
 from vllm_steermoe_plugin.detection.token_spans import TokenSpan, balanced, encode_sides
-from vllm_steermoe_plugin.request import NONE, STEER_KEY
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.request import NONE, STEER_KEY
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.counting import CountedSpans
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 
 REMEMBERED_IDS = 1 << 16
 """Requests of which it is remembered that they were counted, or how far. A preempted request is dropped like one that

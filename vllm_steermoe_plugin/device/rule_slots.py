@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_steermoe_plugin.device.step_buffers import Table
-from vllm_steermoe_plugin.rules import RuleTable
+from vllm_steermoe_plugin.steering.rules import RuleTable
 
 
 class Slots:

@@ -25,14 +25,14 @@ import torch
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.counting import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.device.routing_counters import REMEMBERED_IDS, Counters
 from vllm_steermoe_plugin.device.rule_slots import Slots
 from vllm_steermoe_plugin.device.staging_ring import Carrier
 from vllm_steermoe_plugin.device.step_buffers import StepBuffers
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.request import STEER_KEY
-from vllm_steermoe_plugin.rules import RuleTable, compile_rules
+from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.rules import RuleTable, compile_rules
 
 
 class BatchRow(NamedTuple):

@@ -23,8 +23,8 @@ from expert_registry.files import write_atomic
 from expert_registry.places import model_key
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.profiles.loaded import Loaded, LoadedProfile
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.resolve import Resolved, Source
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.resolve import Resolved, Source
 
 MAX_STORE_BYTES = 64 << 20
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from expert_registry.errors import UnknownProfileError, one_of
-from vllm_steermoe_plugin.resolve import Resolved
+from vllm_steermoe_plugin.steering.resolve import Resolved
 
 
 @dataclass(frozen=True, slots=True)

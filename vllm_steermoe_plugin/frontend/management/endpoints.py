@@ -35,8 +35,8 @@ from vllm_steermoe_plugin.compat.plugin_allowlist import ENTRY_POINT
 from vllm_steermoe_plugin.frontend.hooks import front_end_of
 from vllm_steermoe_plugin.frontend.management.operator_key import OperatorKey, read_key
 from vllm_steermoe_plugin.frontend.management.profile_manager import ProfileManager
-from vllm_steermoe_plugin.profile import MAX_TEXT
 from vllm_steermoe_plugin.settings import read_settings
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT
 
 PROFILES = "/steermoe/profiles"
 REFRESH = "/steermoe/rankings/refresh"

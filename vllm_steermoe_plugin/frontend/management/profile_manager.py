@@ -10,7 +10,7 @@ from expert_registry.errors import PolicyError, RequestError
 from vllm_steermoe_plugin.admission.profiles.loaded import LoadedProfile
 from vllm_steermoe_plugin.admission.profiles.store import ProfileStore
 from vllm_steermoe_plugin.admission.resolver import Resolver
-from vllm_steermoe_plugin.request import NONE, PROFILE_NAME
+from vllm_steermoe_plugin.steering.request import NONE, PROFILE_NAME
 
 
 @dataclass(frozen=True, slots=True)

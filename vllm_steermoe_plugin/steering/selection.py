@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from expert_registry.errors import ProfileError
 from expert_registry.ranking import RankedExpert, Ranking
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.profile import Phase, SteeringProfile
+from vllm_steermoe_plugin.steering.profile import Phase, SteeringProfile
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from expert_registry.errors import ProfileError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.profile import Phase, SteeringProfile
+from vllm_steermoe_plugin.steering.profile import Phase, SteeringProfile
 
 
 @dataclass(frozen=True, slots=True, eq=False)

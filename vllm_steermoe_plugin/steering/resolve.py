@@ -10,10 +10,10 @@ from expert_registry.errors import RequestError
 from expert_registry.ranking import RankedExpert
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.pinned_rankings import PinnedRankings
-from vllm_steermoe_plugin.profile import SteeringProfile
-from vllm_steermoe_plugin.request import Named, SteeringRequest
-from vllm_steermoe_plugin.rules import compile_rules
-from vllm_steermoe_plugin.selection import select_experts
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.request import Named, SteeringRequest
+from vllm_steermoe_plugin.steering.rules import compile_rules
+from vllm_steermoe_plugin.steering.selection import select_experts
 
 
 @dataclass(frozen=True, slots=True)

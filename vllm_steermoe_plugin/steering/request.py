@@ -22,7 +22,7 @@ from typing import TypeGuard
 
 from expert_registry.card import SLUG
 from expert_registry.errors import RequestError, one_of
-from vllm_steermoe_plugin.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
 
 STEER_KEY = "steermoe"
 """Key of this text in `SamplingParams.extra_args`; as JSON, with the experts, when it reaches a worker."""
