@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from expert_registry import RankedExpert, Ranking, write_ranking
 from expert_registry.errors import EngineError, ProfileError
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.attribution_view import attribution_html, attribution_text
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.detection.attribution import AttributedToken, _joined, _pieces, attribute
 from vllm_steermoe_plugin.detection.pairs import ChatMessage, PairsError
+from vllm_steermoe_plugin.views.attribution import attribution_html, attribution_text
 
 TEXT = "Count from 2 to 4. 2 3 4 <b>two</b> & three four"
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from expert_registry import DataRef, ModelRef, Ranking, RoutingCounts, write_ranking
 from expert_registry.errors import EngineError, RequestError
 from expert_registry.statistics import overlap
-from vllm_steermoe_plugin import figures
 from vllm_steermoe_plugin.cli import app
+from vllm_steermoe_plugin.views import figures
 
 
 def run(*arguments: str) -> Any:

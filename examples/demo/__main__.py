@@ -37,8 +37,8 @@ from examples.demo.steerings import random_steerings, steerings  # noqa: E402
 from expert_registry import Ranking, Registry  # noqa: E402
 from expert_registry.places import BUNDLED  # noqa: E402
 from vllm_steermoe_plugin.compat.versions import tool_versions  # noqa: E402
-from vllm_steermoe_plugin.figures import draw_heatmaps  # noqa: E402
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS  # noqa: E402
+from vllm_steermoe_plugin.views.figures import draw_heatmaps  # noqa: E402
 
 
 def main() -> None:

@@ -24,12 +24,12 @@ def attribute(
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
     """Colour a text token by token by the risk difference of the experts that its router selects."""
-    from vllm_steermoe_plugin.attribution_view import attribution_html, attribution_text
     from vllm_steermoe_plugin.cli.inputs import check_writable, json_object
     from vllm_steermoe_plugin.detection.attribution import attribute as run
     from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
     from vllm_steermoe_plugin.detection.pairs import ChatMessage
     from vllm_steermoe_plugin.engine import start_engine
+    from vllm_steermoe_plugin.views.attribution import attribution_html, attribution_text
 
     if sum(given is not None for given in (text, file, prompt)) != 1 or (answer is not None and prompt is None):
         raise RequestError("give one of --text, --file and --prompt; --answer goes with --prompt")

@@ -29,7 +29,7 @@ def plot(
     from vllm_steermoe_plugin.cli.inputs import check_writable, need
 
     need("matplotlib", "plot")
-    from vllm_steermoe_plugin.figures import draw_depth, draw_experts, draw_heatmaps, draw_overlap
+    from vllm_steermoe_plugin.views.figures import draw_depth, draw_experts, draw_heatmaps, draw_overlap
 
     if kind not in _KINDS:
         raise RequestError(one_of(kind, _KINDS, "kind of figure"))
