@@ -5,7 +5,7 @@ from __future__ import annotations
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from vllm_steermoe_plugin.variants import upstream_class
+from vllm_steermoe_plugin.worker.variants import upstream_class
 
 ARCHITECTURE = "OlmoeForCausalLM"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
-from vllm_steermoe_plugin.worker import SteerMoEWorker
+from vllm_steermoe_plugin.worker.extension import SteerMoEWorker
 
 
 def all_gatherv(

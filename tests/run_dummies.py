@@ -54,9 +54,9 @@ def register_without_inspection() -> None:
     """Register the variants as classes: of a lazy name vLLM first learns in a process of its own, for ten seconds."""
     from vllm.plugins import load_general_plugins
 
-    from vllm_steermoe_plugin import variants
     from vllm_steermoe_plugin.compat import ledger as vllm_internals
     from vllm_steermoe_plugin.compat.variant_names import variant_name
+    from vllm_steermoe_plugin.worker.extension import variants
 
     # Once per process; an engine would do it, and with it register the lazy names again.
     load_general_plugins()
@@ -69,9 +69,9 @@ def compare_classes() -> dict[str, list[str]]:
     """For each architecture, in what vLLM would treat the variant otherwise than its own class; nothing, we hope."""
     from vllm.model_executor.models.registry import _ModelInfo
 
-    from vllm_steermoe_plugin import variants
     from vllm_steermoe_plugin.compat.variant_names import variant_name
     from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
+    from vllm_steermoe_plugin.worker.extension import variants
 
     seen = {}
     for name in ARCHITECTURES:
@@ -126,8 +126,8 @@ def model_of(engine: Any) -> Any:
 def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
     """Build one model, steer it and count."""
     from vllm_steermoe_plugin.detection.engine_client import take_counts
-    from vllm_steermoe_plugin.gate import SteeredGateLinear
-    from vllm_steermoe_plugin.variants import SteerableMixin
+    from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
+    from vllm_steermoe_plugin.worker.variants import SteerableMixin
 
     engine = start(folder / architecture, architecture, kept)
     model = model_of(engine)

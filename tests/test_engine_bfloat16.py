@@ -26,10 +26,10 @@ from vllm import SamplingParams
 
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.detection.engine_client import take_counts
-from vllm_steermoe_plugin.gate import SteeredGateLinear
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
 
 NEAR = 4 * 2.0**-8
 """Relative to a row's largest magnitude: two implementations round twice, by half a unit in the last place each."""

@@ -24,13 +24,13 @@ from random_steering import as_text, prompt, random_rules
 from vllm import SamplingParams
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin import binding
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
 from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.worker.extension import binding
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 LENGTH = 24

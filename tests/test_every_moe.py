@@ -15,7 +15,7 @@ from tiny import CONFIGS, DUMMIES
 from vllm_steermoe_plugin.compat import ledger as vllm_internals
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.unsupported import REFUSED
-from vllm_steermoe_plugin.router_check import router_obstacle
+from vllm_steermoe_plugin.worker.router_check import router_obstacle
 
 TESTS = Path(__file__).parent
 
@@ -104,7 +104,7 @@ def test_vllm_treats_each_variant_as_its_own_class(architecture: str, seen: dict
 def test_each_layer_is_bound_once_to_one_state(architecture: str, seen: dict[str, Any]) -> None:
     found = seen[architecture]
     assert "error" not in found, found["error"]
-    assert found["class"][0] == "vllm_steermoe_plugin.variants"
+    assert found["class"][0] == "vllm_steermoe_plugin.worker.variants"
     assert (found["layers"], found["experts"], found["top_k"]) == (LAYERS[architecture], 8, 2)
     assert found["gates"] == list(range(len(LAYERS[architecture]))) and found["states"] == 1
     assert found["variants"] == (2 if architecture in FROM_THE_REGISTRY else 1)
@@ -140,7 +140,7 @@ def test_encoders_alone_are_left_to_vllm_and_steering_is_refused(seen: dict[str,
 
 def test_a_draft_of_the_same_architecture_is_not_bound(seen: dict[str, Any]) -> None:
     found = seen["draft"]
-    assert found["main"] and not found["draft"] and found["class"] == "vllm_steermoe_plugin.variants"
+    assert found["main"] and not found["draft"] and found["class"] == "vllm_steermoe_plugin.worker.variants"
     assert found["moved"] > 1e-4
 
 
@@ -218,7 +218,7 @@ def test_a_router_of_an_unknown_kind_is_refused() -> None:
 def test_a_part_of_another_model_or_a_draft_is_not_bound(
     is_part: bool, runner: str, is_bound: bool, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_steermoe_plugin import variants
+    from vllm_steermoe_plugin.worker.extension import variants
 
     monkeypatch.setattr(variants, "bind_model", lambda model, config: "state")
 

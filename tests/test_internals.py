@@ -186,7 +186,7 @@ def test_variants_are_registered_under_the_built_in_names_by_lazy_strings() -> N
     register()
     registry = vllm_internals.MODEL_REGISTRY.load()
     for name in ARCHITECTURES:
-        assert registry.models[name].module_name == "vllm_steermoe_plugin.variants"
+        assert registry.models[name].module_name == "vllm_steermoe_plugin.worker.variants"
         assert architecture_of(registry.models[name].class_name) == name
 
 
@@ -212,7 +212,7 @@ def test_a_variant_is_a_subclass_of_vllms_own_class_under_its_name() -> None:
     # All of them, with what vLLM looks up on a class: tests/test_every_moe.py.
     from vllm.model_executor.models.olmoe import OlmoeForCausalLM
 
-    from vllm_steermoe_plugin import variants
+    from vllm_steermoe_plugin.worker.extension import variants
 
     variant = getattr(variants, variant_name("OlmoeForCausalLM"))
     assert issubclass(variant, OlmoeForCausalLM) and issubclass(variant, variants.SteerableMixin)
@@ -253,8 +253,8 @@ def test_the_compile_cache_key_differs_from_stock(
 def test_a_gate_that_ignores_its_rules_fails_the_self_check(
     engines: Callable[..., Any], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_steermoe_plugin.binding import self_check
-    from vllm_steermoe_plugin.gate import SteeredGateLinear
+    from vllm_steermoe_plugin.worker.binding import self_check
+    from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
 
     core = engine_config(engines, checkpoint).engine_core.engine_core
     model = core.model_executor.driver_worker.worker.model_runner.model
@@ -271,7 +271,7 @@ def test_a_gate_that_ignores_its_rules_fails_the_self_check(
 def test_a_model_with_an_unbound_layer_is_refused(
     engines: Callable[..., Any], checkpoint: Callable[[str], Path]
 ) -> None:
-    from vllm_steermoe_plugin import binding
+    from vllm_steermoe_plugin.worker.extension import binding
 
     llm_engine = engine_config(engines, checkpoint)
     core = llm_engine.engine_core.engine_core

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from alone import run_alone
 
-from vllm_steermoe_plugin.roll_call import _say_so, present, why_not_all
+from vllm_steermoe_plugin.worker.handshake import _say_so, present, why_not_all
 
 HERE = present()
 

@@ -13,7 +13,7 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.selected_ids import count_selections
+from vllm_steermoe_plugin.worker.routed_ids import count_selections
 
 SHAPE = MoEShape("OlmoeForCausalLM", (4,), 6, 2)
 

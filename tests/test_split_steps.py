@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.binding import _refuse_later_rounding, _refuse_unsupported
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, language_model_of
 from vllm_steermoe_plugin.settings import Settings
+from vllm_steermoe_plugin.worker.binding import _refuse_later_rounding, _refuse_unsupported
 
 OLMOE = ARCHITECTURES["OlmoeForCausalLM"]
 

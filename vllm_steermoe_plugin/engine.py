@@ -8,7 +8,7 @@ from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_plugin_allowed
 from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
 from vllm_steermoe_plugin.settings import KEY
-from vllm_steermoe_plugin.worker import EXTENSION
+from vllm_steermoe_plugin.worker.extension import EXTENSION
 
 if TYPE_CHECKING:
     from vllm import LLM

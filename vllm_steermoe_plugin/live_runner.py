@@ -18,8 +18,8 @@ from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.runner_state import show_state
 from vllm_steermoe_plugin.runner_v1 import V1_METHODS
 from vllm_steermoe_plugin.runner_v2 import reports_to
-from vllm_steermoe_plugin.selected_ids import count_selections
 from vllm_steermoe_plugin.settings import SWITCH_OFF
+from vllm_steermoe_plugin.worker.routed_ids import count_selections
 
 _UNBOUND = "_steermoe_unbound"
 

@@ -6,17 +6,17 @@ import re
 
 from vllm_steermoe_plugin.compat.ledger import MODEL_REGISTRY, PACKAGE, vllm_version
 
-VARIANTS = "vllm_steermoe_plugin.variants"
+VARIANTS = "vllm_steermoe_plugin.worker.variants"
 """The module of the variant classes."""
 
 _PREFIX = "Steerable"
 
 
 def variant_name(architecture: str) -> str:
-    """Attribute of `variants.py` that holds the variant of an architecture.
+    """Attribute of `worker/variants.py` that holds the variant of an architecture.
 
     vLLM remembers on disk what it learned of a lazily named class, under this name and the
-    hash of `variants.py`. The version in the name keeps it from using what it learned of
+    hash of `worker/variants.py`. The version in the name keeps it from using what it learned of
     another vLLM's class.
     """
     return f"{_PREFIX}{architecture}_vllm_{re.sub(r'[^0-9A-Za-z]', '_', vllm_version())}"

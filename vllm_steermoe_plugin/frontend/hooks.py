@@ -22,9 +22,9 @@ from vllm_steermoe_plugin.frontend.http_checks import install_http_hooks
 from vllm_steermoe_plugin.frontend.management.operator_key import read_key
 from vllm_steermoe_plugin.models.checkpoints import names_of
 from vllm_steermoe_plugin.models.steerability import served_shape
-from vllm_steermoe_plugin.roll_call import CALL, why_not_all
 from vllm_steermoe_plugin.settings import Settings, read_settings
 from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.worker.handshake import CALL, why_not_all
 
 _FRONT_END = "steermoe_front_end"
 

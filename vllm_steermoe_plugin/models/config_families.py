@@ -2,7 +2,7 @@
 
 Each function reads the keys that vLLM's model file reads, with the same defaults, from the config of the language
 model (an object with attributes, or a mapping). Nothing here imports vLLM or torch. What is read here is checked
-again on the model that vLLM builds (`binding.py`).
+again on the model that vLLM builds (`worker/binding.py`).
 """
 
 from __future__ import annotations

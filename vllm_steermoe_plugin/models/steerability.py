@@ -11,7 +11,7 @@ from vllm_steermoe_plugin.models.architectures import NotSteerable, language_mod
 
 SALTED = frozenset({"LMCacheMPConnector", "MooncakeStoreConnector", "OffloadingConnector", "SimpleCPUOffloadConnector"})
 """vLLM's KV connectors that find what they keep by vLLM's block hashes or with the cache salt, and so by the steering
-under which it was computed (but not by what is counted: beside counting, `binding.py` refuses them all). Others go by
+under which it was computed (but not by what is counted: beside counting, `worker/binding.py` refuses them all). Others go by
 the tokens alone, or take what another engine has computed, under whatever."""
 
 
@@ -71,7 +71,7 @@ def served_shape(vllm_config: Any) -> MoEShape:
             "or in files of its own, or without a KV connector, it can"
         )
     shape = shape_of(model.hf_config, model.architecture)
-    # What vLLM has then built is looked at once more (`binding.py`).
+    # What vLLM has then built is looked at once more (`worker/binding.py`).
     wide = getattr(model.hf_config, "router_dtype", None) == "fp32" and str(model.dtype) != "torch.float32"
     if wide and language_model_of(model.hf_config, model.architecture).rounds_logits:
         raise NotSteerable(

@@ -1,6 +1,6 @@
 """The steering-aware variants: vLLM's own classes with one mixin, made on first use.
 
-`vllm_steermoe_plugin.variants:SteerableOlmoeForCausalLM_vllm_0_32_0` and its like are the
+`vllm_steermoe_plugin.worker.variants:SteerableOlmoeForCausalLM_vllm_0_32_0` and its like are the
 names under which vLLM asks for them. No model code is copied.
 """
 
@@ -10,13 +10,13 @@ import importlib
 from typing import Any
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.binding import bind_model
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.compat.variant_names import architecture_of
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.gate import use_steered_gates
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.runner_v2 import steered_model_state
+from vllm_steermoe_plugin.worker.binding import bind_model
+from vllm_steermoe_plugin.worker.gate import use_steered_gates
 
 use_steered_gates()
 

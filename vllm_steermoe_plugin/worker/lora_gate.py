@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vllm_steermoe_plugin.compat import ledger as vllm
-from vllm_steermoe_plugin.gate import SteeredGateLinear
+from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
 
 
 def install_lora_hook() -> None:
