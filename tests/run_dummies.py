@@ -87,7 +87,7 @@ def compare_classes() -> dict[str, list[str]]:
             and getattr_static(variant, attribute) is not getattr_static(upstream, attribute)
         ]
         wrong += [] if issubclass(variant, upstream) and variant.__name__ == upstream.__name__ else ["class"]
-        # The guard in `live_runner.py` stands at `forward`.
+        # The guard in `worker/runners/guard.py` stands at `forward`.
         wrong += [] if variant.__call__ is torch.nn.Module.__call__ else ["__call__"]
         seen[name] = wrong
     return seen

@@ -14,10 +14,10 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.live_runner import check_live_runner, guard_model, lift_guard
-from vllm_steermoe_plugin.runner_state import show_state, state_of
-from vllm_steermoe_plugin.runner_v1 import V1_METHODS, install_v1_hooks
-from vllm_steermoe_plugin.runner_v2 import with_steering
+from vllm_steermoe_plugin.worker.runners.guard import check_live_runner, guard_model, lift_guard
+from vllm_steermoe_plugin.worker.runners.lookup import show_state, state_of
+from vllm_steermoe_plugin.worker.runners.v1 import V1_METHODS, install_v1_hooks
+from vllm_steermoe_plugin.worker.runners.v2 import with_steering
 
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1), 4, 2)
 

@@ -28,8 +28,8 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.device.ops import count_
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.runner_v2 import with_steering
 from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, SHARED_KEY, CountedSpans
+from vllm_steermoe_plugin.worker.runners.v2 import with_steering
 
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 2), 6, 2)
 CPU = torch.device("cpu")

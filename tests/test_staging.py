@@ -269,7 +269,7 @@ def test_under_model_runner_v2_a_step_is_prepared_while_the_one_before_is_in_fli
     from test_runner_v2 import ACTIVATE, DEACTIVATE, ONE, PLAIN, TWO, PlainState, batch, new_request, rules_by_token
     from test_runner_v2 import SHAPE as V2_SHAPE
 
-    from vllm_steermoe_plugin.runner_v2 import with_steering
+    from vllm_steermoe_plugin.worker.runners.v2 import with_steering
 
     device = LaggingDevice()
     state = SteeringState(

@@ -11,10 +11,8 @@ from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
-from vllm_steermoe_plugin.live_runner import guard_model, install_worker_check, leave_unbound
 from vllm_steermoe_plugin.models.architectures import Architecture, language_model_of
 from vllm_steermoe_plugin.models.steerability import served_shape
-from vllm_steermoe_plugin.runner_v1 import install_v1_hooks
 from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings, read_settings
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.request import STEER_KEY
@@ -22,6 +20,8 @@ from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
 from vllm_steermoe_plugin.worker.handshake import install_roll_call
 from vllm_steermoe_plugin.worker.lora_gate import install_lora_hook
 from vllm_steermoe_plugin.worker.router_check import router_obstacle
+from vllm_steermoe_plugin.worker.runners.guard import guard_model, install_worker_check, leave_unbound
+from vllm_steermoe_plugin.worker.runners.v1 import install_v1_hooks
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _PROBE = "steermoe-self-check"

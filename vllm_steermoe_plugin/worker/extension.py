@@ -8,7 +8,7 @@ import numpy as np
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.runner_state import state_of
+from vllm_steermoe_plugin.worker.runners.lookup import state_of
 
 EXTENSION = "vllm_steermoe_plugin.worker.extension.SteerMoEWorker"
 """Value of vLLM's `worker_extension_cls`."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.compat.versions import DISTRIBUTION
-from vllm_steermoe_plugin.runner_state import state_of
+from vllm_steermoe_plugin.worker.runners.lookup import state_of
 
 CALL = vllm.WORKER_CHECK_HEALTH.name
 """The worker method that carries the answer."""

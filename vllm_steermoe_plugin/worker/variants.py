@@ -14,9 +14,9 @@ from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.compat.variant_names import architecture_of
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
-from vllm_steermoe_plugin.runner_v2 import steered_model_state
 from vllm_steermoe_plugin.worker.binding import bind_model
 from vllm_steermoe_plugin.worker.gate import use_steered_gates
+from vllm_steermoe_plugin.worker.runners.v2 import steered_model_state
 
 use_steered_gates()
 

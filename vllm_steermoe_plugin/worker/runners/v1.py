@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
-from vllm_steermoe_plugin.runner_state import state_of
+from vllm_steermoe_plugin.worker.runners.lookup import state_of
 
 V1_METHODS = (vllm.V1_PREPARE_INPUTS.name, vllm.V1_DUMMY_RUN.name)
 """The methods of the runner that are wrapped."""

@@ -15,11 +15,11 @@ import torch
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.compat import ledger as vllm
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.runner_state import show_state
-from vllm_steermoe_plugin.runner_v1 import V1_METHODS
-from vllm_steermoe_plugin.runner_v2 import reports_to
 from vllm_steermoe_plugin.settings import SWITCH_OFF
 from vllm_steermoe_plugin.worker.routed_ids import count_selections
+from vllm_steermoe_plugin.worker.runners.lookup import show_state
+from vllm_steermoe_plugin.worker.runners.v1 import V1_METHODS
+from vllm_steermoe_plugin.worker.runners.v2 import reports_to
 
 _UNBOUND = "_steermoe_unbound"
 

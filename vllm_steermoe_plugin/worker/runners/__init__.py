@@ -1,0 +1,1 @@
+"""vLLM's two model runners: V2, and V1."""
