@@ -8,5 +8,5 @@ from __future__ import annotations
 
 from pathlib import Path
 
-TASKS = Path(__file__).resolve().parent
+TASKS = Path(__file__).resolve().parent / "tasks"
 """The folder to give to lm-eval's `--include_path` where the autoload is not in effect."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 os.environ.update(
     {
@@ -25,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,7 +56,7 @@ def live_environment() -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`checkpoint("OlmoeForCausalLM")` is a tiny random checkpoint of that architecture."""
-    from tiny import make_checkpoint
+    from tests.support.tiny import make_checkpoint
 
     folder = tmp_path_factory.mktemp("checkpoints")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lm_eval
@@ -27,7 +26,7 @@ class Evaluator:
 
     @classmethod
     def start(cls) -> Evaluator:
-        folder = str(Path(lm_eval_tasks.__file__).parent)
+        folder = str(lm_eval_tasks.TASKS)
         return cls(
             SteerMoEVLLM(pretrained=lab.NAME, batch_size="auto"),
             TaskManager(include_path=folder, include_defaults=False),

@@ -1,6 +1,6 @@
 """What a request's text means on this server, now: rankings, loaded profiles and the operator's settings together.
 
-It knows no vLLM. `admission/request_admission.py` asks it for each request, `frontend/management/profile_manager.py` when the operator changes something.
+It knows no vLLM. Each request asks it through `request_admission.py`, and the profile manager when something changes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What comes to a server is looked at before it is answered.
 
-Steering that vLLM would drop is refused, wherever it stands (`frontend/misplaced.py`). And what is refused for another reason is
+Steering that vLLM would drop is refused, wherever it stands (`misplaced.py`). And what is refused for another reason is
 refused here already: a streamed answer has begun with 200 by the time that the engine is asked.
 
 Each JSON endpoint of vLLM passes its check of the content type; there the body has been parsed. Forms and batch files

@@ -11,7 +11,7 @@ from vllm_steermoe_plugin.models.architectures import NotSteerable, language_mod
 
 SALTED = frozenset({"LMCacheMPConnector", "MooncakeStoreConnector", "OffloadingConnector", "SimpleCPUOffloadConnector"})
 """vLLM's KV connectors that find what they keep by vLLM's block hashes or with the cache salt, and so by the steering
-under which it was computed (but not by what is counted: beside counting, `worker/binding.py` refuses them all). Others go by
+under which it was computed (but not by what is counted: beside counting, `binding.py` refuses them all). Others go by
 the tokens alone, or take what another engine has computed, under whatever."""
 
 

@@ -1,6 +1,6 @@
 """Architectures of vLLM with MoE layers that cannot be steered, by reason. Plain data, to be searched.
 
-Where only some configs of an architecture cannot be steered, it is in `models/architectures.py`, and its family decides.
+Where only some configs of an architecture cannot be steered, it is in `architectures.py`, and its family decides.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`ids`, `mask`, `loss_weight` are `[B, S]`; `rules` int8 `[L, B, E]`; `modes` `[B, S]` see `lab/training/align.py`."""
+    """`ids`, `mask`, `loss_weight` are `[B, S]`; `rules` int8 `[L, B, E]`; `modes` `[B, S]` see `align.py`."""
 
     ids: torch.Tensor
     mask: torch.Tensor

@@ -1,0 +1,369 @@
+"""`make gpu-check` on a machine without a GPU: what it decides, what it writes, and that it never passes."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from benchmarks.gpu import graphs, serve
+from benchmarks.gpu.check import FAILED, NOT_MEASURED, main, measure, run_processes
+from benchmarks.gpu.correctness import DTYPES, Case, all_cases, all_counts, check_count, check_rewrite
+from benchmarks.gpu.goals import judge
+from benchmarks.gpu.memory import Footprint
+from benchmarks.gpu.models import MODELS
+from benchmarks.gpu.outcome import Outcome
+from benchmarks.gpu.parts import run_checks
+from benchmarks.gpu.records import Record, append, read
+from benchmarks.gpu.reference import expected, fault
+from benchmarks.gpu.report import Report, make_report, write_report
+from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
+from benchmarks.gpu.serve_report import ServeReport, Speed
+from tests.plugin.device.test_rewrite import routed
+from tests.support.folders import ROOT
+from tests.support.oracle import rewrite_row
+from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
+from vllm_steermoe_plugin.device.ops import count_, rewrite_
+from vllm_steermoe_plugin.device.rewrite import apply_rules
+
+CPU = torch.device("cpu")
+
+
+def plain_rewrite(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int) -> None:
+    """The plain PyTorch path, as a CPU runs it."""
+    rewrite_(logits, rules, slots, torch.ones(rules.shape[1], dtype=torch.bool), row)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so the check would run")
+def test_without_a_gpu_it_says_so_and_does_not_pass(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--out", str(tmp_path)]) == NOT_MEASURED == 2
+    assert capsys.readouterr().out == "not measured: no GPU\n"
+    assert not any(tmp_path.iterdir())
+
+
+@given(routed())
+@settings(max_examples=100, deadline=None)
+def test_its_reference_is_the_slow_oracle(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, rules = case
+    for row, found, rule in zip(logits.tolist(), expected(logits, rules).tolist(), rules.tolist(), strict=True):
+        wanted = rewrite_row(row, {e: r for e, r in enumerate(rule) if r}, logits.dtype)
+        unit = torch.finfo(logits.dtype).eps
+        assert all(math.isclose(a, b, rel_tol=2 * unit, abs_tol=1e-12) for a, b in zip(found, wanted, strict=True))
+
+
+def small_cases() -> Iterator[Case]:
+    """Of the cases for a GPU those that a CPU can do in no time."""
+    for case in all_cases():
+        if case.tokens <= 9 and case.layers * case.experts < 1 << 14:
+            yield replace(case, layers=min(case.layers, 3))
+
+
+def test_the_plain_path_passes_every_small_case() -> None:
+    outcomes = [check_rewrite(plain_rewrite, CPU, case) for case in small_cases()]
+    outcomes += [check_count(count_, CPU, *case) for case in all_counts()]
+    assert len(outcomes) > 300
+    assert [outcome for outcome in outcomes if not outcome.passed] == []
+
+
+def test_the_cases_for_a_gpu_cover_the_six_models_and_offsets_beyond_four_bytes() -> None:
+    cases = list(all_cases())
+    for model in MODELS:
+        mine = [c for c in cases if (c.layers, c.experts, c.top_k) == (model.layers, model.experts, model.top_k)]
+        assert {case.dtype for case in mine} == set(DTYPES)
+        assert {case.tokens > SMALL_STEP for case in mine} == {True, False}
+    assert any(4 * case.layers * case.experts > 2**31 for case in cases)
+
+
+Break = Callable[[torch.Tensor, torch.Tensor], None]
+"""Spoils logits `[T, E]` that were rewritten by rules `[T, E]`."""
+
+
+def touch_idle_row(after: torch.Tensor, rules: torch.Tensor) -> None:
+    after[0] += 0.0  # -0.0 becomes 0.0
+
+
+def tie(after: torch.Tensor, rules: torch.Tensor) -> None:
+    after[1] = torch.where(rules[1] > 0, after[1][rules[1] <= 0].max(), after[1])
+
+
+def tie_below(after: torch.Tensor, rules: torch.Tensor) -> None:
+    after[1] = torch.where(rules[1] < 0, after[1][rules[1] >= 0].min(), after[1])
+
+
+def shift(after: torch.Tensor, rules: torch.Tensor) -> None:
+    after[2] += 0.5
+
+
+def lose_a_nan(after: torch.Tensor, rules: torch.Tensor) -> None:
+    after[3] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (touch_idle_row, "without a rule"),
+        (tie, "differ|strictly first"),
+        (tie_below, "differ|strictly last"),
+        (shift, "differ"),
+        (lose_a_nan, "differ"),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_wrong_is_found(spoil: Break, says: str, dtype: torch.dtype) -> None:
+    logits = torch.tensor([[-0.0, 1, 2, 3], [1, 2, 3, 4], [0, 0, 1, 1], [math.nan, 1, 2, 3]]).to(dtype)
+    rules = torch.tensor([[0, 0, 0, 0], [1, 0, 0, -1], [0, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.int8)
+    after = apply_rules(logits, rules)
+    assert fault(logits, after, rules) is None
+    spoil(after, rules)
+    found = fault(logits, after, rules)
+    assert found is not None
+    assert any(part in found for part in says.split("|"))
+
+
+@pytest.mark.parametrize("part", ["first", "last"])
+def test_a_tie_within_rounding_is_found(part: str) -> None:
+    """bfloat16 at -6: eps is less than a unit, so only the strict order tells a tie."""
+    logits = torch.tensor([[-0.1, -6.0, -6.0, -6.0]]).bfloat16()
+    rules = torch.tensor([[0, 0, 0, -1]] if part == "last" else [[1, 0, -1, -1]], dtype=torch.int8)
+    after = apply_rules(logits, rules)
+    assert fault(logits, after, rules) is None
+    if part == "last":
+        after[0, 3] = after[0, 1]
+        assert fault(logits, after, rules) == "a deactivated expert is not strictly last"
+    else:
+        after[0, 1] = after[0, 0]
+        assert fault(logits, after, rules) is not None
+
+
+class Replayed:
+    """Stands in for a CUDA graph: runs the same work again."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        run()
+        self.replay = run
+
+
+@pytest.fixture
+def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "capture", Replayed)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+
+
+@pytest.mark.usefixtures("no_graphs")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_replays_follow_slots_rules_and_groups(dtype: torch.dtype) -> None:
+    assert graphs.check_replay(CPU, dtype).fault is None
+
+
+@pytest.mark.usefixtures("no_graphs")
+def test_a_run_in_which_nothing_was_in_flight_shows_nothing() -> None:
+    assert "no copy was in flight" in str(graphs.check_in_flight(CPU).fault)
+
+
+@pytest.mark.usefixtures("no_graphs")
+def test_rules_that_do_not_arrive_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = graphs.StepBuffers.write
+    monkeypatch.setattr(
+        graphs.StepBuffers, "write", lambda self, slots, groups, tables: original(self, slots, groups, [])
+    )
+    assert graphs.check_replay(CPU, torch.float32).fault is not None
+
+
+def row(tokens: int = 1, **changed: float) -> Row:
+    """A row that meets every goal by a hair."""
+    times = {"empty": 1.5, "at_bandwidth": 1.0, "copy": 3.0, "idle": 3.5, "elsewhere": 4.0, "steered": 4.5}
+    times |= {"count_idle": 3.0, "count": 3.0, "spread": 0.1} | ({"steered": 3.9} if tokens == 8192 else {})
+    return Row(model="M", tokens=tokens, dtype="bfloat16", num_bytes=1000, **{**times, **changed})
+
+
+def test_goals_are_judged_row_by_row() -> None:
+    assert [goal.met for goal in judge([row(1), row(64), row(512), row(8192)])] == [True] * 5
+    assert [goal.name for goal in judge([row(8192)])] == ["prefill"]
+    for tokens, changed, name in [(1, "idle", "idle"), (64, "steered", "steered"), (8192, "steered", "prefill")]:
+        slower = row(tokens)
+        slower = replace(slower, **{changed: getattr(slower, changed) + 0.01})
+        missed = [goal for goal in judge([slower]) if not goal.met]
+        assert [goal.name for goal in missed] == [name] and str(missed[0]).startswith(f"NOT MET: {name}, M, T={tokens}")
+        assert not any(goal.met for goal in judge([replace(slower, idle=math.nan, steered=math.nan)]))
+
+
+MACHINE = {"gpu": "NVIDIA Test 9 (1 multiprocessors)", "date": "2026-01-02", "torch": "2.13"}
+
+
+def report(*, fault: str | None = None, missing: Sequence[str] = (), **changed: float) -> Report:
+    tile = TileTime(8, 64, "bfloat16", 16, 1, chosen=True, steered=2.0, idle=1.0)
+    records: list[Record] = [
+        row(1, **changed),
+        row(8192),
+        Outcome("one", fault),
+        Footprint("M", 1 << 20, 1 << 21, 0),
+        tile,
+    ]
+    records += [replace(tile, rows=8, warps=2, chosen=False, steered=1.5), HostTime("other slots", 64, 20.0)]
+    records += [ColdTime("M", 64, 2.25, 3.25), replace(row(1), model="OLMoE-1B-7B")]
+    return make_report(MACHINE, records, missing)
+
+
+def test_a_report_passes_only_if_all_was_checked_right_and_fast_enough(tmp_path: Path) -> None:
+    assert report().passed
+    assert not report(fault="wrong").passed and not report(idle=99.0).passed and not report(missing=["time"]).passed
+    assert not replace(report(), outcomes=[]).passed and not replace(report(), rows=[]).passed
+    text = write_report(report(fault="wrong", idle=99.0, missing=["tiles"]), tmp_path / "new")
+    assert "FAILED one: wrong" in text and "NOT MET: idle, M, T=1" in text and "| M | 8192 |" in text
+    assert "0 of 1 checks passed; 4 of 5 goals met" in text and "NOT RUN: tiles." in text
+    assert "| 8 | 64 | bfloat16 | 16 x 1 | 2.00 | 1.00 | 8 x 2 | 1.50 | 1.00 |" in text
+    assert "| other slots | 64 | 20 |" in text and "| M | 64 | 2.25 | 3.25 |" in text
+    assert "| OLMoE-1B-7B | 1 | bfloat16 | 56 | 72 |" in text
+    document = json.loads((tmp_path / "new" / "nvidia-test-9-2026-01-02.json").read_text())
+    assert document["passed"] is False and document["microseconds_per_layer"][0]["idle"] == 99.0
+    assert (tmp_path / "new" / "nvidia-test-9-2026-01-02.md").read_text() == text
+
+
+def test_records_come_back_and_a_line_that_was_cut_off_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    assert read(path) == []
+    records: list[Record] = [row(1), Outcome("one", "two\nlines"), Footprint("M", 1, 2, 3), HostTime("a step", 1, 2.0)]
+    records.append(ColdTime("M", 1, 2.0, 3.0))
+    for record in records:
+        append(path, record)
+    with path.open("a") as file:
+        file.write('{"kind": "Outc')
+    assert read(path) == records
+
+
+DO_PART = """
+import json, sys, time
+_, name, share, shares, records = sys.argv[1:]
+with open(records, "a") as file:
+    file.write(json.dumps({"kind": "Outcome", "name": f"{name} {share} of {shares}"}) + "\\n")
+if name == "hangs" and share == "1":
+    time.sleep(600)
+if name == "dies":
+    sys.exit("the context is spoilt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "faults"),
+    [("works", 100, []), ("hangs", 8, ["stopped unfinished after 8 s"]), ("dies", 100, ["spoilt"] * 2)],
+)
+def test_a_part_that_hangs_or_dies_costs_neither_the_rest_nor_what_it_has_found(
+    name: str, seconds: int, faults: list[str], tmp_path: Path
+) -> None:
+    records = tmp_path / "records.jsonl"
+    found = run_processes(name, 2, records, seconds, [sys.executable, "-c", DO_PART])
+    assert len(found) == len(faults) and all(says in fault for says, fault in zip(faults, found, strict=True))
+    assert {each.name for each in read(records) if isinstance(each, Outcome)} == {f"{name} {i} of 2" for i in (0, 1)}
+
+
+def test_parts_for_which_there_is_no_time_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert measure(tmp_path, 0, [sys.executable, "-c", "raise SystemExit('not to be started')"]) == FAILED
+    text = capsys.readouterr().out
+    assert "FAILED correctness: there was no time left for it" in text and "FAILED tiles: there was" in text
+
+
+def test_a_check_that_raises_has_failed_and_too_many_end_a_part() -> None:
+    def spoilt() -> Outcome:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    found = list(run_checks([("good", lambda: Outcome("good")), *[("bad", spoilt)] * 50]))
+    assert [outcome.passed for outcome in found] == [True] + [False] * 21
+    assert "illegal memory access" in str(found[1].fault) and "20 have failed" in str(found[-1].fault)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, SMALL_STEP, SMALL_STEP + 1, 8192])
+@pytest.mark.parametrize("experts", [1, 8, 60, 64, 128, 1000, MAX_EXPERTS])
+def test_tiles_hold_a_row_and_fill_their_warps(tokens: int, experts: int) -> None:
+    tile = choose_tile(experts, tokens)
+    assert tile.experts >= experts > tile.experts // 2
+    for power in (tile.tokens, tile.experts, tile.warps):
+        assert power & (power - 1) == 0
+    each = tile.tokens * tile.experts / (32 * tile.warps)
+    assert (each <= 8 and tile.warps <= 4) and (each >= 1 or experts == 1)
+    if tokens == 8192:
+        assert -(-tokens // tile.tokens) >= 512
+
+
+def test_more_experts_than_a_program_holds_are_refused() -> None:
+    with pytest.raises(ValueError, match="1025 experts"):
+        choose_tile(MAX_EXPERTS + 1, 1)
+
+
+def test_a_served_report_passes_only_on_a_gpu_where_all_is_right_and_fast_enough() -> None:
+    fast, slow = Speed(100, 100, 99.5), Speed(100, 100, 98)
+    good = ServeReport("NVIDIA Test 9", {"model": "M"}, {"one": True}, [fast, fast, slow])
+    assert good.exit_status == 0 and "keeps 0.99 of stock: met" in good.to_markdown()
+    assert replace(good, speeds=[slow, fast, slow]).exit_status == 1
+    assert replace(good, speeds=[]).exit_status == replace(good, checks={}).exit_status == 1
+    wrong = replace(good, checks={"one": True, "two": False})
+    assert wrong.exit_status == 1 and "* **NO**: two" in wrong.to_markdown()
+    assert replace(wrong, gpu=None).exit_status == 1
+    on_cpu = replace(good, gpu=None)
+    assert on_cpu.exit_status == NOT_MEASURED and on_cpu.to_markdown().startswith("# CPU: not a GPU measurement\n")
+    assert "Goal" not in on_cpu.to_markdown()
+
+
+def test_the_script_for_a_real_engine_runs_on_a_cpu_and_says_that_this_is_no_measurement(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Stock vLLM beside vLLM with the plugin: equal when off, steerable, and what routers chose."""
+    options = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "gpu_memory_utilization": 0.2}
+    arguments = [part for key, value in options.items() for part in ("--option", f"{key}={json.dumps(value)}")]
+    few = ["--requests", "4", "--new-tokens", "6", "--rounds", "1", "--option", "max_model_len=512"]
+    status = serve.main(["steermoe-lab", *few, *arguments, "--out", str(tmp_path / "report.md")])
+    text = (tmp_path / "report.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "NO" not in text.replace("NONE", "") and text.count("* yes: ") == 10
+    assert status == NOT_MEASURED and text.startswith("# CPU: not a GPU measurement")
+
+
+@pytest.mark.parametrize(
+    ("has_both", "chosen"), [(("python3", "python"), "python3"), (("python",), "python"), ((), "none/bin/python")]
+)
+def test_make_takes_a_python_that_has_torch_and_triton(has_both: Sequence[str], chosen: str, tmp_path: Path) -> None:
+    (tmp_path / "none/bin").mkdir(parents=True)
+    for name in ("python3", "python", "none/bin/python"):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\nexit {int(name not in has_both)}\n")
+        program.chmod(0o755)
+    root = ROOT
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    command = ["make", "-n", "gpu-check", f"VENV={tmp_path}/none", "ARGS=--out x"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().removeprefix(f"{tmp_path}/") == f"{chosen} -m benchmarks.gpu.check --out x"
+
+
+def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
+    """A machine that is lent may have torch and Triton only."""
+    block = "".join(f"sys.modules[{name!r}] = None; " for name in ("vllm", "pydantic", "safetensors", "rich", "typer"))
+    script = f"import sys; {block}import benchmarks.gpu.check, benchmarks.gpu.graphs, benchmarks.gpu.memory"
+    root = ROOT
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tokens", "logprobs", "holds"),
+    [
+        ([[1], [2], [3]], [["a"], ["z"], ["c"]], True),
+        ([[1], [9], [3]], [["a"], ["z"], ["y"]], True),
+        ([[1], [2], [3]], [["a"], ["b"], ["c"]], False),
+        ([[1], [2], [9]], [["a"], ["z"], ["y"]], False),
+    ],
+    ids=["the steered one", "and by rounding another", "nothing", "another one's tokens too"],
+)
+def test_a_mixed_batch_in_which_nothing_changed_shows_nothing(
+    tokens: list[list[int]], logprobs: list[list[str]], holds: bool
+) -> None:
+    before = {"tokens": [[1], [2], [3]], "logprobs": [["a"], ["b"], ["c"]]}
+    after = {"tokens": tokens, "logprobs": logprobs}
+    assert serve.only_steered_change(before, after, [None, {"steermoe": "{}"}, None]) is holds

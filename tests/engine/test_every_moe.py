@@ -1,0 +1,232 @@
+"""Every MoE architecture of vLLM: none unclassified, and the steerable ones that this machine can run do run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.support.alone import run_alone
+from tests.support.folders import ROOT
+from tests.support.model_sources import architectures_with_experts, registry
+from tests.support.run_dummies import CANNOT_GENERATE, PROMPT_TOKENS
+from tests.support.tiny import CONFIGS, DUMMIES
+from vllm_steermoe_plugin.compat import ledger as vllm_internals
+from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.models.unsupported import REFUSED
+from vllm_steermoe_plugin.worker.router_check import router_obstacle
+
+LAYERS = {
+    "BailingMoeForCausalLM": [1, 2],
+    "BailingMoeV2ForCausalLM": [1, 2],
+    "Cohere2MoeForCausalLM": [1, 2],
+    "DbrxForCausalLM": [0, 1],
+    "DeepseekForCausalLM": [1, 2],
+    "DeepseekV2ForCausalLM": [1, 2],
+    "DeepseekV3ForCausalLM": [1, 2],
+    "Gemma4ForCausalLM": [0, 1, 2],
+    "Gemma4ForConditionalGeneration": [0, 1, 2],
+    "GraniteMoeHybridForCausalLM": [0, 1, 2],
+    "GraniteMoeSWAForCausalLM": [0, 1, 2],
+    "InternS1ForConditionalGeneration": [0, 1, 2],
+    "InternS2PreviewForConditionalGeneration": [0, 1, 2],
+    "InternVLForConditionalGeneration": [0, 1, 2],
+    "JambaForCausalLM": [1, 3],
+    "K2HorizonForCausalLM": [0, 1, 2],
+    "MistralLarge3ForCausalLM": [1, 2],
+    "Qwen3NextForCausalLM": [1, 2],
+    "Qwen3VLMoeForConditionalGeneration": [0, 1, 2],
+    "Qwen3_5MoeForCausalLM": [0, 1, 2],
+    "Qwen3_5MoeForConditionalGeneration": [0, 1, 2],
+    "Step3TextForCausalLM": [1, 2],
+}
+"""MoE layers of the dummy models, counted by hand."""
+
+FROM_THE_REGISTRY = (
+    "Gemma4ForConditionalGeneration",
+    "InternS1ForConditionalGeneration",
+    "InternVLForConditionalGeneration",
+)
+"""These take their language model from vLLM's registry, so that one is a variant too, and must not be bound again."""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found: dict[str, Any] = run_alone(
+        "import sys; from tests.support import run_dummies; run_dummies.main(sys.argv[1])",
+        str(tmp_path_factory.mktemp("dummies")),
+        PYTHONPATH=f"{ROOT}:{ROOT / 'tests/support/stand_ins'}",
+    )
+    return found
+
+
+def test_every_architecture_of_vllm_with_experts_is_classified() -> None:
+    """A new vLLM that brings a new MoE model fails here: it belongs in a table, by what its router does."""
+    found = architectures_with_experts()
+    assert len(found) > 150, "the search no longer finds what it should"
+    unclassified = {name: sorted(signs) for name, signs in found.items() if name not in {*ARCHITECTURES, *REFUSED}}
+    assert unclassified == {}
+
+
+def test_the_tables_name_architectures_that_vllm_has() -> None:
+    known = registry()
+    assert vllm_internals.BUILT_IN_MODELS.load().keys() == known.keys()
+    assert sorted({*ARCHITECTURES, *REFUSED} - known.keys()) == []
+
+
+@pytest.mark.parametrize("architecture", ["OlmoeForCausalLM", "Llama4ForConditionalGeneration", "InternVLChatModel"])
+def test_the_search_finds_experts_directly_by_inheritance_and_inside(architecture: str) -> None:
+    assert architectures_with_experts()[architecture]
+
+
+@pytest.mark.parametrize(
+    "architecture", ["LlamaForCausalLM", "BertModel", "MambaForCausalLM", "WhisperForConditionalGeneration"]
+)
+def test_the_search_finds_no_experts_where_there_are_none(architecture: str) -> None:
+    assert architecture in registry() and architecture not in architectures_with_experts()
+
+
+def test_the_table_says_what_is_run_here() -> None:
+    ran = {*CONFIGS, *DUMMIES} - CANNOT_GENERATE.keys()
+    assert {name for name, row in ARCHITECTURES.items() if row.ran} == ran
+    assert DUMMIES.keys() == LAYERS.keys()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_vllm_treats_each_variant_as_its_own_class(architecture: str, seen: dict[str, Any]) -> None:
+    assert seen["classes"][architecture] == []
+
+
+@pytest.mark.parametrize("architecture", DUMMIES)
+def test_each_layer_is_bound_once_to_one_state(architecture: str, seen: dict[str, Any]) -> None:
+    found = seen[architecture]
+    assert "error" not in found, found["error"]
+    assert found["class"][0] == "vllm_steermoe_plugin.worker.variants"
+    assert (found["layers"], found["experts"], found["top_k"]) == (LAYERS[architecture], 8, 2)
+    assert found["gates"] == list(range(len(LAYERS[architecture]))) and found["states"] == 1
+    assert found["variants"] == (2 if architecture in FROM_THE_REGISTRY else 1)
+    assert found["bound"] == 1
+
+
+@pytest.mark.parametrize("architecture", [name for name in DUMMIES if name not in CANNOT_GENERATE])
+def test_activated_experts_are_always_selected_and_unsteered_requests_are_untouched(
+    architecture: str, seen: dict[str, Any]
+) -> None:
+    found, layers = seen[architecture], len(LAYERS[architecture])
+    assert "error" not in found, found["error"]
+    assert found["tokens"] == [PROMPT_TOKENS, PROMPT_TOKENS]
+    assert found["selections"] == [[2 * PROMPT_TOKENS] * layers] * 2
+    unsteered, steered = found["activated"]
+    assert steered == [PROMPT_TOKENS] * layers and all(count < PROMPT_TOKENS for count in unsteered)
+    unsteered, steered = found["deactivated"]
+    assert steered == [0] * layers and all(count > 0 for count in unsteered)
+    assert found["as_unbound"] and found["as_beside"]
+    assert found["moved"] > 1e-4
+
+
+def test_a_config_that_cannot_be_steered_is_served_and_steering_is_refused(seen: dict[str, Any]) -> None:
+    found = seen["served"]
+    assert not found["bound"] and found["scored"] == PROMPT_TOKENS - 1
+    assert "DeepseekV2ForCausalLM cannot be steered: its router scores with sigmoid" in found["refusal"]
+
+
+def test_encoders_alone_are_left_to_vllm_and_steering_is_refused(seen: dict[str, Any]) -> None:
+    assert not seen["encoders"]["bound"]
+    assert "runs only its encoders" in seen["encoders"]["refusal"]
+
+
+def test_a_draft_of_the_same_architecture_is_not_bound(seen: dict[str, Any]) -> None:
+    found = seen["draft"]
+    assert found["main"] and not found["draft"] and found["class"] == "vllm_steermoe_plugin.worker.variants"
+    assert found["moved"] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("sigmoid", "scores with sigmoid, not softmax"),
+        ("bias", "corrected by a bias"),
+        ("groups", "keeps 2 of 4 groups"),
+        ("custom", "selects with token_choice_with_bias"),
+    ],
+)
+def test_what_the_table_admits_by_mistake_is_refused_at_start(wrong: str, reason: str, seen: dict[str, Any]) -> None:
+    said = seen["refused"][wrong]
+    assert reason in said and "layers.1" in said and '"enabled": false' in said
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    return {"top_k": 2, "global_num_experts": 8, **changes}
+
+
+def chosen_by_hand(**kwargs: Any) -> None:
+    """A selection function that a model might bring."""
+
+
+@pytest.mark.parametrize(
+    ("internal", "options", "obstacle"),
+    [
+        ("FUSED_TOP_K", {}, None),
+        ("FUSED_TOP_K", {"scoring_func": "sigmoid"}, "scores with sigmoid"),
+        ("CPU_ROUTER", {}, None),
+        ("CPU_ROUTER", {"scoring_func": "sqrtsoftplus"}, "scores with sqrtsoftplus"),
+        ("CPU_ROUTER", {"e_score_correction_bias": 1}, "corrected by a bias"),
+        ("CPU_ROUTER", {"hash_indices_table": 1}, "hash of the token"),
+        ("CPU_ROUTER", {"custom_routing_function": chosen_by_hand}, "selects with chosen_by_hand"),
+        ("CPU_ROUTER", {"use_grouped_topk": True, "num_expert_group": 4, "topk_group": 2}, "2 of 4 groups"),
+        ("CPU_ROUTER", {"use_grouped_topk": True, "num_expert_group": 4, "topk_group": 4}, None),
+        ("CPU_ROUTER", {"use_grouped_topk": False, "num_expert_group": 4, "topk_group": 2}, None),
+        ("GROUPED_TOP_K", {"num_expert_group": 1, "topk_group": 1}, None),
+        ("GROUPED_TOP_K", {"num_expert_group": 4, "topk_group": 4}, None),
+        ("GROUPED_TOP_K", {"num_expert_group": 4, "topk_group": 1}, "1 of 4 groups"),
+        ("GROUPED_TOP_K", {"num_expert_group": 1, "topk_group": 1, "scoring_func": "sigmoid"}, "sigmoid"),
+        ("GROUPED_TOP_K", {"num_expert_group": 1, "topk_group": 1, "e_score_correction_bias": 1}, "bias"),
+        ("CUSTOM_ROUTING", {"custom_routing_function": chosen_by_hand}, "selects with chosen_by_hand"),
+    ],
+)
+def test_vllms_own_routers_are_judged_by_what_they_select(
+    internal: str, options: dict[str, Any], obstacle: str | None
+) -> None:
+    found = router_obstacle(getattr(vllm_internals, internal).load()(**plain(**options)))
+    assert found is None if obstacle is None else obstacle in str(found)
+
+
+def test_only_the_selection_function_of_the_table_is_known_to_be_plain() -> None:
+    router = vllm_internals.CUSTOM_ROUTING.load()(**plain(custom_routing_function=chosen_by_hand))
+    assert router_obstacle(router, "chosen_by_hand") is None
+    assert "chosen_by_hand" in str(router_obstacle(router, "phimoe_routing_function"))
+
+
+def test_a_router_of_an_unknown_kind_is_refused() -> None:
+    class FusedTopKRouter(vllm_internals.FUSED_TOP_K.load()):  # type: ignore[misc]
+        """Another kind, whatever its name."""
+
+    assert "not known" in str(router_obstacle(FusedTopKRouter(**plain())))
+    with pytest.raises(AttributeError):
+        changed = vllm_internals.FUSED_TOP_K.load()(**plain())
+        del changed.scoring_func
+        router_obstacle(changed)
+
+
+@pytest.mark.parametrize(
+    ("is_part", "runner", "is_bound"), [(False, "generate", True), (True, "generate", False), (False, "draft", False)]
+)
+@pytest.mark.parametrize("prefix", ["", "language_model"])
+def test_a_part_of_another_model_or_a_draft_is_not_bound(
+    is_part: bool, runner: str, is_bound: bool, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_steermoe_plugin.worker import variants
+
+    monkeypatch.setattr(variants, "bind_model", lambda model, config: "state")
+
+    class Upstream:
+        def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+            self.prefix = prefix
+
+    class Variant(variants.SteerableMixin, Upstream):
+        pass
+
+    config = SimpleNamespace(model_config=SimpleNamespace(is_submodel_config=is_part, runner_type=runner))
+    model = Variant(vllm_config=config, prefix=prefix)
+    assert model.prefix == prefix and (model.steering_state == "state") == is_bound

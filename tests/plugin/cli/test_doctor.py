@@ -1,0 +1,112 @@
+"""`steermoe doctor`: what can be steered here, what cannot and why, and a model as vLLM reads its config."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from expert_registry.errors import EngineError
+from tests.support import tiny
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.cli import app
+from vllm_steermoe_plugin.cli.doctor import runner
+from vllm_steermoe_plugin.compat import ledger as vllm_internals
+from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.models.unsupported import REFUSED
+
+RUN = CliRunner()
+
+
+def report(*arguments: str) -> tuple[int, dict[str, Any]]:
+    result = RUN.invoke(app, ["doctor", *arguments, "--json"])
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_without_a_model_it_lists_what_can_be_steered_and_what_cannot() -> None:
+    code, found = report()
+    assert code == 0 and found["problems"] == []
+    assert found["architectures"].keys() == ARCHITECTURES.keys() and found["refused"] == REFUSED
+    assert found["architectures"]["Qwen3VLMoeForConditionalGeneration"]["language_model"] == "Qwen3MoeForCausalLM"
+    assert "noaux_tc" in found["architectures"]["DeepseekV2ForCausalLM"]["condition"]
+    assert found["versions"]["vllm"].startswith("0.")
+
+
+def test_people_read_names_and_reasons() -> None:
+    text = RUN.invoke(app, ["doctor"]).stdout
+    for line in ("OlmoeForCausalLM*", "JambaForCausalLM\n", "its router is not a GateLinear:\n    Aria", "runner  "):
+        assert line in text, line
+    assert all(name in text for name in (*ARCHITECTURES, *REFUSED))
+    about_one = RUN.invoke(app, ["doctor", lab.NAME]).stdout
+    assert "layers_bound     4" in about_one and "Llama4" not in about_one
+
+
+@pytest.mark.usefixtures("live_environment")
+def test_it_says_which_model_runner_is_live_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    # vLLM's CPU build runs without Triton.
+    assert runner(None).startswith("V1") and "Triton" in runner(None)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    assert runner(None).startswith("V1") and "VLLM_USE_V2_MODEL_RUNNER=0" in runner(None)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(EngineError, match="V2 requires Triton"):
+        runner(None)
+
+
+@pytest.mark.parametrize(
+    ("is_v2", "triton", "asked", "says"),
+    [
+        (True, True, None, r"V2.*vLLM's default here"),
+        (True, True, "1", r"V2.*VLLM_USE_V2_MODEL_RUNNER=1"),
+        (False, True, None, r"V1.*V2 does not support a feature"),
+        (False, False, None, r"V1.*V2 needs Triton"),
+    ],
+)
+def test_the_runner_elsewhere(
+    is_v2: bool, triton: bool, asked: str | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def internal(value: Any) -> SimpleNamespace:
+        return SimpleNamespace(load=lambda: value)
+
+    monkeypatch.setattr(vllm_internals, "VLLM_CONFIG", internal(lambda: SimpleNamespace(use_v2_model_runner=is_v2)))
+    monkeypatch.setattr(vllm_internals, "HAS_TRITON", internal(triton))
+    monkeypatch.setattr(vllm_internals, "V2_MISSING", internal(lambda config: ["a feature"]))
+    if asked is None:
+        monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    else:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", asked)
+    assert re.match(says, runner(None))
+
+
+def test_a_hybrid_is_told_from_its_config_alone(tmp_path: Path) -> None:
+    code, found = report(str(tiny.write_config("GraniteMoeHybridForCausalLM", tmp_path)))
+    assert code == 0 and found["problems"] == []
+    assert found["runs_as"] == "GraniteMoeHybridForCausalLM"
+    assert (found["layers_bound"], found["layers"]) == (3, [0, 1, 2]) and "8 experts, top-2" in found["shape"]
+
+
+def test_a_config_that_cannot_be_steered_is_told_with_the_reason(tmp_path: Path) -> None:
+    config = json.loads((lab.MODEL_DIR / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"mlp_only_layers": [0, 1, 2, 3]}))
+    code, found = report(str(tmp_path))
+    assert code == 1 and found["runs_as"] == "Qwen3MoeForCausalLM" and "layers_bound" not in found
+    assert found["problems"] == ["this Qwen3MoeForCausalLM cannot be steered: none of its layers has routed experts"]
+
+
+def test_a_model_of_the_transformers_backend_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    config = tiny.CONFIGS["PhiMoEForCausalLM"]()
+    config.architectures = ["PhimoeForCausalLM"]
+    config.save_pretrained(tmp_path)
+    code, found = report(str(tmp_path))
+    assert code == 1 and found["runs_as"] == "TransformersMoEForCausalLM"
+    assert "Transformers backend" in found["problems"][0] and "--hf-overrides" in found["problems"][0]
+
+
+def test_a_model_that_is_not_here_is_named(tmp_path: Path) -> None:
+    code, found = report(str(tmp_path / "nothing"))
+    assert code == 1 and str(tmp_path / "nothing") in found["problems"][0] and "versions" in found

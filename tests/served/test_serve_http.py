@@ -1,0 +1,243 @@
+"""A real `steermoe serve` on loopback: steering per request, and every refusal as HTTP 400 with a reason."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expert_registry.errors import EngineError
+from lm_eval_tasks.models.server_probe import check_server
+from tests.support.served import call, serving
+from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.lab.world import examples, shows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the server; its log is there."""
+    return tmp_path_factory.mktemp("serve")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
+    """Base URL of a server with the operator's default settings, so with the safe policy."""
+    with serving(folder, "--enable-scale-out") as url:
+        yield f"{url}/v1"
+
+
+def ask(
+    server: str, steer: Any = None, prompt: str = "Hello.", path: str = "chat/completions", **more: Any
+) -> tuple[int, Any]:
+    """Status and answer of one request."""
+    body: dict[str, Any] = {"model": lab.NAME, "temperature": 0.0, "max_tokens": 16, **more}
+    body |= {"messages": [{"role": "user", "content": prompt}]} if path.startswith("chat") else {"prompt": prompt}
+    if steer is not None:
+        body["vllm_xargs"] = {"steermoe": steer}
+    status, answer = call(f"{server}/{path}", body)
+    if status != 200:
+        return status, answer
+    choice = answer["choices"][0]
+    return status, choice["message"]["content"] if path.startswith("chat") else choice["text"]
+
+
+def test_steering_over_http_moves_the_answers(server: str) -> None:
+    cases = examples("digits", "test")[:40]
+    with ThreadPoolExecutor(8) as pool:
+        # Steered and unsteered requests are in flight together.
+        steered = list(pool.map(lambda e: ask(server, "digits", e.prompt), cases))
+        plain = list(pool.map(lambda e: ask(server, None, e.prompt), cases))
+    assert {status for status, _ in steered + plain} == {200}
+    share = [
+        sum(shows("digits", e, text) for e, (_, text) in zip(cases, found, strict=True)) for found in (steered, plain)
+    ]
+    assert share[0] >= share[1] + 0.2 * len(cases)
+
+
+REFUSALS = {
+    "unknown behaviour": ("faithfulnes", "did you mean 'faithfulness'"),
+    "unknown version": ("digits@7", "digits@7"),
+    "reverse": ("refusal:reverse", "allow_reverse"),
+    "numbers": ("digits:activate=1", "allow_experts"),
+    "experts": ('{"activate": {"1": [2]}}', "allow_experts"),
+    "malformed": ("digits;", "BEHAVIOUR"),
+    "malformed experts, not read": ("{", "allow_experts"),
+    "unknown option": ("digits:strength=2", "strength"),
+    "a number": (7, "text"),
+    "a list": (["digits"], "text"),
+    "conflict": ("digits+refusal:phase=prompt", "one phase"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_what_cannot_be_applied_is_a_400_that_says_why(server: str, name: str, path: str) -> None:
+    steer, reason = REFUSALS[name]
+    status, text = ask(server, steer, path=path)
+    assert status == 400, text
+    assert reason in text
+    assert ask(server, "digits", path=path)[0] == 200, "the server goes on"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_beam_search_refuses_steering_that_vllm_would_drop(server: str, path: str) -> None:
+    status, text = ask(server, "digits", path=path, use_beam_search=True, n=2)
+    assert status == 400 and "beam search" in text
+    assert ask(server, None, path=path, use_beam_search=True, n=2)[0] == 200
+
+
+STREAMS: dict[str, dict[str, Any]] = {
+    "v1/chat/completions": {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 4},
+    "v1/completions": {"prompt": ["Hello.", "Hi."], "max_tokens": 4},
+    "v1/messages": {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 4},
+    "v1/responses": {"input": "Hello.", "max_output_tokens": 4},
+    "invocations": {"prompt": "Hello.", "max_tokens": 4},
+    "inference/v1/generate": {"token_ids": [5, 6, 7], "sampling_params": {"max_tokens": 4}},
+}
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_a_streamed_request_is_refused_before_its_answer_begins(server: str, folder: Path, path: str) -> None:
+    url = f"{server.removesuffix('v1')}{path}"
+    before = (folder / "log").read_text().count("Traceback")
+    for steer, reason in (("digitz", "did you mean 'digits'"), (REFUSALS["conflict"]), ("digits:reverse", "allow_rev")):
+        status, text = call(url, streamed(path, steer))
+        assert status == 400 and reason in text, text
+    assert (folder / "log").read_text().count("Traceback") == before
+    for good in ("digits", None):
+        status, text = streamed_text(url, streamed(path, good))
+        assert status == 200 and "data:" in text and "error" not in text
+
+
+def streamed(path: str, steer: str | None) -> dict[str, Any]:
+    body = {"model": lab.NAME, "stream": True, **STREAMS[path]}
+    asking = {"steermoe": steer} if steer is not None else None
+    if "sampling_params" in body:
+        return body | {"sampling_params": {**body["sampling_params"], "extra_args": asking}}
+    return body | {"vllm_xargs": asking}
+
+
+def streamed_text(url: str, body: dict[str, Any]) -> tuple[int, str]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as reply:
+        return reply.status, reply.read().decode()
+
+
+def test_steering_in_a_header_or_a_query_parameter_is_refused(server: str) -> None:
+    body = {"model": lab.NAME, "prompt": "Hello.", "max_tokens": 2}
+    for query, headers in (("?steermoe=digits", {}), ("", {"SteerMoE": "digits"})):
+        status, text = call(f"{server}/completions{query}", body, headers=headers)
+        assert status == 400 and "write vllm_xargs.steermoe" in text
+
+
+@pytest.mark.parametrize("body", [{"prompt": "Hello."}, {"messages": [{"role": "user", "content": "Hello."}]}])
+def test_what_invocations_hands_on_is_looked_at(server: str, body: dict[str, Any]) -> None:
+    url = f"{server.removesuffix('/v1')}/invocations"
+    body = {"model": lab.NAME, "max_tokens": 2, **body}
+    assert call(url, body | {"vllm_xargs": {"steermoe": "digits"}})[0] == 200
+    status, text = call(url, body | {"steermoe": "digits"})
+    assert status == 400 and "write vllm_xargs.steermoe" in text
+
+
+@pytest.mark.parametrize("place", ["steermoe", "extra_body", "extra_args", "metadata", "chat_template_kwargs"])
+def test_steering_in_a_place_that_vllm_does_not_read_is_refused(server: str, place: str) -> None:
+    misplaced: dict[str, Any] = {"steermoe": "digits"}
+    status, text = ask(server, None, **misplaced if place == "steermoe" else {place: misplaced})
+    assert status == 400 and f"does not read {place}" in text and "write vllm_xargs.steermoe" in text
+
+
+def test_steering_at_an_endpoint_that_drops_it_is_refused(server: str) -> None:
+    scored = {"model": lab.NAME, "query": "a", "items": ["b", "c"], "label_token_ids": [5, 6]}
+    root = server.removesuffix("/v1")
+    assert call(f"{root}/generative_scoring", scored)[0] == 200
+    status, text = call(f"{root}/generative_scoring", scored | {"vllm_xargs": {"steermoe": "digits"}})
+    assert status == 400 and "/generative_scoring does not read vllm_xargs" in text
+
+
+def test_a_batch_of_chats_and_messages_are_steered(server: str) -> None:
+    case = next(e for e in examples("digits", "test") if not shows("digits", e, ask(server, None, e.prompt)[1]))
+    chat: dict[str, Any] = {"model": lab.NAME, "temperature": 0.0, "max_tokens": 16}
+    chat |= {"vllm_xargs": {"steermoe": "digits"}}
+    message = {"role": "user", "content": case.prompt}
+    expected = ask(server, "digits", case.prompt)[1]
+    status, batch = call(f"{server}/chat/completions/batch", chat | {"messages": [[message], [message]]})
+    assert status == 200 and [choice["message"]["content"] for choice in batch["choices"]] == [expected] * 2
+    status, answer = call(f"{server}/messages", chat | {"messages": [message]})
+    assert status == 200 and answer["content"][0]["text"] == expected
+    status, answer = call(f"{server}/responses", chat | {"input": case.prompt, "max_output_tokens": 16})
+    assert status == 200 and answer["output"][-1]["content"][0]["text"] == expected
+    for path, asked in (
+        ("chat/completions/batch", {"messages": [[message]]}),
+        ("messages", {"messages": [message]}),
+        ("responses", {"input": case.prompt}),
+    ):
+        refused = chat | asked | {"vllm_xargs": {"steermoe": "digits:reverse"}}
+        status, text = call(f"{server}/{path}", refused)
+        assert status == 400 and "allow_reverse" in text, path
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "reason"),
+    [
+        ({"steermoe": '{"activate": {"1": [2]}}'}, "allow_experts"),
+        ({"steermoe": {"activate": {"1": [2]}}}, "text"),
+        ({"steermoe": "digits:reverse"}, "allow_reverse"),
+        ({"steermoe_count": '{"group":1,"ranges":[[0,1]]}'}, "not over HTTP"),
+        ({"steermoe": "digits"}, None),
+        ({"steermoe": None}, None),
+        (None, None),
+    ],
+)
+def test_tokens_in_tokens_out_pass_the_same_check(server: str, extra_args: Any, reason: str | None) -> None:
+    body = {"token_ids": [5, 6, 7], "sampling_params": {"max_tokens": 2, "extra_args": extra_args}}
+    status, text = call(f"{server.removesuffix('/v1')}/inference/v1/generate", body)
+    assert status == (400 if reason else 200), text
+    assert reason is None or reason in text
+
+
+def test_lm_evals_probe_tells_a_server_that_steers(server: str) -> None:
+    check_server(f"{server}/chat/completions", {}, lab.NAME, "digits")
+    check_server(f"{server}/completions", {}, lab.NAME, "faithfulness")
+    with pytest.raises(EngineError, match="allow_reverse"):
+        check_server(f"{server}/completions", {}, lab.NAME, "digits:reverse")
+
+
+def test_counting_is_not_offered_over_http(server: str) -> None:
+    body = {"model": lab.NAME, "prompt": "a", "vllm_xargs": {"steermoe_count": '{"group":1,"ranges":[[0,1]]}'}}
+    assert call(f"{server}/completions", body)[0] == 400
+
+
+def test_nobody_manages_profiles_unless_the_operator_says_who(server: str) -> None:
+    root = server.removesuffix("/v1")
+    for method, path in (("GET", "profiles"), ("PUT", "profiles/terse"), ("POST", "rankings/refresh")):
+        headers = {"Authorization": "Bearer 0123456789abcdef"}
+        status, _ = call(
+            f"{root}/steermoe/{path}", "digits" if method == "PUT" else None, method=method, headers=headers
+        )
+        assert status == 404
+    status, text = ask(server, "@terse")
+    assert status == 400 and "unknown loaded profile 'terse'; known: none" in text
+
+
+def test_a_server_that_only_renders_looks_at_bodies_too(tmp_path: Path) -> None:
+    vllm = (sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()")
+    command = (*vllm, "launch", "render", str(lab.MODEL_DIR), "--served-model-name", lab.NAME)
+    with serving(tmp_path, command=command) as url:
+        body: dict[str, Any] = {"model": lab.NAME, "prompt": "Hello.", "max_tokens": 2}
+        status, text = call(f"{url}/v1/completions/render", body | {"extra_body": {"steermoe": "digits"}})
+        assert status == 400 and "write vllm_xargs.steermoe" in text
+        status, [rendered] = call(f"{url}/v1/completions/render", body | {"vllm_xargs": {"steermoe": "digits"}})
+        assert status == 200 and rendered["sampling_params"]["extra_args"] == {"steermoe": "digits"}
+
+
+def test_the_vllm_command_works() -> None:
+    command = Path(sys.executable).parent / "vllm"
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip().endswith("0.32.0+cpu")

@@ -1,0 +1,262 @@
+"""Runs dummy models of many architectures in the real engine, one after another, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from inspect import getattr_static
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.support.tiny import DUMMIES, VOCABULARY, write_config
+
+ACTIVATED, DEACTIVATED = 5, 3
+PROMPT_TOKENS = 24
+CANNOT_GENERATE = {"JambaForCausalLM": "the CPU build has no kernel for Mamba-1"}
+"""Built and bound here, but not run."""
+
+
+def main(folder: str) -> None:
+    """Print, after RESULT, what was seen of each architecture and of those that cannot be steered."""
+    use_larger_weights()
+    register_without_inspection()
+    kept: list[Any] = []
+    seen: dict[str, Any] = {"classes": compare_classes()}
+    for architecture in DUMMIES:
+        try:
+            seen[architecture] = look_at(architecture, Path(folder), kept)
+        except Exception:  # noqa: BLE001  (reported; the other architectures are still run)
+            seen[architecture] = {"error": traceback.format_exc()[-1500:]}
+    seen["served"] = served_without_steering(Path(folder), kept)
+    seen["encoders"] = encoders_alone(Path(folder), kept)
+    # Last but one: vLLM's speculation on CPU replaces kernels for the whole process.
+    seen["draft"] = drafted_by_itself(Path(folder), kept)
+    seen["refused"] = admitted_by_mistake(Path(folder), kept)
+    sys.stdout.write("RESULT" + json.dumps(seen) + "\n")
+    sys.stdout.flush()
+    # Taking down a dozen engines takes longer than running them.
+    os._exit(0)
+
+
+def use_larger_weights() -> None:
+    """vLLM's dummy weights are so small that every expert computes nothing; draw larger ones."""
+    from vllm.model_executor.model_loader import dummy_loader
+
+    draw = dummy_loader.initialize_single_dummy_weight
+    dummy_loader.initialize_single_dummy_weight = lambda tensor: draw(tensor, low=-0.2, high=0.2)
+
+
+def register_without_inspection() -> None:
+    """Register the variants as classes: of a lazy name vLLM first learns in a process of its own, for ten seconds."""
+    from vllm.plugins import load_general_plugins
+
+    from vllm_steermoe_plugin.compat import ledger as vllm_internals
+    from vllm_steermoe_plugin.compat.variant_names import variant_name
+    from vllm_steermoe_plugin.worker import variants
+
+    # Once per process; an engine would do it, and with it register the lazy names again.
+    load_general_plugins()
+    registry = vllm_internals.MODEL_REGISTRY.load()
+    for name in (*DUMMIES, "Qwen3MoeForCausalLM"):
+        registry.register_model(name, getattr(variants, variant_name(name)))
+
+
+def compare_classes() -> dict[str, list[str]]:
+    """For each architecture, in what vLLM would treat the variant otherwise than its own class; nothing, we hope."""
+    from vllm.model_executor.models.registry import _ModelInfo
+
+    from vllm_steermoe_plugin.compat.variant_names import variant_name
+    from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
+    from vllm_steermoe_plugin.worker import variants
+
+    seen = {}
+    for name in ARCHITECTURES:
+        variant, upstream = getattr(variants, variant_name(name)), variants.upstream_class(name)
+        info, expected = _ModelInfo.from_model_cls(variant), _ModelInfo.from_model_cls(upstream)
+        wrong = [field for field in expected.__dataclass_fields__ if getattr(info, field) != getattr(expected, field)]
+        # The processor of images, packed weights, and all else that vLLM looks up on the class.
+        wrong += [
+            attribute
+            for attribute in dir(upstream)
+            if not attribute.startswith("__")
+            and attribute not in ("_abc_impl", "get_model_state_cls", "steering_state")
+            and getattr_static(variant, attribute) is not getattr_static(upstream, attribute)
+        ]
+        wrong += [] if issubclass(variant, upstream) and variant.__name__ == upstream.__name__ else ["class"]
+        # The guard in `worker/runners/guard.py` stands at `forward`.
+        wrong += [] if variant.__call__ is torch.nn.Module.__call__ else ["__call__"]
+        seen[name] = wrong
+    return seen
+
+
+def start(
+    folder: Path, architecture: str, kept: list[Any], options: dict[str, Any] | None = None, **changes: Any
+) -> Any:
+    """An engine on a dummy model; `changes` are to its config."""
+    from vllm_steermoe_plugin.engine import start_engine
+
+    engine = start_engine(
+        str(write_config(architecture, folder, **changes)),
+        {"count_groups": 2},
+        load_format="dummy",
+        dtype="bfloat16",  # vLLM's linear attention on CPU knows no other.
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        max_model_len=64,
+        max_num_seqs=4,
+        kv_cache_memory_bytes=64 << 20,
+        gpu_memory_utilization=0.2,
+        limit_mm_per_prompt={"image": 0, "video": 0} if "vision_config" in DUMMIES[architecture] else {},
+        **(options or {}),
+    )
+    kept.append(engine)
+    return engine
+
+
+def model_of(engine: Any) -> Any:
+    """The model that the runner holds."""
+    return engine.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+
+
+def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
+    """Build one model, steer it and count."""
+    from vllm_steermoe_plugin.detection.engine_client import take_counts
+    from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
+    from vllm_steermoe_plugin.worker.variants import SteerableMixin
+
+    engine = start(folder / architecture, architecture, kept)
+    model = model_of(engine)
+    state = model.steering_state
+    gates = [module for module in model.modules() if isinstance(module, SteeredGateLinear)]
+    variants = [module for module in model.modules() if isinstance(module, SteerableMixin)]
+    seen: dict[str, Any] = {
+        "class": [type(model).__module__, type(model).__name__],
+        "layers": list(state.layers),
+        "experts": state.shape.num_experts,
+        "top_k": state.shape.top_k,
+        "states": len({id(gate.steering) for gate in gates}),
+        "gates": sorted(gate.steering_row for gate in gates),
+        "variants": len(variants),
+        "bound": sum(variant.steering_state is not None for variant in variants),
+    }
+    if architecture in CANNOT_GENERATE:
+        return seen
+    plain, beside = scores(engine, [None, None])
+    steering = json.dumps(
+        {
+            "activate": {str(layer): [ACTIVATED] for layer in state.layers},
+            "deactivate": {str(layer): [DEACTIVATED] for layer in state.layers},
+        }
+    )
+    engine.collective_rpc("steermoe_reset_counts")
+    untouched, steered = scores(engine, [None, steering], count=True)
+    selections, tokens = take_counts(engine, state.layers)
+    for gate in gates:
+        gate.steering = None
+    unbound, _ = scores(engine, [None, None])
+    return seen | {
+        "tokens": tokens.tolist(),
+        "selections": selections.sum(axis=2).tolist(),
+        "activated": selections[:, :, ACTIVATED].tolist(),
+        "deactivated": selections[:, :, DEACTIVATED].tolist(),
+        "as_unbound": bool(np.array_equal(plain, unbound)),
+        "as_beside": bool(np.array_equal(plain, untouched)),
+        "moved": float(np.abs(beside - steered).max()),
+    }
+
+
+def served_without_steering(folder: Path, kept: list[Any]) -> dict[str, Any]:
+    """A config that cannot be steered: the engine starts, nothing is bound, and only steering is refused."""
+    from vllm.exceptions import VLLMValidationError
+
+    engine = start(folder / "sigmoid", "DeepseekV2ForCausalLM", kept, scoring_func="sigmoid")
+    state = model_of(engine).steering_state
+    seen: dict[str, Any] = {"bound": state is not None, "scored": len(scores(engine, [None])[0])}
+    try:
+        scores(engine, ['{"activate": {"1": [0]}}'])
+    except VLLMValidationError as error:
+        seen["refusal"] = str(error)
+    return seen
+
+
+def encoders_alone(folder: Path, kept: list[Any]) -> dict[str, Any]:
+    """An engine without a language model: nothing is bound, and steering is refused."""
+    from vllm.exceptions import VLLMValidationError
+
+    engine = start(folder / "eyes", "Qwen3VLMoeForConditionalGeneration", kept, {"mm_encoder_only": True})
+    seen: dict[str, Any] = {"bound": model_of(engine).steering_state is not None}
+    try:
+        scores(engine, ['{"activate": {"1": [0]}}'])
+    except VLLMValidationError as error:
+        seen["refusal"] = str(error)
+    return seen
+
+
+def drafted_by_itself(folder: Path, kept: list[Any]) -> dict[str, Any]:
+    """A model with another of its architecture as its draft: only the one that vLLM's runner holds is bound."""
+    architecture = "DbrxForCausalLM"
+    place = folder / architecture
+    speculation = {"model": str(place), "method": "draft_model", "num_speculative_tokens": 2}
+    engine = start(place, architecture, kept, {"speculative_config": speculation})
+    draft = engine.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model
+    plain, steered = scores(engine, [None, '{"activate": {"0": [5]}}'])
+    return {
+        "main": model_of(engine).steering_state is not None,
+        "draft": draft.steering_state is not None,
+        "class": type(draft).__module__,
+        "moved": float(np.abs(plain - steered).max()),
+    }
+
+
+def admitted_by_mistake(folder: Path, kept: list[Any]) -> dict[str, str]:
+    """The table made to admit what is no softmax top-k: what the engine says at start."""
+    from vllm_steermoe_plugin.models import config_families as moe_configs
+
+    families = moe_configs.FAMILIES
+    families["deepseek"] = moe_configs.Family(("n_routed_experts",), layers=families["deepseek"].layers)
+    families["cohere"] = moe_configs.Family(layers=families["cohere"].layers)
+    said = {}
+    for name, architecture, changes in (
+        ("sigmoid", "DeepseekV2ForCausalLM", {"scoring_func": "sigmoid"}),
+        ("bias", "DeepseekV2ForCausalLM", {"topk_method": "noaux_tc"}),
+        ("groups", "DeepseekV2ForCausalLM", {"n_group": 4, "topk_group": 2}),
+        ("custom", "Cohere2MoeForCausalLM", {"expert_selection_fn": "sigmoid"}),
+    ):
+        try:
+            start(folder / f"wrong-{name}", architecture, kept, **changes)
+            said[name] = "started"
+        except Exception as error:  # noqa: BLE001  (its text is what is tested)
+            said[name] = str(error)
+    return said
+
+
+def scores(engine: Any, steering: list[str | None], count: bool = False) -> list[np.ndarray]:
+    """Log-probabilities of the tokens of one prompt per request, `[T - 1]` each."""
+    from vllm import SamplingParams
+
+    from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+    from vllm_steermoe_plugin.steering.request import STEER_KEY
+
+    ids = [4 + (7 * i) % (VOCABULARY - 4) for i in range(PROMPT_TOKENS)]
+    params = []
+    for group, steer in enumerate(steering, start=1):
+        args: dict[str, object] = {STEER_KEY: steer} if steer else {}
+        if count:
+            args[COUNT_KEY] = CountedSpans(group, ((0, len(ids)),)).to_json()
+        params.append(
+            SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, extra_args=args or None)
+        )
+    outputs = engine.generate([{"prompt_token_ids": ids}] * len(params), params, use_tqdm=False)
+    return [
+        np.array([entry[t].logprob for entry, t in zip(o.prompt_logprobs[1:], ids[1:], strict=True)]) for o in outputs
+    ]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
