@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.symbols.frontend import RUST_FRONT_END
+from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS, MODEL_REGISTRY
 from vllm_steermoe_plugin.compat.variant_names import VARIANTS, registered_elsewhere, variant_name
+from vllm_steermoe_plugin.compat.versions import check_version
 from vllm_steermoe_plugin.core.block_keys import install_block_keys
 from vllm_steermoe_plugin.core.request_check import install_core_check
 from vllm_steermoe_plugin.frontend.hooks import install_front_end_hooks
@@ -13,15 +15,15 @@ from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 
 def register_all() -> None:
     """See `vllm_steermoe_plugin.register`."""
-    vllm.check_version()
-    if vllm.RUST_FRONT_END.load():
+    check_version()
+    if RUST_FRONT_END.load():
         raise EngineError(
             "vLLM's Rust front end (VLLM_USE_RUST_FRONTEND) passes by this plugin: no default would be applied "
             "and no request checked. Unset it, or leave the plugin out with VLLM_PLUGINS"
         )
-    registry = vllm.MODEL_REGISTRY.load()
+    registry = MODEL_REGISTRY.load()
     # Rows of other releases than the installed one have nothing to derive from.
-    for name in ARCHITECTURES.keys() & vllm.BUILT_IN_MODELS.load().keys():
+    for name in ARCHITECTURES.keys() & BUILT_IN_MODELS.load().keys():
         # Another plugin's class stays, since requests without steering must find it; steering it is then refused.
         if registered_elsewhere(name) is None:
             # A string, so that no model file is imported and CUDA stays uninitialised until a worker needs the class.

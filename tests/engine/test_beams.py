@@ -15,7 +15,7 @@ from vllm.sampling_params import BeamSearchParams
 
 from tests.support.random_steering import as_text, random_rules
 from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.compat import ledger as vllm_internals
+from vllm_steermoe_plugin.compat.symbols.frontend import ONLINE
 from vllm_steermoe_plugin.frontend.hooks import front_end_of
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.steering.request import STEER_KEY
@@ -95,7 +95,7 @@ def test_a_default_by_phase_refuses_beam_search(phase: str, plain: Any, monkeypa
     # A server's beam search is an asynchronous generator; it must refuse before it is iterated.
     serving = SimpleNamespace(engine_client=plain.llm_engine)
     with pytest.raises(VLLMValidationError, match="one phase only by default"):
-        vllm_internals.ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
+        ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
     monkeypatch.undo()
-    generator = vllm_internals.ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
+    generator = ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
     asyncio.run(generator.aclose())

@@ -12,7 +12,9 @@ from tests.support.folders import ROOT
 from tests.support.model_sources import architectures_with_experts, registry
 from tests.support.run_dummies import CANNOT_GENERATE, PROMPT_TOKENS
 from tests.support.tiny import CONFIGS, DUMMIES
-from vllm_steermoe_plugin.compat import ledger as vllm_internals
+from vllm_steermoe_plugin.compat.symbols import worker as symbols
+from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS
+from vllm_steermoe_plugin.compat.symbols.worker import CUSTOM_ROUTING, FUSED_TOP_K
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.unsupported import REFUSED
 from vllm_steermoe_plugin.worker.router_check import router_obstacle
@@ -71,7 +73,7 @@ def test_every_architecture_of_vllm_with_experts_is_classified() -> None:
 
 def test_the_tables_name_architectures_that_vllm_has() -> None:
     known = registry()
-    assert vllm_internals.BUILT_IN_MODELS.load().keys() == known.keys()
+    assert BUILT_IN_MODELS.load().keys() == known.keys()
     assert sorted({*ARCHITECTURES, *REFUSED} - known.keys()) == []
 
 
@@ -188,23 +190,23 @@ def chosen_by_hand(**kwargs: Any) -> None:
 def test_vllms_own_routers_are_judged_by_what_they_select(
     internal: str, options: dict[str, Any], obstacle: str | None
 ) -> None:
-    found = router_obstacle(getattr(vllm_internals, internal).load()(**plain(**options)))
+    found = router_obstacle(getattr(symbols, internal).load()(**plain(**options)))
     assert found is None if obstacle is None else obstacle in str(found)
 
 
 def test_only_the_selection_function_of_the_table_is_known_to_be_plain() -> None:
-    router = vllm_internals.CUSTOM_ROUTING.load()(**plain(custom_routing_function=chosen_by_hand))
+    router = CUSTOM_ROUTING.load()(**plain(custom_routing_function=chosen_by_hand))
     assert router_obstacle(router, "chosen_by_hand") is None
     assert "chosen_by_hand" in str(router_obstacle(router, "phimoe_routing_function"))
 
 
 def test_a_router_of_an_unknown_kind_is_refused() -> None:
-    class FusedTopKRouter(vllm_internals.FUSED_TOP_K.load()):  # type: ignore[misc]
+    class FusedTopKRouter(FUSED_TOP_K.load()):  # type: ignore[misc]
         """Another kind, whatever its name."""
 
     assert "not known" in str(router_obstacle(FusedTopKRouter(**plain())))
     with pytest.raises(AttributeError):
-        changed = vllm_internals.FUSED_TOP_K.load()(**plain())
+        changed = FUSED_TOP_K.load()(**plain())
         del changed.scoring_func
         router_obstacle(changed)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tests.support.alone import run_alone
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.symbols.worker import ELEMENTS_TO_LOAD, LOAD_NUMEL
 
 _RELOAD = """
 import json, logging, sys
@@ -50,6 +50,6 @@ def test_weights_are_reloaded_under_steering_and_nothing_is_missed(checkpoint: C
 
 def test_the_attribute_is_the_one_that_vllm_reads() -> None:
     tensor = torch.zeros(5)
-    assert vllm.LOAD_NUMEL.load()(tensor) == 5
-    setattr(tensor, vllm.ELEMENTS_TO_LOAD, 0)
-    assert vllm.LOAD_NUMEL.load()(tensor) == 0
+    assert LOAD_NUMEL.load()(tensor) == 5
+    setattr(tensor, ELEMENTS_TO_LOAD, 0)
+    assert LOAD_NUMEL.load()(tensor) == 0

@@ -55,13 +55,13 @@ def register_without_inspection() -> None:
     """Register the variants as classes: of a lazy name vLLM first learns in a process of its own, for ten seconds."""
     from vllm.plugins import load_general_plugins
 
-    from vllm_steermoe_plugin.compat import ledger as vllm_internals
+    from vllm_steermoe_plugin.compat.symbols.registry import MODEL_REGISTRY
     from vllm_steermoe_plugin.compat.variant_names import variant_name
     from vllm_steermoe_plugin.worker import variants
 
     # Once per process; an engine would do it, and with it register the lazy names again.
     load_general_plugins()
-    registry = vllm_internals.MODEL_REGISTRY.load()
+    registry = MODEL_REGISTRY.load()
     for name in (*DUMMIES, "Qwen3MoeForCausalLM"):
         registry.register_model(name, getattr(variants, variant_name(name)))
 

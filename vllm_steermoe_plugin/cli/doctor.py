@@ -33,7 +33,7 @@ def doctor(
 
 def examine(model: str | None) -> dict[str, Any]:
     """What `steermoe doctor` reports; `problems` is empty if steering will work."""
-    from vllm_steermoe_plugin.compat import ledger as vllm_internals
+    from vllm_steermoe_plugin.compat.ledger import LEDGER, check_ledger
     from vllm_steermoe_plugin.compat.plugin_allowlist import VARIABLE, allow_list, check_plugin_allowed
     from vllm_steermoe_plugin.compat.versions import tool_versions
     from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, condition_of
@@ -43,9 +43,9 @@ def examine(model: str | None) -> dict[str, Any]:
     report: dict[str, Any] = {
         "versions": tool_versions(),
         VARIABLE: "(unset: all plugins are loaded)" if (allowed := allow_list()) is None else allowed,
-        "internals": len(vllm_internals.LEDGER),
+        "internals": len(LEDGER),
     }
-    for check in (check_plugin_allowed, vllm_internals.check_ledger):
+    for check in (check_plugin_allowed, check_ledger):
         try:
             check()
         except EngineError as error:
@@ -72,13 +72,13 @@ def examine_model(model: str, report: dict[str, Any]) -> None:
     Raises:
         EngineError: vLLM cannot read its config, or it cannot be steered. What was known by then is in the report.
     """
-    from vllm_steermoe_plugin.compat import ledger as vllm_internals
+    from vllm_steermoe_plugin.compat.symbols.config import MODEL_CONFIG
     from vllm_steermoe_plugin.models.architectures import shape_of
     from vllm_steermoe_plugin.models.checkpoints import names_of, resolve_checkpoint
 
     place = resolve_checkpoint(model)
     try:
-        config = vllm_internals.MODEL_CONFIG.load()(model=place)
+        config = MODEL_CONFIG.load()(model=place)
     except (ValueError, OSError) as error:
         raise EngineError(f"vLLM cannot read the config of {model}: {' '.join(str(error).split())[:500]}") from None
     report["model"] = model
@@ -100,9 +100,9 @@ def runner(model_config: Any) -> str:
     Raises:
         EngineError: this vLLM cannot be asked.
     """
-    from vllm_steermoe_plugin.compat import ledger as vllm_internals
+    from vllm_steermoe_plugin.compat.symbols.config import HAS_TRITON, V2_MISSING, VLLM_CONFIG
 
-    make = vllm_internals.VLLM_CONFIG.load()
+    make = VLLM_CONFIG.load()
     try:
         config = make() if model_config is None else make(model_config=model_config)
         is_v2 = config.use_v2_model_runner
@@ -114,9 +114,9 @@ def runner(model_config: Any) -> str:
         return f"{name} (VLLM_USE_V2_MODEL_RUNNER={asked})"
     if is_v2:
         return f"{name} (vLLM's default here)"
-    if not vllm_internals.HAS_TRITON.load():
+    if not HAS_TRITON.load():
         return f"{name} (V2 needs Triton, which is not installed)"
-    missing = vllm_internals.V2_MISSING.load()(config)
+    missing = V2_MISSING.load()(config)
     return f"{name} (V2 does not support {', '.join(missing) or 'this'})"
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.compat.ledger import ENDPOINT_GROUP, PLUGIN_GROUPS
+from vllm_steermoe_plugin.compat.symbols.registry import ENDPOINT_GROUP, PLUGIN_GROUPS
 
 ENTRY_POINT = "steermoe"
 """Name of this plugin in the groups of entry points."""

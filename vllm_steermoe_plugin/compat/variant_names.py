@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from vllm_steermoe_plugin.compat.ledger import MODEL_REGISTRY, PACKAGE, vllm_version
+from vllm_steermoe_plugin.compat.symbols.registry import MODEL_REGISTRY, PACKAGE
+from vllm_steermoe_plugin.compat.versions import vllm_version
 
 VARIANTS = "vllm_steermoe_plugin.worker.variants"
 """The module of the variant classes."""

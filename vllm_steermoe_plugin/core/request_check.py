@@ -13,7 +13,8 @@ from typing import Any
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.admission.request_admission import SALT_PREFIX, is_unchecked, was_checked
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.internal import wrap_once
+from vllm_steermoe_plugin.compat.symbols.core import CORE, CORE_TAKES
 from vllm_steermoe_plugin.models.steerability import served_shape
 from vllm_steermoe_plugin.settings import read_settings
 from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
@@ -27,8 +28,8 @@ _CHECK = "steermoe_check"
 
 def install_core_check() -> None:
     """Wrap the place where the core takes requests, once per process."""
-    vllm.CORE.load()
-    vllm.wrap_once(vllm.CORE_TAKES, _preprocess)
+    CORE.load()
+    wrap_once(CORE_TAKES, _preprocess)
 
 
 def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:

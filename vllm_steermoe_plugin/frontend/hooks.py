@@ -16,8 +16,32 @@ from expert_registry import Registry
 from expert_registry.errors import EngineError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.request_admission import OPERATORS_ERRORS, FrontEnd, compose_salt
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.internal import wrap_once
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_routes_allowed
+from vllm_steermoe_plugin.compat.symbols.config import PARALLEL_CONFIG
+from vllm_steermoe_plugin.compat.symbols.frontend import (
+    ASYNC_ADD_REQUEST,
+    ASYNC_CALL_ALL,
+    ASYNC_LLM,
+    ASYNC_LLM_INIT,
+    ASYNC_LLM_TASKS,
+    BEAM_SEARCH_OFFLINE,
+    BEAM_SEARCH_ONLINE,
+    ENGINE_CALL,
+    ENGINE_REQUEST,
+    INPUT_PROCESSOR,
+    INPUT_PROCESSOR_INIT,
+    LLM_ENGINE,
+    LLM_ENGINE_ADD,
+    LLM_ENGINE_INIT,
+    LLM_ENGINE_TASKS,
+    OFFLINE,
+    ONLINE,
+    PROCESS_INPUTS,
+    SAMPLING_PARAMS,
+    SERVER_ERROR,
+    VALIDATION_ERROR,
+)
 from vllm_steermoe_plugin.frontend.http_checks import install_http_hooks
 from vllm_steermoe_plugin.frontend.management.operator_key import read_key
 from vllm_steermoe_plugin.models.checkpoints import names_of
@@ -33,25 +57,25 @@ def install_front_end_hooks() -> None:
     """Wrap the places below, once per process."""
     # What the hooks call and read, so that it is missed now and not with a request.
     for internal in (
-        vllm.INPUT_PROCESSOR,
-        vllm.SAMPLING_PARAMS,
-        vllm.ENGINE_REQUEST,
-        vllm.LLM_ENGINE,
-        vllm.ASYNC_LLM,
-        vllm.VALIDATION_ERROR,
-        vllm.SERVER_ERROR,
-        vllm.ASYNC_CALL_ALL,
-        vllm.ENGINE_CALL,
+        INPUT_PROCESSOR,
+        SAMPLING_PARAMS,
+        ENGINE_REQUEST,
+        LLM_ENGINE,
+        ASYNC_LLM,
+        VALIDATION_ERROR,
+        SERVER_ERROR,
+        ASYNC_CALL_ALL,
+        ENGINE_CALL,
     ):
         internal.load()
-    vllm.wrap_once(vllm.INPUT_PROCESSOR_INIT, _processor_init)
-    vllm.wrap_once(vllm.PROCESS_INPUTS, _process_inputs)
-    vllm.wrap_once(vllm.LLM_ENGINE_INIT, _engine_init)
-    vllm.wrap_once(vllm.ASYNC_LLM_INIT, _server_init)
-    vllm.wrap_once(vllm.LLM_ENGINE_TASKS, _tasks)
-    vllm.wrap_once(vllm.ASYNC_LLM_TASKS, _tasks_of_server)
-    vllm.wrap_once(vllm.LLM_ENGINE_ADD, _add_engine_request)
-    vllm.wrap_once(vllm.ASYNC_ADD_REQUEST, _add_request)
+    wrap_once(INPUT_PROCESSOR_INIT, _processor_init)
+    wrap_once(PROCESS_INPUTS, _process_inputs)
+    wrap_once(LLM_ENGINE_INIT, _engine_init)
+    wrap_once(ASYNC_LLM_INIT, _server_init)
+    wrap_once(LLM_ENGINE_TASKS, _tasks)
+    wrap_once(ASYNC_LLM_TASKS, _tasks_of_server)
+    wrap_once(LLM_ENGINE_ADD, _add_engine_request)
+    wrap_once(ASYNC_ADD_REQUEST, _add_request)
     # A server that only renders makes no engine; its modules are loaded by now.
     install_http_hooks(_check)
 
@@ -83,7 +107,7 @@ def _check_manageable(settings: Settings, parallel: Any) -> None:
     assert settings.manage is not None
     read_key(settings.manage)
     check_routes_allowed()
-    vllm.PARALLEL_CONFIG.load()
+    PARALLEL_CONFIG.load()
     if settings.profile_store is None and (parallel._api_process_count > 1 or parallel.data_parallel_size > 1):
         raise EngineError(
             "setting 'manage' with several front-end processes (--api-server-count, --data-parallel-size): a profile "
@@ -189,7 +213,7 @@ def _add_engine_request(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_made(front_end: FrontEnd, prompt: Any) -> None:
     """Raise what vLLM answers if `prompt` is a request that was made elsewhere and cannot go on as it is."""
-    if not isinstance(prompt, vllm.ENGINE_REQUEST.load()) or prompt.sampling_params is None:
+    if not isinstance(prompt, ENGINE_REQUEST.load()) or prompt.sampling_params is None:
         return
     try:
         front_end.check_made(prompt.sampling_params.extra_args)
@@ -203,10 +227,10 @@ def install_beam_search_hooks() -> None:
     It asks for one token at a time, with what it has so far as the prompt, so that a default by phase would take
     generated tokens for the prompt's.
     """
-    vllm.OFFLINE.load()
-    vllm.ONLINE.load()
-    vllm.wrap_once(vllm.BEAM_SEARCH_OFFLINE, _beam_search(lambda llm: llm.llm_engine))
-    vllm.wrap_once(vllm.BEAM_SEARCH_ONLINE, _beam_search(lambda serving: serving.engine_client))
+    OFFLINE.load()
+    ONLINE.load()
+    wrap_once(BEAM_SEARCH_OFFLINE, _beam_search(lambda llm: llm.llm_engine))
+    wrap_once(BEAM_SEARCH_ONLINE, _beam_search(lambda serving: serving.engine_client))
 
 
 def _beam_search(engine_of: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -258,7 +282,7 @@ def _answer(front_end: FrontEnd, error: SteerMoEError) -> Exception:
     text = f"steermoe: {front_end.describe(error)}"
     refusal: Exception
     if isinstance(error, OPERATORS_ERRORS):
-        refusal = vllm.SERVER_ERROR.load()(text, HTTPStatus.INTERNAL_SERVER_ERROR)
+        refusal = SERVER_ERROR.load()(text, HTTPStatus.INTERNAL_SERVER_ERROR)
     else:
-        refusal = vllm.VALIDATION_ERROR.load()(text, parameter=STEER_KEY)
+        refusal = VALIDATION_ERROR.load()(text, parameter=STEER_KEY)
     return refusal

@@ -15,7 +15,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from expert_registry.errors import RequestError
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.internal import Internal, wrap_once
+from vllm_steermoe_plugin.compat.symbols.frontend import VALIDATION_ERROR
+from vllm_steermoe_plugin.compat.symbols.http import (
+    ENGINE_CLIENT,
+    TO_BEAMS,
+    TO_SAMPLING,
+    VALIDATE_INVOCATION,
+    VALIDATE_JSON,
+)
 from vllm_steermoe_plugin.frontend.misplaced import asked_at, check_body, check_fields, check_names, generates
 from vllm_steermoe_plugin.steering.request import STEER_KEY
 
@@ -32,23 +40,23 @@ def install_http_hooks(check: Check, *, load: bool = False) -> None:
             vLLM makes the endpoints, which keep what they find.
     """
 
-    def wanted(internal: vllm.Internal) -> bool:
+    def wanted(internal: Internal) -> bool:
         return load or internal.module in sys.modules
 
-    for validate_json in (vllm.VALIDATE_JSON, vllm.VALIDATE_INVOCATION):
+    for validate_json in (VALIDATE_JSON, VALIDATE_INVOCATION):
         if wanted(validate_json):
-            vllm.wrap_once(validate_json, _at_the_door(check))
-    for to_sampling in vllm.TO_SAMPLING:
+            wrap_once(validate_json, _at_the_door(check))
+    for to_sampling in TO_SAMPLING:
         if wanted(to_sampling):
-            vllm.wrap_once(to_sampling, _checked_fields)
-    for to_beams in vllm.TO_BEAMS:
+            wrap_once(to_sampling, _checked_fields)
+    for to_beams in TO_BEAMS:
         if wanted(to_beams):
-            vllm.wrap_once(to_beams, _no_beams)
+            wrap_once(to_beams, _no_beams)
 
 
 def _at_the_door(check: Check) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        engine_client = vllm.ENGINE_CLIENT.load()
+        engine_client = ENGINE_CLIENT.load()
 
         async def validate_json_request(raw_request: Any) -> None:
             await original(raw_request)
@@ -103,5 +111,5 @@ def _check_fields(request: Any) -> None:
 
 
 def _refusal(why: RequestError | str) -> Exception:
-    refusal: Exception = vllm.VALIDATION_ERROR.load()(f"steermoe: {why}", parameter=STEER_KEY)
+    refusal: Exception = VALIDATION_ERROR.load()(f"steermoe: {why}", parameter=STEER_KEY)
     return refusal

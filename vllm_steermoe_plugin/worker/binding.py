@@ -9,7 +9,8 @@ import torch
 
 from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.symbols.config import CONFIGS, CURRENT_PLATFORM
+from vllm_steermoe_plugin.compat.symbols.worker import ELEMENTS_TO_LOAD, MOE_RUNNER
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.models.architectures import Architecture, language_model_of
 from vllm_steermoe_plugin.models.steerability import served_shape
@@ -39,7 +40,7 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     Raises:
         EngineError: a part of the model or of the engine's configuration would run unsteered.
     """
-    for internal in vllm.CONFIGS:
+    for internal in CONFIGS:
         internal.load()
     settings = read_settings(vllm_config.additional_config)
     install_worker_check()
@@ -75,7 +76,7 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     )
     for name, buffer in state.device_buffers().items():
         # vLLM counts what a reload must bring, and would miss these.
-        setattr(buffer, vllm.ELEMENTS_TO_LOAD, 0)
+        setattr(buffer, ELEMENTS_TO_LOAD, 0)
         model.register_buffer(f"steermoe_{name}", buffer, persistent=False)
     for row, layer in enumerate(layers):
         gates[layer].bind_steering(state, row)
@@ -136,7 +137,7 @@ def _gates(model: Any, shape: MoEShape) -> dict[int, SteeredGateLinear]:
 
 
 def _refuse_fused_gates(model: Any) -> None:
-    runner = vllm.MOE_RUNNER.load()
+    runner = MOE_RUNNER.load()
     for name, module in model.named_modules():
         # No default: if the attribute is gone, we no longer know who computes the logits.
         if isinstance(module, runner) and module._fse_fuse_gate:
@@ -168,7 +169,7 @@ def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_con
 
 def _check_routers(model: Any, layers: set[int], shape: MoEShape, selection: str) -> None:
     """What selects behind each gate: one MoE layer of vLLM, over the same E and K, by softmax top-k."""
-    runner = vllm.MOE_RUNNER.load()
+    runner = MOE_RUNNER.load()
     found: set[int] = set()
     for name, module in model.named_modules():
         if not isinstance(module, runner) or module.layer_id not in layers:
@@ -209,7 +210,7 @@ def _refuse_unsupported(language: Architecture, vllm_config: Any, settings: Sett
             speculation is not None and speculation.enable_adaptive_verification
         ),
         f"on ROCm {language.name} reads the gate's weights without calling it": (
-            language.passes_gate_on_rocm and vllm.CURRENT_PLATFORM.load().is_rocm()
+            language.passes_gate_on_rocm and CURRENT_PLATFORM.load().is_rocm()
         ),
         "counting under data parallelism is not supported": (
             settings.count_groups > 0 and parallel.data_parallel_size > 1

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.symbols.worker import GATE_FORWARD, GATE_LINEAR, REPLACED_LAYERS
 from vllm_steermoe_plugin.device.ops import rewrite_
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 
-_GateLinear: Any = vllm.GATE_LINEAR.load()
-vllm.GATE_FORWARD.load()
+_GateLinear: Any = GATE_LINEAR.load()
+GATE_FORWARD.load()
 
 
 class SteeredGateLinear(_GateLinear):  # type: ignore[misc]
@@ -51,7 +51,7 @@ def use_steered_gates() -> None:
         EngineError: another plugin has already replaced the gate.
     """
     name = _GateLinear.__name__
-    replaced = vllm.REPLACED_LAYERS.load().get(name)
+    replaced = REPLACED_LAYERS.load().get(name)
     if replaced is SteeredGateLinear:
         return
     if replaced is not None:

@@ -12,18 +12,19 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.internal import wrap_once
+from vllm_steermoe_plugin.compat.symbols.worker import WORKER_CHECK_HEALTH
 from vllm_steermoe_plugin.compat.versions import DISTRIBUTION
 from vllm_steermoe_plugin.worker.runners.lookup import state_of
 
-CALL = vllm.WORKER_CHECK_HEALTH.name
+CALL = WORKER_CHECK_HEALTH.name
 """The worker method that carries the answer."""
 _UNBOUND = "whose model is vLLM's own"
 
 
 def install_roll_call() -> None:
     """Let the workers of this process say whether they steer; wraps once per process."""
-    vllm.wrap_once(vllm.WORKER_CHECK_HEALTH, _say_so)
+    wrap_once(WORKER_CHECK_HEALTH, _say_so)
 
 
 def present() -> str:

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.internal import wrap_once
+from vllm_steermoe_plugin.compat.symbols.worker import LORA_ADD, LORA_APPLY, LORA_LAYER
 from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
 
 
 def install_lora_hook() -> None:
     """Wrap the LoRA layer that vLLM puts around gates, once per process."""
-    vllm.LORA_LAYER.load()
-    vllm.LORA_ADD.load()
-    vllm.wrap_once(vllm.LORA_APPLY, _apply)
+    LORA_LAYER.load()
+    LORA_ADD.load()
+    wrap_once(LORA_APPLY, _apply)
 
 
 def _apply(original: Callable[..., Any]) -> Callable[..., Any]:

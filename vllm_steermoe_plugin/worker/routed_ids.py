@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.symbols.worker import BIND_CAPTURER
 from vllm_steermoe_plugin.device.ops import count_
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 
@@ -33,7 +33,7 @@ def count_selections(model: Any, state: SteeringState) -> None:
         EngineError: a layer's kernel selects by itself and does not say what.
     """
     try:
-        vllm.BIND_CAPTURER.load()(model, Counter(state))
+        BIND_CAPTURER.load()(model, Counter(state))
     except ValueError as error:
         raise EngineError(
             f"routing cannot be counted here: {error} Choose another MoE kernel with vLLM's moe_backend, or leave out "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.symbols.worker import CPU_ROUTER, CUSTOM_ROUTING, FUSED_TOP_K, GROUPED_TOP_K
 
 
 def router_obstacle(router: Any, selection: str = "") -> str | None:
@@ -17,8 +17,8 @@ def router_obstacle(router: Any, selection: str = "") -> str | None:
         router: the router object of one of vLLM's MoE layers.
         selection: qualified name of the model's own selection function, if it may have one.
     """
-    fused, grouped = vllm.FUSED_TOP_K.load(), vllm.GROUPED_TOP_K.load()
-    custom, cpu = vllm.CUSTOM_ROUTING.load(), vllm.CPU_ROUTER.load()
+    fused, grouped = FUSED_TOP_K.load(), GROUPED_TOP_K.load()
+    custom, cpu = CUSTOM_ROUTING.load(), CPU_ROUTER.load()
     kind = type(router)
     if kind not in (fused, grouped, custom, cpu):
         return f"its router is a {kind.__name__}, of which it is not known that it selects by softmax top-k"

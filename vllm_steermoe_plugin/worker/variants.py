@@ -10,8 +10,9 @@ import importlib
 from typing import Any
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS, MODELS_PACKAGE, PACKAGE
 from vllm_steermoe_plugin.compat.variant_names import architecture_of
+from vllm_steermoe_plugin.compat.versions import vllm_version
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.worker.binding import bind_model
@@ -58,11 +59,11 @@ def upstream_class(architecture: str) -> type:
     Raises:
         EngineError: this vLLM does not know the architecture.
     """
-    known = vllm.BUILT_IN_MODELS.load()
+    known = BUILT_IN_MODELS.load()
     if architecture not in known:
-        raise EngineError(f"vLLM {vllm.vllm_version()} has no model class for {architecture}")
+        raise EngineError(f"vLLM {vllm_version()} has no model class for {architecture}")
     module, name = known[architecture]
     # vLLM's newer models are packages of their own, named in full.
-    place = module if module.startswith(vllm.PACKAGE) else f"{vllm.MODELS_PACKAGE}.{module}"
+    place = module if module.startswith(PACKAGE) else f"{MODELS_PACKAGE}.{module}"
     found: type = getattr(importlib.import_module(place), name)
     return found

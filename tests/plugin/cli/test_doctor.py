@@ -16,7 +16,6 @@ from tests.support import tiny
 from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.doctor import runner
-from vllm_steermoe_plugin.compat import ledger as vllm_internals
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.unsupported import REFUSED
 
@@ -73,9 +72,9 @@ def test_the_runner_elsewhere(
     def internal(value: Any) -> SimpleNamespace:
         return SimpleNamespace(load=lambda: value)
 
-    monkeypatch.setattr(vllm_internals, "VLLM_CONFIG", internal(lambda: SimpleNamespace(use_v2_model_runner=is_v2)))
-    monkeypatch.setattr(vllm_internals, "HAS_TRITON", internal(triton))
-    monkeypatch.setattr(vllm_internals, "V2_MISSING", internal(lambda config: ["a feature"]))
+    monkeypatch.setattr(symbols, "VLLM_CONFIG", internal(lambda: SimpleNamespace(use_v2_model_runner=is_v2)))
+    monkeypatch.setattr(symbols, "HAS_TRITON", internal(triton))
+    monkeypatch.setattr(symbols, "V2_MISSING", internal(lambda config: ["a feature"]))
     if asked is None:
         monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
     else:

@@ -18,9 +18,16 @@ import pytest
 from expert_registry.errors import EngineError
 from tests.support.folders import ROOT
 from vllm_steermoe_plugin import register
-from vllm_steermoe_plugin.compat import ledger as vllm_internals
-from vllm_steermoe_plugin.compat.ledger import LEDGER, Internal, provides, wrap_once
+from vllm_steermoe_plugin.compat import versions
+from vllm_steermoe_plugin.compat.internal import SENTINEL, Internal, provides, wrap_once
+from vllm_steermoe_plugin.compat.ledger import LEDGER
+from vllm_steermoe_plugin.compat.symbols import core, frontend, worker
+from vllm_steermoe_plugin.compat.symbols.config import CONFIGS
+from vllm_steermoe_plugin.compat.symbols.frontend import INPUT_PROCESSOR, PROCESS_INPUTS
+from vllm_steermoe_plugin.compat.symbols.http import TO_BEAMS, TO_SAMPLING, VALIDATE_INVOCATION, VALIDATE_JSON
+from vllm_steermoe_plugin.compat.symbols.registry import MODEL_REGISTRY
 from vllm_steermoe_plugin.compat.variant_names import architecture_of, variant_name
+from vllm_steermoe_plugin.compat.versions import check_version
 from vllm_steermoe_plugin.frontend.hooks import _shape
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 
@@ -37,7 +44,7 @@ def test_a_symbol_that_moved_is_named_with_what_it_was_for() -> None:
 
 def test_a_changed_signature_is_an_error() -> None:
     with pytest.raises(EngineError, match="was expected"):
-        Internal(vllm_internals.PROCESS_INPUTS.path, "steer", ("self", "prompt")).load()
+        Internal(PROCESS_INPUTS.path, "steer", ("self", "prompt")).load()
 
 
 def some_class() -> Any:
@@ -76,19 +83,25 @@ def test_an_attribute_that_went_away_is_named_with_what_it_was_for(internal: Int
     assert f"has no {', '.join(renamed)}; it is needed to" in str(error.value)
 
 
+READ_CONFIGS = ("worker/binding.py", "models/steerability.py", "frontend/hooks.py", "worker/variants.py")
+
+
 def attributes_of(module: str) -> set[str]:
-    tree = ast.parse((ROOT / "vllm_steermoe_plugin" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "vllm_steermoe_plugin" / module).read_text(encoding="utf-8"))
     return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
 def test_no_field_of_vllms_configuration_is_read_that_the_ledger_lacks() -> None:
     """Wherever a file of ours that is handed configurations reads a name that one of vLLM's has."""
-    ours = {path.stem for path in (ROOT / "vllm_steermoe_plugin").rglob("*.py")} - {"vllm_internals"}
-    configs = [internal.load() for internal in vllm_internals.CONFIGS]
-    listed = {name for internal in vllm_internals.CONFIGS for name in internal.reads}
+    package = ROOT / "vllm_steermoe_plugin"
+    ours = {
+        path.relative_to(package).as_posix() for path in package.rglob("*.py") if package / "compat" not in path.parents
+    }
+    configs = [internal.load() for internal in CONFIGS]
+    listed = {name for internal in CONFIGS for name in internal.reads}
     there = {name for config in configs for name in (*vars(config), *config.__dataclass_fields__)}
     there = {name for name in there if not name.startswith("__")}
-    read = set().union(*(attributes_of(module) for module in ("binding", "served_model", "engine_hooks", "variants")))
+    read = set().union(*(attributes_of(module) for module in READ_CONFIGS))
     assert len(read & there) >= 25 and (read & there) - listed == set()
     assert listed <= set().union(*map(attributes_of, ours))
 
@@ -98,14 +111,15 @@ def test_what_is_wrapped_is_in_the_ledger_with_its_signature() -> None:
     named: set[str] = set()
     for path in (ROOT / "vllm_steermoe_plugin").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "vllm.wrap_once":
-                named.add(ast.unparse(node.args[0]).removeprefix("vllm."))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "wrap_once":
+                named.add(ast.unparse(node.args[0]))
     assert len(named) >= 14
     loops = {"validate_json", "to_sampling", "to_beams"}
     assert loops <= named
-    wrapped = [vllm_internals.VALIDATE_JSON, vllm_internals.VALIDATE_INVOCATION]
-    wrapped += [*vllm_internals.TO_SAMPLING, *vllm_internals.TO_BEAMS]
-    wrapped += [getattr(vllm_internals, name) for name in named - loops]
+    entries = {name: entry for module in (frontend, core, worker) for name, entry in vars(module).items()}
+    wrapped = [VALIDATE_JSON, VALIDATE_INVOCATION]
+    wrapped += [*TO_SAMPLING, *TO_BEAMS]
+    wrapped += [entries[name] for name in named - loops]
     assert {id(internal) for internal in wrapped} <= {id(internal) for internal in LEDGER}
     assert [internal.path for internal in wrapped if internal.parameters is None] == []
     assert [
@@ -133,12 +147,12 @@ def test_what_moved_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     ("version", "fits"), [("0.31.9", False), ("0.32.0+cpu", True), ("0.33.2", True), ("0.34.0", False), ("1.0", False)]
 )
 def test_supported_versions(version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_internals, "vllm_version", lambda: version)
+    monkeypatch.setattr(versions, "vllm_version", lambda: version)
     if fits:
-        vllm_internals.check_version()
+        check_version()
     else:
         with pytest.raises(EngineError, match=r"supports vLLM from 0\.32"):
-            vllm_internals.check_version()
+            check_version()
 
 
 def test_requests_come_to_the_engine_only_through_what_is_wrapped() -> None:
@@ -167,11 +181,11 @@ def test_requests_come_to_the_engine_only_through_what_is_wrapped() -> None:
 
 def test_registering_twice_wraps_once() -> None:
     register()
-    processor = vllm_internals.INPUT_PROCESSOR.load()
+    processor = INPUT_PROCESSOR.load()
     first = processor.process_inputs
     register()
     assert processor.process_inputs is first
-    assert hasattr(first, vllm_internals.SENTINEL)
+    assert hasattr(first, SENTINEL)
 
 
 @pytest.mark.usefixtures("live_environment")
@@ -183,7 +197,7 @@ def test_a_front_end_that_passes_by_the_plugin_is_refused(monkeypatch: pytest.Mo
 
 def test_variants_are_registered_under_the_built_in_names_by_lazy_strings() -> None:
     register()
-    registry = vllm_internals.MODEL_REGISTRY.load()
+    registry = MODEL_REGISTRY.load()
     for name in ARCHITECTURES:
         assert registry.models[name].module_name == "vllm_steermoe_plugin.worker.variants"
         assert architecture_of(registry.models[name].class_name) == name
@@ -192,7 +206,7 @@ def test_variants_are_registered_under_the_built_in_names_by_lazy_strings() -> N
 def test_a_class_of_another_plugin_stays_and_cannot_be_steered(monkeypatch: pytest.MonkeyPatch) -> None:
     register()
     name = "OlmoeForCausalLM"
-    registry = vllm_internals.MODEL_REGISTRY.load()
+    registry = MODEL_REGISTRY.load()
     monkeypatch.setitem(registry.models, name, registry.models[name])
     registry.register_model(name, "other_plugin.models:TheirOlmoe")
     register()

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.symbols.config import CACHE_CONFIG, PARALLEL_CONFIG, VLLM_CONFIG
+from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS, MODELS_PACKAGE, PACKAGE
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, language_model_of
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.worker.binding import _refuse_later_rounding, _refuse_unsupported
@@ -40,9 +41,9 @@ def config(speculative: Any = None, *, fast_prefill: bool = False, **parallel: A
 
 def test_the_fields_are_vllms() -> None:
     # `test_internals.py` checks that vLLM has what the ledger names.
-    assert set(vars(config().parallel_config)) <= set(vllm.PARALLEL_CONFIG.reads)
-    assert set(vars(config().cache_config)) <= set(vllm.CACHE_CONFIG.reads)
-    assert set(vars(config())) <= set(vllm.VLLM_CONFIG.reads)
+    assert set(vars(config().parallel_config)) <= set(PARALLEL_CONFIG.reads)
+    assert set(vars(config().cache_config)) <= set(CACHE_CONFIG.reads)
+    assert set(vars(config())) <= set(VLLM_CONFIG.reads)
 
 
 def test_ordinary_configurations_are_taken() -> None:
@@ -80,8 +81,8 @@ def test_logits_that_the_model_rounds_behind_the_gate_are_refused() -> None:
 
 def source_of(architecture: str) -> str:
     """Of the file with vLLM's model class."""
-    module = vllm.BUILT_IN_MODELS.load()[architecture][0]
-    place = module if module.startswith(vllm.PACKAGE) else f"{vllm.MODELS_PACKAGE}.{module}"
+    module = BUILT_IN_MODELS.load()[architecture][0]
+    place = module if module.startswith(PACKAGE) else f"{MODELS_PACKAGE}.{module}"
     found = find_spec(place)
     assert found is not None and found.origin is not None
     return Path(found.origin).read_text(encoding="utf-8")

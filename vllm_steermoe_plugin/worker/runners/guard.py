@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.internal import SENTINEL, wrap_once
+from vllm_steermoe_plugin.compat.symbols.worker import V1_RUNNER, V2_RUNNER, WORKER, WORKER_KV_CACHE_SPEC
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import SWITCH_OFF
 from vllm_steermoe_plugin.worker.routed_ids import count_selections
@@ -26,9 +27,9 @@ _UNBOUND = "_steermoe_unbound"
 
 def install_worker_check() -> None:
     """Have each worker show its runner and model before the first forward pass; wraps once per process."""
-    vllm.WORKER.load()
+    WORKER.load()
     # vLLM asks each worker for this once its model is loaded.
-    vllm.wrap_once(vllm.WORKER_KV_CACHE_SPEC, _checked_first)
+    wrap_once(WORKER_KV_CACHE_SPEC, _checked_first)
 
 
 def guard_model(model: torch.nn.Module) -> None:
@@ -74,15 +75,15 @@ def check_live_runner(runner: Any, state: SteeringState, *, configured_v2: bool)
     """
     cls = type(runner)
     name = f"{cls.__module__}.{cls.__qualname__}"
-    if isinstance(runner, vllm.V1_RUNNER.load()):
+    if isinstance(runner, V1_RUNNER.load()):
         if configured_v2:
             raise _wrong(name, "it is Model Runner V1, but the configuration says V2")
         for method in V1_METHODS:
             # As Python finds it: a subclass's own method would stand before the wrapped one.
-            if not hasattr(getattr(cls, method), vllm.SENTINEL):
+            if not hasattr(getattr(cls, method), SENTINEL):
                 owner = next(base for base in cls.__mro__ if method in vars(base))
                 raise _wrong(name, f"{owner.__module__}.{owner.__qualname__} has a {method} of its own")
-    elif isinstance(runner, vllm.V2_RUNNER.load()):
+    elif isinstance(runner, V2_RUNNER.load()):
         if not configured_v2:
             raise _wrong(name, "it is Model Runner V2, but the configuration says V1")
         found = getattr(runner, "model_state", None)

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.internal import wrap_once
+from vllm_steermoe_plugin.compat.symbols.worker import (
+    V1_BATCH,
+    V1_DUMMY_RUN,
+    V1_PREPARE_INPUTS,
+    V1_REQUEST,
+    V1_RUNNER,
+    V1_SCHEDULED,
+)
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.worker.runners.lookup import state_of
 
-V1_METHODS = (vllm.V1_PREPARE_INPUTS.name, vllm.V1_DUMMY_RUN.name)
+V1_METHODS = (V1_PREPARE_INPUTS.name, V1_DUMMY_RUN.name)
 """The methods of the runner that are wrapped."""
 
 
 def install_v1_hooks() -> None:
     """Wrap `_prepare_inputs` and `_dummy_run`, once per process. Runners of other models are left alone."""
-    for internal in (vllm.V1_RUNNER, vllm.V1_BATCH, vllm.V1_REQUEST, vllm.V1_SCHEDULED):
+    for internal in (V1_RUNNER, V1_BATCH, V1_REQUEST, V1_SCHEDULED):
         internal.load()
-    vllm.wrap_once(vllm.V1_PREPARE_INPUTS, _prepare_inputs)
-    vllm.wrap_once(vllm.V1_DUMMY_RUN, _dummy_run)
+    wrap_once(V1_PREPARE_INPUTS, _prepare_inputs)
+    wrap_once(V1_DUMMY_RUN, _dummy_run)
 
 
 def _prepare_inputs(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.compat import ledger as vllm
+from vllm_steermoe_plugin.compat.symbols.worker import (
+    V2_ADD_REQUEST,
+    V2_BATCH,
+    V2_PREPARE_DUMMY,
+    V2_PREPARE_INPUTS,
+    V2_REMOVE_REQUEST,
+    V2_REQUEST,
+    V2_RESOLVE_STATE,
+)
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 
 
@@ -30,15 +38,15 @@ def steered_model_state(model: Any, vllm_config: Any, upstream: type | None, sta
         state: None if steering is switched off.
     """
     for internal in (
-        vllm.V2_ADD_REQUEST,
-        vllm.V2_REMOVE_REQUEST,
-        vllm.V2_PREPARE_INPUTS,
-        vllm.V2_PREPARE_DUMMY,
-        vllm.V2_BATCH,
-        vllm.V2_REQUEST,
+        V2_ADD_REQUEST,
+        V2_REMOVE_REQUEST,
+        V2_PREPARE_INPUTS,
+        V2_PREPARE_DUMMY,
+        V2_BATCH,
+        V2_REQUEST,
     ):
         internal.load()
-    base: type = upstream or vllm.V2_RESOLVE_STATE.load()(vllm_config, _WithoutOwnState(model))
+    base: type = upstream or V2_RESOLVE_STATE.load()(vllm_config, _WithoutOwnState(model))
     return base if state is None else with_steering(base, state)
 
 

@@ -1,0 +1,1 @@
+"""The compatibility table, one file for each of vLLM's processes."""

@@ -1,0 +1,144 @@
+"""What is touched in the workers: gates, routers, LoRA layers and model runners."""
+
+from __future__ import annotations
+
+from vllm_steermoe_plugin.compat.internal import Internal
+
+GATE_LINEAR = Internal(
+    "vllm.model_executor.layers.fused_moe:GateLinear",
+    "rewrite the router logits where every MoE model computes them (replaced through register_oot)",
+    reads=("register_oot", "output_size", "prefix", "out_dtype"),
+)
+GATE_FORWARD = Internal(
+    "vllm.model_executor.layers.fused_moe:GateLinear.forward", "call the original gate", ("self", "x")
+)
+REPLACED_LAYERS = Internal(
+    "vllm.model_executor.custom_op:op_registry_oot", "see whether another plugin has replaced the gate"
+)
+V1_RUNNER = Internal(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner",
+    "know Model Runner V1 when it is live; see its model, its requests and its batch",
+    reads=("get_model", "requests", "input_batch"),
+)
+V1_PREPARE_INPUTS = Internal(
+    V1_RUNNER.path + "._prepare_inputs",
+    "learn which request owns which token of a step (wrapped)",
+    ("self", "scheduler_output", "num_scheduled_tokens"),
+)
+V1_DUMMY_RUN = Internal(
+    V1_RUNNER.path + "._dummy_run", "steer and count nothing in dummy runs (wrapped)", ("self", "num_tokens")
+)
+V1_BATCH = Internal(
+    "vllm.v1.worker.gpu_input_batch:InputBatch",
+    "learn the order of the requests and how far each is",
+    reads=("req_ids", "num_computed_tokens_cpu"),
+)
+V1_REQUEST = Internal(
+    "vllm.v1.worker.gpu_input_batch:CachedRequestState",
+    "see what a request asks for",
+    reads=("sampling_params", "num_prompt_tokens"),
+)
+V1_SCHEDULED = Internal(
+    "vllm.v1.core.sched.output:SchedulerOutput", "see which requests have ended", reads=("finished_req_ids",)
+)
+V2_RUNNER = Internal(
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner",
+    "know Model Runner V2 when it is live, and its model",
+    reads=("get_model", "model_state"),
+)
+WORKER = Internal(
+    "vllm.v1.worker.gpu_worker:Worker", "reach the model runner of a worker", reads=("model_runner", "vllm_config")
+)
+WORKER_KV_CACHE_SPEC = Internal(
+    WORKER.path + ".get_kv_cache_spec",
+    "see the live model runner of each worker before its first forward pass (wrapped)",
+    ("self",),
+)
+WORKER_CHECK_HEALTH = Internal(
+    WORKER.path + ".check_health",
+    "have each worker say whether it steers, which vLLM's own does not (wrapped; its result is None)",
+    ("self",),
+)
+V2_RESOLVE_STATE = Internal(
+    "vllm.v1.worker.gpu.model_states:resolve_model_state_cls",
+    "find the ModelState that vLLM would have chosen, to derive from it",
+    ("vllm_config", "model"),
+)
+V2_MODEL_STATE = Internal(
+    "vllm.v1.worker.gpu.model_states.interface:ModelState",
+    "learn of requests and steps under Model Runner V2 (add_request, remove_request, prepare_inputs)",
+)
+V2_ADD_REQUEST = Internal(
+    V2_MODEL_STATE.path + ".add_request", "see a request arrive", ("self", "req_index", "new_req_data")
+)
+V2_REMOVE_REQUEST = Internal(V2_MODEL_STATE.path + ".remove_request", "see a request leave", ("self", "req_id"))
+V2_PREPARE_DUMMY = Internal(
+    V2_MODEL_STATE.path + ".prepare_dummy_inputs", "steer nothing in a dummy step", ("self", "num_reqs", "num_tokens")
+)
+V2_PREPARE_INPUTS = Internal(
+    V2_MODEL_STATE.path + ".prepare_inputs", "see a step", ("self", "input_batch", "req_states")
+)
+V2_BATCH = Internal(
+    "vllm.v1.worker.gpu.input_batch:InputBatch",
+    "learn which request owns which token of a step",
+    reads=("req_ids", "query_start_loc_np", "num_computed_tokens_np"),
+)
+V2_REQUEST = Internal(
+    "vllm.v1.core.sched.output:NewRequestData",
+    "see what a request asks for",
+    reads=("req_id", "sampling_params", "prompt_len"),
+)
+BIND_CAPTURER = Internal(
+    "vllm.model_executor.layers.fused_moe.routed_experts_capturer:bind_routed_experts_capturer",
+    "be handed the selected expert ids of every MoE layer, for counting",
+    ("model", "capturer"),
+)
+MOE_RUNNER = Internal(
+    "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner",
+    "look at what selects behind each gate, and refuse layers that read the gate's weights instead of calling it",
+    reads=("_fse_fuse_gate", "layer_id", "moe_config", "router"),
+)
+MOE_CONFIG = Internal(
+    "vllm.model_executor.layers.fused_moe.config:FusedMoEConfig",
+    "see of how many experts a layer selects how many",
+    reads=("num_logical_experts", "experts_per_token"),
+)
+ELEMENTS_TO_LOAD = "weight_loader_numel"
+"""Attribute of a tensor: how many of its elements come from a checkpoint."""
+LOAD_NUMEL = Internal(
+    "vllm.model_executor.model_loader.reload.utils:get_tensor_load_numel",
+    f"keep reload_weights from looking for the plugin's buffers in a checkpoint (reads {ELEMENTS_TO_LOAD})",
+    ("tensor",),
+)
+LORA_LAYER = Internal(
+    "vllm.lora.layers.replicated_linear:ReplicatedLinearWithLoRA",
+    "know whether the layer that an adapter shifts is a gate",
+    reads=("base_layer",),
+)
+LORA_APPLY = Internal(
+    LORA_LAYER.path + ".apply",
+    "rewrite a gate's logits after the LoRA adapter has shifted them (wrapped)",
+    ("self", "x", "bias"),
+)
+LORA_ADD = Internal(LORA_LAYER.path + "._apply_lora_to_output", "add the adapter's part", ("self", "x", "output"))
+_GROUPED = ("scoring_func", "e_score_correction_bias", "num_expert_group", "topk_group")
+FUSED_TOP_K = Internal(
+    "vllm.model_executor.layers.fused_moe.router.fused_topk_router:FusedTopKRouter",
+    "see that a layer's router is softmax top-k",
+    reads=("scoring_func",),
+)
+GROUPED_TOP_K = Internal(
+    "vllm.model_executor.layers.fused_moe.router.grouped_topk_router:GroupedTopKRouter",
+    "see whether a layer's router keeps all groups of experts",
+    reads=_GROUPED,
+)
+CUSTOM_ROUTING = Internal(
+    "vllm.model_executor.layers.fused_moe.router.custom_routing_router:CustomRoutingRouter",
+    "see which selection function a model brings",
+    reads=("custom_routing_function",),
+)
+CPU_ROUTER = Internal(
+    "vllm.model_executor.layers.fused_moe.router.cpu_router:CPURouter",
+    "see which of its schemes a layer's router uses on CPU",
+    reads=(*_GROUPED, "custom_routing_function", "use_grouped_topk", "_hash_indices_table"),
+)
