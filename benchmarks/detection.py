@@ -38,13 +38,13 @@ from benchmarks import detection_texts
 from benchmarks.random_olmoe import write_olmoe
 from benchmarks.released_procedure import count_one_at_a_time, prefill_one
 from expert_registry import Ranking, Recommended
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.detect import detect
-from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
+from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.detection.token_spans import TokenSpan, encode_side
 from vllm_steermoe_plugin.engine import start_engine
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 BEHAVIOUR = Behaviour("speed", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 OPTIONS: dict[str, Any] = {
@@ -94,7 +94,9 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = lab.NAME if asked.model == "lab" else str(write_olmoe(folder / "model", **SIZES[asked.model]))
+        model = (
+            lab_checkpoint.NAME if asked.model == "lab" else str(write_olmoe(folder / "model", **SIZES[asked.model]))
+        )
         if asked.texts == "chats":
             pairs = detection_texts.chats(asked.pairs, joined=3)
             options = OPTIONS

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 
 def write_olmoe(
@@ -19,7 +19,7 @@ def write_olmoe(
 
     torch.manual_seed(0)
     config: Any = transformers.OlmoeConfig(
-        vocab_size=json.loads((lab.MODEL_DIR / "config.json").read_text())["vocab_size"],
+        vocab_size=json.loads((lab_checkpoint.MODEL_DIR / "config.json").read_text())["vocab_size"],
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_hidden_layers=layers,
@@ -34,5 +34,5 @@ def write_olmoe(
     )
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(lab.MODEL_DIR / name, folder / name)
+        shutil.copy(lab_checkpoint.MODEL_DIR / name, folder / name)
     return folder

@@ -3,9 +3,10 @@
 from expert_registry.accumulate import ExampleSums
 from expert_registry.card import DataRef, ModelRef, RankingCard, Recommended
 from expert_registry.clusters import ClusterSummary
+from expert_registry.counts import RoutingCounts
 from expert_registry.errors import SteerMoEError
 from expert_registry.format import read_ranking, write_ranking
-from expert_registry.ranking import RankedExpert, Ranking, RoutingCounts, rank_experts
+from expert_registry.ranking import RankedExpert, Ranking, rank_experts
 from expert_registry.registry import Registry
 from expert_registry.shape import MoEShape
 from expert_registry.statistics import cautions, intervals, standard_errors

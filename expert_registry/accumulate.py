@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expert_registry.clusters import ClusterSummary
+from expert_registry.counts import Counts, RoutingCounts
 from expert_registry.errors import RankingFormatError
-from expert_registry.ranking import Counts, RoutingCounts
 
 _EXACT_IN_FLOAT32 = 1 << 24
 _ROWS_AT_ONCE = 64

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from expert_registry.counts import Counts, RoutingCounts
 from expert_registry.errors import RankingFormatError
-from expert_registry.ranking import Counts, RoutingCounts
 from expert_registry.shape import MoEShape
 
 SUMMARY_AXES = {

@@ -14,10 +14,11 @@ from safetensors.numpy import save as save_tensors
 
 from expert_registry.card import RankingCard
 from expert_registry.clusters import OPTIONAL_AXES, SUMMARY_AXES, ClusterSummary
+from expert_registry.counts import RoutingCounts
 from expert_registry.documents import parse_document
 from expert_registry.errors import ProfileError, RankingFormatError
 from expert_registry.files import read_bounded, write_atomic
-from expert_registry.ranking import Ranking, RoutingCounts
+from expert_registry.ranking import Ranking
 
 SUFFIX = ".safetensors"
 CARD_KEY = "steermoe"

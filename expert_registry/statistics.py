@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expert_registry.clusters import ClusterSummary
-from expert_registry.ranking import Ranking, RoutingCounts, rank_experts
+from expert_registry.counts import RoutingCounts
+from expert_registry.ranking import Ranking, rank_experts
 
 Floats = NDArray[np.float64]
 

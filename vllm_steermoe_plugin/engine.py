@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_plugin_allowed
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
 from vllm_steermoe_plugin.settings import KEY
 from vllm_steermoe_plugin.worker.extension import EXTENSION
@@ -32,7 +32,7 @@ def engine_options(model: str, settings: dict[str, Any] | None = None, **options
         settings: the `steermoe` section of `additional_config`.
         options: any argument of `vllm.LLM`.
     """
-    defaults = LAB_OPTIONS if model == lab.NAME else {}
+    defaults = LAB_OPTIONS if model == lab_checkpoint.NAME else {}
     additional = dict(options.pop("additional_config", None) or {})
     additional[KEY] = {**additional.get(KEY, {}), **(settings or {})}
     return {

@@ -28,7 +28,7 @@ from benchmarks.cost.work import Work, decode, prefill, profiles, questions
 from benchmarks.engine_process import EngineProcess
 from benchmarks.random_olmoe import write_olmoe
 from vllm_steermoe_plugin.compat.versions import tool_versions
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -16,7 +16,7 @@ from benchmarks.cost.work import profiles
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.device.ops import rewrite_
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 TOP_K = 8
 _REPEATS = 30

@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks.engine_process import Arguments, EngineProcess
 from benchmarks.gpu.serve_report import ServeReport, Speed
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
 
 def some_profiles(about: dict[str, Any], seed: int) -> tuple[SteeringProfile, SteeringProfile]:

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 import lm_eval_tasks
 from lm_eval_tasks.models.in_process import SteerMoEVLLM
-from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 Outcomes = list[float]
 """One 0 or 1 per example, in the order of the data set."""
@@ -28,7 +28,7 @@ class Evaluator:
     def start(cls) -> Evaluator:
         folder = str(lm_eval_tasks.TASKS)
         return cls(
-            SteerMoEVLLM(pretrained=lab.NAME, batch_size="auto"),
+            SteerMoEVLLM(pretrained=lab_checkpoint.NAME, batch_size="auto"),
             TaskManager(include_path=folder, include_defaults=False),
         )
 

@@ -17,8 +17,8 @@ from openai import OpenAI
 from rich.console import Console
 from rich.table import Table
 
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.lab.world import examples
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 START_SECONDS = 600
 PROMPTS_PER_BEHAVIOUR = 4
@@ -28,7 +28,15 @@ PROMPTS_PER_BEHAVIOUR = 4
 def server(registry: Path, log: Path, console: Console) -> Iterator[OpenAI]:
     """A running server of steermoe-lab that knows the rankings in `registry`; stopped on the way out."""
     port = _free_port()
-    command = [sys.executable, "-m", "vllm_steermoe_plugin", "serve", lab.NAME, "--allow-reverse", "--allow-experts"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm_steermoe_plugin",
+        "serve",
+        lab_checkpoint.NAME,
+        "--allow-reverse",
+        "--allow-experts",
+    ]
     # Its own process: the demo's in-process engine settings must not reach it.
     environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     environment["STEERMOE_REGISTRY"] = str(registry)
@@ -40,7 +48,7 @@ def server(registry: Path, log: Path, console: Console) -> Iterator[OpenAI]:
             stderr=subprocess.STDOUT,
         )
     try:
-        with console.status(f"vllm serve {lab.NAME} on 127.0.0.1:{port} (log: {log})"):
+        with console.status(f"vllm serve {lab_checkpoint.NAME} on 127.0.0.1:{port} (log: {log})"):
             _wait_until_ready(process, port, log)
         yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
     finally:
@@ -65,7 +73,7 @@ def _answers(client: OpenAI, prompt: str, steerings: Sequence[str]) -> list[str]
     answers = []
     for steering in steerings:
         reply = client.chat.completions.create(
-            model=lab.NAME,
+            model=lab_checkpoint.NAME,
             messages=[{"role": "user", "content": prompt}],
             temperature=0.0,
             max_tokens=24,

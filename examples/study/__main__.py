@@ -23,9 +23,9 @@ from examples.demo.quiet import stderr_to
 from examples.study.table import markdown
 from expert_registry import Ranking, Recommended
 from lm_eval_tasks.compare.intervals import mean_over_draws, paired_change, rate
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.lab.training.planting import planted
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import revision_of
 from vllm_steermoe_plugin.steering.request import NONE
 from vllm_steermoe_plugin.steering.selection import random_experts, select_experts
@@ -97,7 +97,7 @@ def main() -> None:
                 "detector": {seed: _detector(ranking, behaviour) for seed, ranking in rankings.items()},
                 "modes": modes,
             }
-    value = {"model": revision_of(lab.NAME), "versions": tool_versions(), "behaviours": results}
+    value = {"model": revision_of(lab_checkpoint.NAME), "versions": tool_versions(), "behaviours": results}
     (out / "results.json").write_text(json.dumps(value, indent=1) + "\n")
     (out / "README.md").write_text(markdown(value))
     console.print(f"wrote {out}/results.json and {out}/README.md")

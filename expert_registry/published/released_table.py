@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from expert_registry.counts import RoutingCounts
 from expert_registry.errors import RankingFormatError
 from expert_registry.published.pickle_tree import Call, Name, PickleRefusedError, read_tree
-from expert_registry.ranking import RoutingCounts
 from expert_registry.shape import MoEShape
 
 _FRAME = Name("pandas.core.frame", "DataFrame")

@@ -17,8 +17,8 @@ from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.engine import engine_options
 from vllm_steermoe_plugin.frontend.hooks import front_end_of
 from vllm_steermoe_plugin.models.architectures import shape_of
-from vllm_steermoe_plugin.steering.request import STEER_KEY
 from vllm_steermoe_plugin.steering.resolve import Resolved, Source
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 _VLLM: Any = load_vllm_backend().VLLM
 

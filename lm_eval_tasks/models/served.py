@@ -16,7 +16,8 @@ from lm_eval_tasks.models.response_cache import claim_cache
 from lm_eval_tasks.models.server_probe import BODY_KEY, check_server
 from lm_eval_tasks.models.steering_args import SteeringArgs
 from vllm_steermoe_plugin.compat.versions import tool_versions
-from vllm_steermoe_plugin.steering.request import NONE, STEER_KEY
+from vllm_steermoe_plugin.steering.request import NONE
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 
 class _Steered:

@@ -8,7 +8,7 @@ import urllib.request
 from typing import Any
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 BODY_KEY = "vllm_xargs"
 """Where vLLM's OpenAI-compatible server takes arguments for plugins."""

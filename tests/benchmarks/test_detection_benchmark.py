@@ -17,14 +17,14 @@ from benchmarks import detection_texts
 from benchmarks.released_procedure import count_one_at_a_time
 from expert_registry import Recommended
 from tests.support.folders import ROOT
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.detect import detect
-from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
+from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.pairs import PairSet
-from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.lab import lab_recipe
 from vllm_steermoe_plugin.detection.token_spans import encode_side
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 
@@ -34,11 +34,11 @@ def test_the_released_procedure_counts_what_detection_counts(
     behaviour: str, engines: Callable[..., Any], tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"enable_prefix_caching": False, "dtype": "float32"}
-    counting = engines(lab.NAME, {"count_groups": COUNT_GROUPS}, **options)
-    one_by_one = engines(lab.NAME, {"enabled": False}, **options, max_num_seqs=1)
-    pairs, _ = lab_recipe(lab.NAME, behaviour)
+    counting = engines(lab_checkpoint.NAME, {"count_groups": COUNT_GROUPS}, **options)
+    one_by_one = engines(lab_checkpoint.NAME, {"enabled": False}, **options, max_num_seqs=1)
+    pairs, _ = lab_recipe(lab_checkpoint.NAME, behaviour)
     pairs = PairSet(pairs.name, pairs.sha256, pairs.pairs[:4])
-    found = detect(counting, lab.NAME, pairs, BEHAVIOUR)
+    found = detect(counting, lab_checkpoint.NAME, pairs, BEHAVIOUR)
     tokenizer = counting.get_tokenizer()
     sides = [
         [encode_side(getattr(pair, side), tokenizer, pair.origin) for pair in pairs.pairs]

@@ -16,10 +16,10 @@ from expert_registry import RankedExpert, Ranking, write_ranking
 from expert_registry.errors import EngineError, ProfileError
 from tests.support.oracle import ReferenceModel
 from tests.support.planted import planted_ranking
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.detection.attribution import AttributedToken, _joined, _pieces, attribute
 from vllm_steermoe_plugin.detection.pairs import ChatMessage, PairsError
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.views.attribution import attribution_html, attribution_text
 
 TEXT = "Count from 2 to 4. 2 3 4 <b>two</b> & three four"
@@ -28,7 +28,7 @@ TEXT = "Count from 2 to 4. 2 3 4 <b>two</b> & three four"
 @pytest.fixture
 def engine(engines: Callable[..., Any]) -> Any:
     """Eight groups: longer texts take several passes."""
-    return engines(lab.NAME, {"count_groups": 8}, enable_prefix_caching=False, dtype="float32")
+    return engines(lab_checkpoint.NAME, {"count_groups": 8}, enable_prefix_caching=False, dtype="float32")
 
 
 @pytest.mark.parametrize("top", [None, 4])
@@ -37,7 +37,7 @@ def test_scores_equal_the_slow_reference(engine: Any, top: int | None) -> None:
     tokens = attribute(engine, ranking, TEXT, top)
     ids = engine.get_tokenizer()(TEXT)["input_ids"]
     assert len(ids) == len(tokens) > 16, "more than two passes"
-    _, chosen = ReferenceModel(lab.MODEL_DIR).run(ids, {})
+    _, chosen = ReferenceModel(lab_checkpoint.MODEL_DIR).run(ids, {})
     differences = {(e.layer, e.expert): e.risk_difference for e in ranking.experts()[:top]}
     for position, token in enumerate(tokens):
         mine = [differences.get((layer, e), 0.0) for layer in chosen for e in chosen[layer][position]]
@@ -138,6 +138,6 @@ def test_bad_arguments_are_named(arguments: tuple[str, ...], reason: str, files:
 
 
 def test_an_engine_that_does_not_count_cannot_attribute(engines: Callable[..., Any]) -> None:
-    plain = engines(lab.NAME, {"count_groups": 0}, enable_prefix_caching=False, dtype="float32")
+    plain = engines(lab_checkpoint.NAME, {"count_groups": 0}, enable_prefix_caching=False, dtype="float32")
     with pytest.raises(EngineError, match="does not count; start it"):
         attribute(plain, planted_ranking("digits"), TEXT)

@@ -12,8 +12,7 @@ from vllm.exceptions import VLLMValidationError
 
 from expert_registry.errors import EngineError, PolicyError
 from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]

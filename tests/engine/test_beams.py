@@ -14,11 +14,11 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 
 from tests.support.random_steering import as_text, random_rules
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.compat.symbols.frontend import ONLINE
 from vllm_steermoe_plugin.frontend.hooks import front_end_of
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 Engines = Callable[..., Any]
 PROMPTS = [{"prompt_token_ids": [5 + i, *range(10, 30)]} for i in range(3)]
@@ -26,19 +26,19 @@ BEAMS = BeamSearchParams(beam_width=3, max_tokens=6, ignore_eos=True)
 
 
 def steering() -> str:
-    return as_text(random_rules(shape_in(lab.MODEL_DIR), 1))
+    return as_text(random_rules(shape_in(lab_checkpoint.MODEL_DIR), 1))
 
 
 @pytest.fixture
 def plain(engines: Engines) -> Any:
-    return engines(lab.NAME, {"count_groups": 2}, dtype="float32", enable_prefix_caching=False)
+    return engines(lab_checkpoint.NAME, {"count_groups": 2}, dtype="float32", enable_prefix_caching=False)
 
 
 @pytest.fixture
 def by_default(engines: Engines) -> Any:
     """An engine that steers every request, with vLLM's prefix cache on, and lets none change that."""
     settings = {"default": steering(), "allow_override": False}
-    return engines(lab.NAME, settings, dtype="float32", enable_prefix_caching=True, block_size=32)
+    return engines(lab_checkpoint.NAME, settings, dtype="float32", enable_prefix_caching=True, block_size=32)
 
 
 def beams(engine: Any) -> list[list[Any]]:

@@ -27,8 +27,8 @@ from tests.support.random_steering import as_text, prompt, random_rules
 from tests.support.tiny import CONFIGS
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
 
 NEAR = 4 * 2.0**-8

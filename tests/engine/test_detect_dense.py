@@ -15,13 +15,13 @@ import transformers
 from expert_registry import Recommended
 from tests.support.oracle import ReferenceModel
 from tests.support.tiny import COMMON
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.attribution import attribute
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
 from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.detection.token_spans import encode_side
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 TEXTS = ("Count from 2 to 4. 2 3 4", "Count from 2 to 4. two three four", "the lantern is red", "What colour is it?")
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 parameter.normal_(std=1.0)
     model.save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(lab.MODEL_DIR / name, path)
+        shutil.copy(lab_checkpoint.MODEL_DIR / name, path)
     return path
 
 

@@ -12,7 +12,6 @@ import pytest
 from expert_registry.errors import RequestError
 from tests.support.few_pairs import BEHAVIOUR, few, same
 from tests.support.planted import planted_ranking
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.detection import loop as detection_loop
 from vllm_steermoe_plugin.detection import pair_counting
 from vllm_steermoe_plugin.detection.attribution import attribute
@@ -20,6 +19,7 @@ from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
 from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.detection.progress_file import ResumeError
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 PLAIN = DetectionOptions(permutations=9)
 
@@ -27,7 +27,7 @@ PLAIN = DetectionOptions(permutations=9)
 @pytest.fixture
 def engine(engines: Callable[..., Any]) -> Any:
     """Eight groups, so that a chunk is four pairs."""
-    return engines(lab.NAME, {"count_groups": 8}, enable_prefix_caching=False, dtype="float32")
+    return engines(lab_checkpoint.NAME, {"count_groups": 8}, enable_prefix_caching=False, dtype="float32")
 
 
 def interrupt_waiting(engine: Any, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
@@ -46,15 +46,15 @@ def test_what_an_interruption_leaves_is_not_counted_by_the_next(
     engine: Any, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     pairs = few("digits", 10)
-    whole = detect(engine, lab.NAME, pairs, BEHAVIOUR, options=PLAIN)
+    whole = detect(engine, lab_checkpoint.NAME, pairs, BEHAVIOUR, options=PLAIN)
     with monkeypatch.context() as some:
         interrupt_waiting(engine, some, steps)
         with pytest.raises(KeyboardInterrupt):
-            detect(engine, lab.NAME, pairs, BEHAVIOUR, options=PLAIN)
+            detect(engine, lab_checkpoint.NAME, pairs, BEHAVIOUR, options=PLAIN)
         with pytest.raises(KeyboardInterrupt):
             attribute(engine, planted_ranking("digits"), "Count from 2 to 4.")
     assert not engine.llm_engine.has_unfinished_requests()
-    same(whole, detect(engine, lab.NAME, pairs, BEHAVIOUR, options=PLAIN))
+    same(whole, detect(engine, lab_checkpoint.NAME, pairs, BEHAVIOUR, options=PLAIN))
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,16 @@ def test_progress_under_other_conditions_is_not_taken_up(
 ) -> None:
     options = replace(PLAIN, checkpoint=tmp_path / "progress", checkpoint_every=0.0)
     pairs = few("digits", 5)
-    detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+    detect(engine, lab_checkpoint.NAME, pairs, BEHAVIOUR, options=options)
     with monkeypatch.context() as some:
         some.setattr(engine.llm_engine.vllm_config.model_config, name, value)
         with pytest.raises(ResumeError, match="another model, other pairs or other options"):
-            detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+            detect(engine, lab_checkpoint.NAME, pairs, BEHAVIOUR, options=options)
     with monkeypatch.context() as some:
         some.setattr(engine.llm_engine.vllm_config.model_config.hf_config, "rms_norm_eps", 0.5)
         with pytest.raises(ResumeError, match="another model"):
-            detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
-    detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+            detect(engine, lab_checkpoint.NAME, pairs, BEHAVIOUR, options=options)
+    detect(engine, lab_checkpoint.NAME, pairs, BEHAVIOUR, options=options)
 
 
 def with_bad(pairs: PairSet, bad: range) -> PairSet:
@@ -94,10 +94,10 @@ def test_chunks_in_which_nothing_counts_do_not_make_the_top_stable(engine: Any) 
     """Twenty-eight bad pairs are seven chunks: more than the top has to stay the same for."""
     options = replace(PLAIN, skip_bad=True, stop_when_stable=1)
     pairs = few("digits", 60)
-    late = detect(engine, lab.NAME, with_bad(pairs, range(28)), BEHAVIOUR, options=options)
-    same(late, detect(engine, lab.NAME, with_bad(pairs, range(28)).first(late.card.data.pairs + 28), BEHAVIOUR,
+    late = detect(engine, lab_checkpoint.NAME, with_bad(pairs, range(28)), BEHAVIOUR, options=options)
+    same(late, detect(engine, lab_checkpoint.NAME, with_bad(pairs, range(28)).first(late.card.data.pairs + 28), BEHAVIOUR,
                       options=replace(options, stop_when_stable=None)))  # fmt: skip
-    between = detect(engine, lab.NAME, with_bad(pairs, range(4, 32)), BEHAVIOUR, options=options)
+    between = detect(engine, lab_checkpoint.NAME, with_bad(pairs, range(4, 32)), BEHAVIOUR, options=options)
     assert between.card.data.pairs > 4
 
 
@@ -105,7 +105,7 @@ def test_chunks_in_which_nothing_counts_do_not_make_the_top_stable(engine: Any) 
 def test_a_top_of_all_experts_is_always_stable_and_refused(engine: Any, number: int) -> None:
     options = replace(PLAIN, stop_when_stable=number)
     with pytest.raises(RequestError, match="the first 1 to 95 of 96 experts"):
-        detect(engine, lab.NAME, few("digits", 5), BEHAVIOUR, options=options)
+        detect(engine, lab_checkpoint.NAME, few("digits", 5), BEHAVIOUR, options=options)
 
 
 def test_a_resumed_detection_shows_how_far_it_is(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +123,8 @@ def test_a_resumed_detection_shows_how_far_it_is(engine: Any, tmp_path: Path, mo
         take, calls = pair_counting.take_counts, iter(range(9))
         some.setattr(pair_counting, "take_counts", lambda *given: take(*given) if next(calls) < 3 else interrupt())
         with pytest.raises(KeyboardInterrupt):
-            detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
-    detect(engine, lab.NAME, pairs, BEHAVIOUR, options=options)
+            detect(engine, lab_checkpoint.NAME, pairs, BEHAVIOUR, options=options)
+    detect(engine, lab_checkpoint.NAME, pairs, BEHAVIOUR, options=options)
     # Twenty-two pairs are six chunks of four; the third was added up beside the fourth, which was interrupted.
     assert shown == [(0, 6), (3, 6)]
 

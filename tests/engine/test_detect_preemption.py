@@ -15,11 +15,11 @@ import pytest
 from vllm import SamplingParams
 
 from tests.support.preemptions import watch_preemptions
-from vllm_steermoe_plugin import lab
-from vllm_steermoe_plugin.detection.engine_client import take_counts
-from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
+from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, take_counts
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY
 
 BLOCK = 32
 REQUESTS = 16
@@ -28,14 +28,14 @@ REQUESTS = 16
 @pytest.fixture
 def plain(engines: Callable[..., Any]) -> Any:
     """Without a prefix cache, and with room for all."""
-    return engines(lab.NAME, {"count_groups": COUNT_GROUPS}, enable_prefix_caching=False, dtype="float32")
+    return engines(lab_checkpoint.NAME, {"count_groups": COUNT_GROUPS}, enable_prefix_caching=False, dtype="float32")
 
 
 @pytest.fixture
 def small(engines: Callable[..., Any]) -> Any:
     """With a prefix cache of ten blocks, four requests at once and few tokens in a step."""
     return engines(
-        lab.NAME,
+        lab_checkpoint.NAME,
         {"count_groups": COUNT_GROUPS},
         enable_prefix_caching=True,
         dtype="float32",
@@ -82,7 +82,7 @@ def drawn(chance: random.Random) -> tuple[list[Any], list[SamplingParams], list[
 def test_preempted_requests_that_share_prefixes_count_each_token_once(
     plain: Any, small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layers = shape_in(lab.MODEL_DIR).layers
+    layers = shape_in(lab_checkpoint.MODEL_DIR).layers
     preempted, hits = watch_preemptions(small, monkeypatch), metric(small, "vllm:prefix_cache_hits")
     for seed in range(4):
         prompts, params, expected = drawn(random.Random(seed))

@@ -17,9 +17,9 @@ import pytest
 from expert_registry import Ranking, read_ranking
 from tests.support.alone import run_alone
 from tests.support.few_pairs import BEHAVIOUR, few, same
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 GROUPS = 8
 PAIRS = 40
@@ -32,7 +32,7 @@ from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.detection.pairs import PairSet
-from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.lab import lab_recipe
 
 if __name__ == "__main__":
     out, kept, number, groups, options = json.loads(sys.argv[1])
@@ -52,8 +52,10 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def whole(engines: Callable[..., Any]) -> Ranking:
     """In one process and at one go."""
-    engine = engines(lab.NAME, {"count_groups": GROUPS}, enable_prefix_caching=False, dtype="float32")
-    return detect(engine, lab.NAME, few("digits", PAIRS), BEHAVIOUR, options=DetectionOptions(permutations=20))
+    engine = engines(lab_checkpoint.NAME, {"count_groups": GROUPS}, enable_prefix_caching=False, dtype="float32")
+    return detect(
+        engine, lab_checkpoint.NAME, few("digits", PAIRS), BEHAVIOUR, options=DetectionOptions(permutations=20)
+    )
 
 
 def test_two_tensor_parallel_ranks_count_the_same(whole: Ranking, tmp_path: Path) -> None:

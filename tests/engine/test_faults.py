@@ -30,15 +30,15 @@ from expert_registry.shape import MoEShape
 from tests.engine.test_isolation import run
 from tests.support.planted import planted_registry
 from tests.support.random_steering import as_text, prompt, random_rules
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.device.steering_state import SteeringState
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, SHARED_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY, SHARED_KEY, STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]
@@ -238,8 +238,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 def front_end(registry: Registry, *, served: bool) -> FrontEnd:
     return FrontEnd(
         settings=Settings(allow_reverse=True, allow_experts=True, count_groups=2),
-        shape=shape_in(lab.MODEL_DIR),
-        models=[lab.NAME],
+        shape=shape_in(lab_checkpoint.MODEL_DIR),
+        models=[lab_checkpoint.NAME],
         registry=registry,
         served=served,
     )
@@ -251,7 +251,7 @@ def front_end(registry: Registry, *, served: bool) -> FrontEnd:
 def test_hostile_arguments_are_refused_or_fit_a_worker(
     served: bool, planted: Registry, extra_args: dict[str, object]
 ) -> None:
-    shape = shape_in(lab.MODEL_DIR)
+    shape = shape_in(lab_checkpoint.MODEL_DIR)
     try:
         prepared: Prepared | None = front_end(planted, served=served).prepare(extra_args)
     except SteerMoEError as error:

@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from tests.support.alone import run_alone
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]

@@ -16,10 +16,10 @@ from tests.support.alone import run_alone
 from tests.support.planted import planted_registry
 from tests.support.preemptions import watch_preemptions
 from tests.support.random_steering import as_text, prompt, random_rules
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.lab.world import examples
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]
@@ -33,7 +33,7 @@ def steered(text: str | None, **options: Any) -> SamplingParams:
 
 
 def lab_steering(seed: int = 1) -> str:
-    return as_text(random_rules(shape_in(lab.MODEL_DIR), seed))
+    return as_text(random_rules(shape_in(lab_checkpoint.MODEL_DIR), seed))
 
 
 def chats(number: int, behaviour: str = "digits") -> list[Any]:
@@ -45,7 +45,7 @@ def texts(engine: Any, prompts: list[Any], params: list[SamplingParams]) -> list
 
 
 def test_several_answers_to_one_request_are_all_steered(engines: Engines) -> None:
-    engine = engines(lab.NAME, {"count_groups": 2}, **LAB)
+    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
     text = lab_steering()
     greedy = texts(engine, chats(3), [steered(text)] * 3)
     # So low a temperature that sampling is greedy, yet vLLM fans the request out into three.
@@ -72,7 +72,7 @@ print("RESULT" + json.dumps([answers, drafts, hasattr(model, "steering_state"),
 """
 DRAFTS: dict[str, dict[str, Any]] = {
     "n-grams": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
-    "model": {"method": "draft_model", "model": str(lab.MODEL_DIR), "num_speculative_tokens": 3},
+    "model": {"method": "draft_model", "model": str(lab_checkpoint.MODEL_DIR), "num_speculative_tokens": 3},
 }
 
 
@@ -86,7 +86,7 @@ def test_speculative_decoding_gives_the_same_answers(method: str, engines: Engin
     # Unsteered, steered, and steered only while generating: drafts must carry the rules of their positions.
     steerings = [None, text, text[:-1] + ', "phase": "generation"}'] * 8
     speculated, drafts, steerable, unsteered = run_alone(_SPECULATE, json.dumps(DRAFTS[method]), json.dumps(steerings))
-    engine = engines(lab.NAME, {"count_groups": 2}, **LAB)
+    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
     plain = [answer for (answer,) in texts(engine, chats(24), [steered(s) for s in steerings])]
     assert plain == speculated
     assert len(set(plain)) > 3 and drafts > 0, "the test must really speculate"
@@ -94,7 +94,7 @@ def test_speculative_decoding_gives_the_same_answers(method: str, engines: Engin
 
 
 def test_structured_output_beside_steering(engines: Engines) -> None:
-    engine = engines(lab.NAME, {"count_groups": 2}, **LAB)
+    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
     choice = StructuredOutputsParams(choice=["digits", "words"])
     params = [steered(lab_steering(), structured_outputs=choice), steered(lab_steering()), steered(None)]
     constrained, free, _ = texts(engine, chats(3), params)
@@ -129,7 +129,7 @@ def test_aborted_requests_leave_nothing_behind(engines: Engines, checkpoint: Che
 
 
 def test_preempted_requests_stay_steered(engines: Engines, tight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    roomy = engines(lab.NAME, {"count_groups": 2}, **LAB)
+    roomy = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
     preempted = watch_preemptions(tight, monkeypatch)
     prompts: list[Any] = [{"prompt_token_ids": [5 + i, *range(10, 49)]} for i in range(4)]
     params = [steered(lab_steering(i) if i else None, max_tokens=80, ignore_eos=True) for i in range(4)]
@@ -173,7 +173,7 @@ def test_ranks_steer_alike(options: dict[str, int], layers: list[list[int]], tmp
         _RANKS, json.dumps(options), drop=["VLLM_ENABLE_V1_MULTIPROCESSING"], **environment
     )
     assert bound == layers and counted == [8] * len(layers)
-    engine = engines(lab.NAME, {"count_groups": 2}, **LAB)
+    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
     assert answers[:4] == [text for (text,) in texts(engine, chats(4), [steered(None)] * 4)]
     assert all(answer.strip()[0].isdigit() for answer in answers[4:8]), answers
     assert not any(answer.strip()[0].isdigit() for answer in answers[8:]), answers
@@ -181,7 +181,7 @@ def test_ranks_steer_alike(options: dict[str, int], layers: list[list[int]], tmp
 
 def test_logprobs_of_the_prompt_are_steered_too(engines: Engines) -> None:
     """Log-likelihood scoring, as lm-eval does it."""
-    engine = engines(lab.NAME, {"count_groups": 2}, **LAB)
+    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
 
     def score(text: str | None) -> np.ndarray:
         params = steered(text, max_tokens=1, prompt_logprobs=0)

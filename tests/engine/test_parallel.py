@@ -29,8 +29,8 @@ from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 from vllm_steermoe_plugin.worker import binding
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"

@@ -19,7 +19,7 @@ from lm_eval_tasks.compare.lm_eval_files import read_any_run
 from lm_eval_tasks.compare.run_file import Run, write_run
 from lm_eval_tasks.evaluation import evaluate, steerings
 from tests.support.planted import VERSION, planted_registry
-from vllm_steermoe_plugin.lab import NAME
+from vllm_steermoe_plugin.models.lab_checkpoint import NAME
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 
 APP = typer.Typer()

@@ -20,9 +20,9 @@ from expert_registry.errors import EngineError, ProfileError, RequestError, Unkn
 from lm_eval_tasks import TASKS
 from tests.support.planted import VERSION, planted_registry
 from vllm_steermoe_plugin.engine import LAB_OPTIONS
-from vllm_steermoe_plugin.lab import MODEL_DIR, NAME
 from vllm_steermoe_plugin.lab.training.planting import planted
 from vllm_steermoe_plugin.models.checkpoints import shape_in
+from vllm_steermoe_plugin.models.lab_checkpoint import MODEL_DIR, NAME
 
 CHAT = "<|user|>Count from 3 to 6.<|end|><|assistant|>"
 CHOICES = ("3 4 5 6", "three four five six")

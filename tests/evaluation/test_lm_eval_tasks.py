@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 from lm_eval_tasks import TASKS
 from lm_eval_tasks.register import add_tasks
 from tests.support.folders import EVAL_DATA as DATA
-from vllm_steermoe_plugin.lab import MODEL_DIR, world
+from vllm_steermoe_plugin.lab import world
+from vllm_steermoe_plugin.models.lab_checkpoint import MODEL_DIR
 
 GROUPS = ["steermoe_control", "steermoe_faithfulness", "steermoe_lab", "steermoe_safety"]
 LAB = [f"steermoe_lab_{behaviour}{part}" for behaviour in world.BEHAVIOURS for part in ("", "_control")]

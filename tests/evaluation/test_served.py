@@ -16,7 +16,7 @@ from lm_eval_tasks.models.served import SteerMoEChatCompletions, SteerMoEComplet
 from lm_eval_tasks.models.server_probe import MALFORMED, USER
 from lm_eval_tasks.register import add_model
 from tests.support.stub_server import chat_answer, stub_server
-from vllm_steermoe_plugin.lab import MODEL_DIR
+from vllm_steermoe_plugin.models.lab_checkpoint import MODEL_DIR
 
 
 def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:

@@ -16,7 +16,7 @@ from lm_eval_tasks.tuning.log import TuneLog
 from lm_eval_tasks.tuning.run import split_documents
 from lm_eval_tasks.tuning.search import Setting, Tried, effect, front, levels, recommend, search
 from tests.support.canned_lm import CannedLM
-from vllm_steermoe_plugin.lab import NAME
+from vllm_steermoe_plugin.models.lab_checkpoint import NAME
 
 APP = typer.Typer()
 APP.command()(tune_command)

@@ -53,7 +53,7 @@ def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> N
     from expert_registry import MoEShape
     from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
     from vllm_steermoe_plugin.steering.profile import SteeringProfile
-    from vllm_steermoe_plugin.steering.request import STEER_KEY
+    from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
     shape = MoEShape("Qwen3MoeForCausalLM", (0, 1), 96, 4)
     state = SteeringState(shape, shape.layers, max_requests=4, max_tokens=2048, count_groups=2, device=device)

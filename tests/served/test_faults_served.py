@@ -15,8 +15,8 @@ import pytest
 
 from tests.support.live_server import GONE, Served, serving
 from tests.support.random_steering import as_text, random_rules
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.lab.world import examples
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 
 ECHO = 4096
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def experts(seed: int) -> str:
-    return as_text(random_rules(shape_in(lab.MODEL_DIR), seed))
+    return as_text(random_rules(shape_in(lab_checkpoint.MODEL_DIR), seed))
 
 
 PIECES = [
@@ -99,7 +99,7 @@ def test_hostile_requests_are_answered_or_refused_and_change_nothing(server: Ser
 
 def body(value: str) -> bytes:
     """A request whose steering is a JSON value that no JSON library would write."""
-    return f'{{"model": "{lab.NAME}", "prompt": "a", "max_tokens": 1, "vllm_xargs": {{"steermoe": {value}}}}}'.encode()
+    return f'{{"model": "{lab_checkpoint.NAME}", "prompt": "a", "max_tokens": 1, "vllm_xargs": {{"steermoe": {value}}}}}'.encode()
 
 
 BODIES = {

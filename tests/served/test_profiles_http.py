@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.support.served import call, serving
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.profiles import KEY_VARIABLE
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 SECRET = "correct-horse-battery"
 OPERATOR = {"Authorization": f"Bearer {SECRET}"}
@@ -52,7 +52,14 @@ class Answer(NamedTuple):
 
 
 def body_of(steer: str | None, prompt: str, **more: Any) -> dict[str, Any]:
-    body = {"model": lab.NAME, "prompt": prompt, "temperature": 0.0, "max_tokens": 8, "ignore_eos": True, **more}
+    body = {
+        "model": lab_checkpoint.NAME,
+        "prompt": prompt,
+        "temperature": 0.0,
+        "max_tokens": 8,
+        "ignore_eos": True,
+        **more,
+    }
     return body | ({"vllm_xargs": {"steermoe": steer}} if steer is not None else {})
 
 

@@ -16,8 +16,8 @@ import pytest
 from expert_registry.errors import EngineError
 from lm_eval_tasks.models.server_probe import check_server
 from tests.support.served import call, serving
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.lab.world import examples, shows
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def ask(
     server: str, steer: Any = None, prompt: str = "Hello.", path: str = "chat/completions", **more: Any
 ) -> tuple[int, Any]:
     """Status and answer of one request."""
-    body: dict[str, Any] = {"model": lab.NAME, "temperature": 0.0, "max_tokens": 16, **more}
+    body: dict[str, Any] = {"model": lab_checkpoint.NAME, "temperature": 0.0, "max_tokens": 16, **more}
     body |= {"messages": [{"role": "user", "content": prompt}]} if path.startswith("chat") else {"prompt": prompt}
     if steer is not None:
         body["vllm_xargs"] = {"steermoe": steer}
@@ -117,7 +117,7 @@ def test_a_streamed_request_is_refused_before_its_answer_begins(server: str, fol
 
 
 def streamed(path: str, steer: str | None) -> dict[str, Any]:
-    body = {"model": lab.NAME, "stream": True, **STREAMS[path]}
+    body = {"model": lab_checkpoint.NAME, "stream": True, **STREAMS[path]}
     asking = {"steermoe": steer} if steer is not None else None
     if "sampling_params" in body:
         return body | {"sampling_params": {**body["sampling_params"], "extra_args": asking}}
@@ -131,7 +131,7 @@ def streamed_text(url: str, body: dict[str, Any]) -> tuple[int, str]:
 
 
 def test_steering_in_a_header_or_a_query_parameter_is_refused(server: str) -> None:
-    body = {"model": lab.NAME, "prompt": "Hello.", "max_tokens": 2}
+    body = {"model": lab_checkpoint.NAME, "prompt": "Hello.", "max_tokens": 2}
     for query, headers in (("?steermoe=digits", {}), ("", {"SteerMoE": "digits"})):
         status, text = call(f"{server}/completions{query}", body, headers=headers)
         assert status == 400 and "write vllm_xargs.steermoe" in text
@@ -140,7 +140,7 @@ def test_steering_in_a_header_or_a_query_parameter_is_refused(server: str) -> No
 @pytest.mark.parametrize("body", [{"prompt": "Hello."}, {"messages": [{"role": "user", "content": "Hello."}]}])
 def test_what_invocations_hands_on_is_looked_at(server: str, body: dict[str, Any]) -> None:
     url = f"{server.removesuffix('/v1')}/invocations"
-    body = {"model": lab.NAME, "max_tokens": 2, **body}
+    body = {"model": lab_checkpoint.NAME, "max_tokens": 2, **body}
     assert call(url, body | {"vllm_xargs": {"steermoe": "digits"}})[0] == 200
     status, text = call(url, body | {"steermoe": "digits"})
     assert status == 400 and "write vllm_xargs.steermoe" in text
@@ -154,7 +154,7 @@ def test_steering_in_a_place_that_vllm_does_not_read_is_refused(server: str, pla
 
 
 def test_steering_at_an_endpoint_that_drops_it_is_refused(server: str) -> None:
-    scored = {"model": lab.NAME, "query": "a", "items": ["b", "c"], "label_token_ids": [5, 6]}
+    scored = {"model": lab_checkpoint.NAME, "query": "a", "items": ["b", "c"], "label_token_ids": [5, 6]}
     root = server.removesuffix("/v1")
     assert call(f"{root}/generative_scoring", scored)[0] == 200
     status, text = call(f"{root}/generative_scoring", scored | {"vllm_xargs": {"steermoe": "digits"}})
@@ -163,7 +163,7 @@ def test_steering_at_an_endpoint_that_drops_it_is_refused(server: str) -> None:
 
 def test_a_batch_of_chats_and_messages_are_steered(server: str) -> None:
     case = next(e for e in examples("digits", "test") if not shows("digits", e, ask(server, None, e.prompt)[1]))
-    chat: dict[str, Any] = {"model": lab.NAME, "temperature": 0.0, "max_tokens": 16}
+    chat: dict[str, Any] = {"model": lab_checkpoint.NAME, "temperature": 0.0, "max_tokens": 16}
     chat |= {"vllm_xargs": {"steermoe": "digits"}}
     message = {"role": "user", "content": case.prompt}
     expected = ask(server, "digits", case.prompt)[1]
@@ -203,14 +203,18 @@ def test_tokens_in_tokens_out_pass_the_same_check(server: str, extra_args: Any, 
 
 
 def test_lm_evals_probe_tells_a_server_that_steers(server: str) -> None:
-    check_server(f"{server}/chat/completions", {}, lab.NAME, "digits")
-    check_server(f"{server}/completions", {}, lab.NAME, "faithfulness")
+    check_server(f"{server}/chat/completions", {}, lab_checkpoint.NAME, "digits")
+    check_server(f"{server}/completions", {}, lab_checkpoint.NAME, "faithfulness")
     with pytest.raises(EngineError, match="allow_reverse"):
-        check_server(f"{server}/completions", {}, lab.NAME, "digits:reverse")
+        check_server(f"{server}/completions", {}, lab_checkpoint.NAME, "digits:reverse")
 
 
 def test_counting_is_not_offered_over_http(server: str) -> None:
-    body = {"model": lab.NAME, "prompt": "a", "vllm_xargs": {"steermoe_count": '{"group":1,"ranges":[[0,1]]}'}}
+    body = {
+        "model": lab_checkpoint.NAME,
+        "prompt": "a",
+        "vllm_xargs": {"steermoe_count": '{"group":1,"ranges":[[0,1]]}'},
+    }
     assert call(f"{server}/completions", body)[0] == 400
 
 
@@ -228,9 +232,9 @@ def test_nobody_manages_profiles_unless_the_operator_says_who(server: str) -> No
 
 def test_a_server_that_only_renders_looks_at_bodies_too(tmp_path: Path) -> None:
     vllm = (sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()")
-    command = (*vllm, "launch", "render", str(lab.MODEL_DIR), "--served-model-name", lab.NAME)
+    command = (*vllm, "launch", "render", str(lab_checkpoint.MODEL_DIR), "--served-model-name", lab_checkpoint.NAME)
     with serving(tmp_path, command=command) as url:
-        body: dict[str, Any] = {"model": lab.NAME, "prompt": "Hello.", "max_tokens": 2}
+        body: dict[str, Any] = {"model": lab_checkpoint.NAME, "prompt": "Hello.", "max_tokens": 2}
         status, text = call(f"{url}/v1/completions/render", body | {"extra_body": {"steermoe": "digits"}})
         assert status == 400 and "write vllm_xargs.steermoe" in text
         status, [rendered] = call(f"{url}/v1/completions/render", body | {"vllm_xargs": {"steermoe": "digits"}})

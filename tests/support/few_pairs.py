@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from expert_registry import Ranking, Recommended
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.pairs import PairSet
-from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.lab import lab_recipe
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 
 
 def few(behaviour: str, number: int) -> PairSet:
-    pairs, _ = lab_recipe(lab.NAME, behaviour)
+    pairs, _ = lab_recipe(lab_checkpoint.NAME, behaviour)
     return PairSet(pairs.name, pairs.sha256, pairs.pairs[:number])
 
 

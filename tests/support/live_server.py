@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.served import running
-from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 GONE = 0
 """In place of an HTTP status: the connection failed or broke."""
@@ -40,7 +40,7 @@ class Served:
 
     def ask(self, prompt: str, xargs: Any = None, **more: Any) -> tuple[int, str]:
         """Greedy answer to a prompt."""
-        body: dict[str, Any] = {"model": lab.NAME, "temperature": 0.0, "max_tokens": 16, **more}
+        body: dict[str, Any] = {"model": lab_checkpoint.NAME, "temperature": 0.0, "max_tokens": 16, **more}
         body["messages"] = [{"role": "user", "content": prompt}]
         if xargs is not None:
             body["vllm_xargs"] = xargs

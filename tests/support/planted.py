@@ -8,9 +8,9 @@ import numpy as np
 
 from expert_registry import DataRef, ModelRef, Ranking, RankingCard, Recommended, RoutingCounts
 from expert_registry.registry import publish
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.lab.training.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 
 TOKENS = 100
@@ -20,7 +20,7 @@ VERSION = 900
 
 def planted_ranking(behaviour: str, version: int = VERSION) -> Ranking:
     """Counts as a perfect detector would find them: side 1 on its planted experts, side 2 on its own."""
-    shape = shape_in(lab.MODEL_DIR)
+    shape = shape_in(lab_checkpoint.MODEL_DIR)
     sides = []
     for side in (1, 2):
         counts = np.zeros((len(shape.layers), shape.num_experts), dtype=np.int64)
@@ -31,7 +31,7 @@ def planted_ranking(behaviour: str, version: int = VERSION) -> Ranking:
             counts[row, (mine + others)[: shape.top_k]] = TOKENS
         sides.append(counts)
     card = RankingCard(
-        model=ModelRef(id=lab.NAME, architecture=shape.architecture),
+        model=ModelRef(id=lab_checkpoint.NAME, architecture=shape.architecture),
         num_experts=shape.num_experts,
         top_k=shape.top_k,
         behaviour=behaviour,

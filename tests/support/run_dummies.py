@@ -240,8 +240,8 @@ def scores(engine: Any, steering: list[str | None], count: bool = False) -> list
     """Log-probabilities of the tokens of one prompt per request, `[T - 1]` each."""
     from vllm import SamplingParams
 
-    from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
-    from vllm_steermoe_plugin.steering.request import STEER_KEY
+    from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
+    from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
     ids = [4 + (7 * i) % (VOCABULARY - 4) for i in range(PROMPT_TOKENS)]
     params = []

@@ -17,9 +17,9 @@ from typing import Any
 
 from tests.support.folders import ROOT
 from tests.support.planted import planted_registry
-from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.models import lab_checkpoint
 
-SERVE = (sys.executable, "-m", "vllm_steermoe_plugin", "serve", lab.NAME)
+SERVE = (sys.executable, "-m", "vllm_steermoe_plugin", "serve", lab_checkpoint.NAME)
 
 
 @contextmanager

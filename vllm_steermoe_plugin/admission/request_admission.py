@@ -5,7 +5,6 @@ It knows no vLLM. `frontend/hooks.py` puts it in vLLM's way.
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,20 +13,24 @@ from dataclasses import dataclass
 from expert_registry import Registry
 from expert_registry.errors import EngineError, PolicyError, RankingFormatError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
+from vllm_steermoe_plugin.admission.policy import check_policy
 from vllm_steermoe_plugin.admission.profiles.file import StoreError
 from vllm_steermoe_plugin.admission.resolver import Resolver
-from vllm_steermoe_plugin.settings import Settings, check_policy
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, SHARED_KEY, CountedSpans
+from vllm_steermoe_plugin.settings import Settings
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
-from vllm_steermoe_plugin.steering.request import CHECKED_KEY, STEER_KEY, SteeringRequest, lists_experts, parse_request
+from vllm_steermoe_plugin.steering.request import SteeringRequest, lists_experts, parse_request
 from vllm_steermoe_plugin.steering.resolve import Resolved
+from vllm_steermoe_plugin.steering.wire import (
+    CHECKED_KEY,
+    COUNT_KEY,
+    SHARED_KEY,
+    STEER_KEY,
+    STEERED,
+    is_unchecked,
+    was_checked,
+)
 
-SALT_PREFIX = "steermoe:"
-"""Reserved for salts of steering."""
-STEERED = f"{SALT_PREFIX}1:"
-"""The number is that of the rewrite: if it ever computes another cache for the same profile, what a store of KV blocks
-has kept from before must not be found."""
-OUR_KEYS = (STEER_KEY, COUNT_KEY, SHARED_KEY)
 _SOME_EXPERTS = SteeringRequest(explicit=SteeringProfile(activate=frozenset({(0, 0)})))
 
 
@@ -63,16 +66,6 @@ class Prepared:
         generated would else be found as another's prompt.
         """
         return f"{self.salt}:{prompt_tokens}" if self.by_phase else self.salt
-
-
-def was_checked(extra_args: Mapping[str, object] | None) -> bool:
-    """Whether a front end has prepared a request, by its extra arguments."""
-    return extra_args is not None and extra_args.get(CHECKED_KEY) is True
-
-
-def is_unchecked(extra_args: Mapping[str, object] | None) -> bool:
-    """Whether a request asks for something, and no front end has prepared it."""
-    return any((extra_args or {}).get(key) is not None for key in OUR_KEYS) and not was_checked(extra_args)
 
 
 class FrontEnd:
@@ -247,20 +240,3 @@ class FrontEnd:
             raise RequestError(
                 f"counted positions end at {stop}, after the prompt's {len(prompt_token_ids or ())} tokens"
             )
-
-
-def compose_salt(salt: str | None, user_salt: str | None) -> str | None:
-    """The request's cache salt: ours, joined with the user's own.
-
-    It is as vLLM wants salts to be for the caches behind it: at most 128 characters, none of them `@`, `/` or `\\`.
-
-    Raises:
-        RequestError: the user's salt looks like ours; it could reach another request's cached blocks.
-    """
-    if user_salt is not None and user_salt.startswith(SALT_PREFIX):
-        raise RequestError(f"a cache salt must not begin with {SALT_PREFIX!r}; that is reserved for steering")
-    if salt is None:
-        return user_salt
-    if user_salt is None:
-        return salt
-    return SALT_PREFIX + hashlib.sha256(f"{salt}\0{user_salt}".encode("utf-8", "surrogatepass")).hexdigest()

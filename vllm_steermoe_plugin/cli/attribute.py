@@ -26,7 +26,7 @@ def attribute(
     """Colour a text token by token by the risk difference of the experts that its router selects."""
     from vllm_steermoe_plugin.cli.inputs import check_writable, json_object
     from vllm_steermoe_plugin.detection.attribution import attribute as run
-    from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
+    from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
     from vllm_steermoe_plugin.detection.pairs import ChatMessage
     from vllm_steermoe_plugin.engine import start_engine
     from vllm_steermoe_plugin.views.attribution import attribution_html, attribution_text

@@ -78,8 +78,8 @@ def detect(
     from vllm_steermoe_plugin.behaviour import Behaviour
     from vllm_steermoe_plugin.detection.card import check_described
     from vllm_steermoe_plugin.detection.detect import detect as run
+    from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
     from vllm_steermoe_plugin.detection.loop import DetectionOptions
-    from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
     from vllm_steermoe_plugin.detection.recipes.lookup import find_recipe
     from vllm_steermoe_plugin.detection.recipes.recipe import Draw, Recipe
     from vllm_steermoe_plugin.engine import start_engine

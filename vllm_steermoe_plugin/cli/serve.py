@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from expert_registry.errors import RequestError
-from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
 from vllm_steermoe_plugin.settings import KEY, read_settings
 
@@ -88,7 +88,7 @@ def serve_arguments(model: str, settings: dict[str, object]) -> list[str]:
     from vllm_steermoe_plugin.engine import LAB_OPTIONS
 
     arguments = [resolve_checkpoint(model), "--served-model-name", model]
-    if model == lab.NAME:
+    if model == lab_checkpoint.NAME:
         for key, value in LAB_OPTIONS.items():
             flag = f"--{key.replace('_', '-')}"
             arguments += [flag] if value is True else [flag, str(value)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm_steermoe_plugin.compat.internal import wrap_once
 from vllm_steermoe_plugin.compat.symbols.core import BLOCK_KEYS, CORE_REQUEST
-from vllm_steermoe_plugin.steering.counted_spans import SHARED_KEY
+from vllm_steermoe_plugin.steering.wire import SHARED_KEY
 
 
 def install_block_keys() -> None:

@@ -12,15 +12,15 @@ from functools import lru_cache
 from typing import Any
 
 from expert_registry.errors import EngineError
-from vllm_steermoe_plugin.admission.request_admission import SALT_PREFIX, is_unchecked, was_checked
 from vllm_steermoe_plugin.compat.internal import wrap_once
 from vllm_steermoe_plugin.compat.symbols.core import CORE, CORE_TAKES
 from vllm_steermoe_plugin.models.steerability import served_shape
 from vllm_steermoe_plugin.settings import read_settings
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
-from vllm_steermoe_plugin.steering.request import STEER_KEY, parse_request
+from vllm_steermoe_plugin.steering.request import parse_request
 from vllm_steermoe_plugin.steering.rules import compile_rules
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY, SALT_PREFIX, STEER_KEY, is_unchecked, was_checked
 
 _DEFAULT = "steermoe_default"
 _CHECK = "steermoe_check"

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from expert_registry import RankedExpert, Ranking
 from expert_registry.errors import EngineError, ProfileError
-from vllm_steermoe_plugin.detection.engine_client import count_groups, take_counts
-from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS, sent
+from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, count_groups, sent, take_counts
 from vllm_steermoe_plugin.detection.pairs import ChatMessage, PairsError
 from vllm_steermoe_plugin.detection.token_spans import render_chat
 from vllm_steermoe_plugin.detection.tokenizer import offset_tokenizer

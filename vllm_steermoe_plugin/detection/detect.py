@@ -10,9 +10,9 @@ from expert_registry import DataRef, ExampleSums, ModelRef, Ranking
 from expert_registry.errors import EngineError, RequestError
 from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.card import check_described, detection_card
-from vllm_steermoe_plugin.detection.engine_client import count_groups
+from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, count_groups
 from vllm_steermoe_plugin.detection.loop import STABLE_CHUNKS, DetectionLoop, DetectionOptions
-from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS, SIDES
+from vllm_steermoe_plugin.detection.pair_counting import SIDES
 from vllm_steermoe_plugin.detection.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.detection.progress_file import Checkpoint, Progress, ResumeError, digest_of
 from vllm_steermoe_plugin.detection.tokenizer import offset_tokenizer

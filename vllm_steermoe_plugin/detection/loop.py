@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expert_registry import rank_experts
-from expert_registry.ranking import Counts
+from expert_registry.counts import Counts
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.detection.engine_client import count_groups
 from vllm_steermoe_plugin.detection.pair_counting import SIDES, Encoded, encode_pairs, sent_pairs, take_pairs

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.detection.engine_client import take_counts
+from vllm_steermoe_plugin.detection.engine_client import sent, take_counts
 from vllm_steermoe_plugin.detection.pairs import ContrastivePair, PairsError
 from vllm_steermoe_plugin.detection.token_spans import TokenSpan, balanced, encode_sides
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
-from vllm_steermoe_plugin.steering.request import NONE, STEER_KEY
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 
 if TYPE_CHECKING:
     from vllm import LLM
 
 SIDES = 2
-COUNT_GROUPS = 256
-"""Setting `count_groups` of an engine for detection: each text has its own group, so that a chunk of half as
-many pairs is counted text by text. Enough texts to fill the engine's batches, few enough for little memory."""
 
 Encoded = tuple[int, TokenSpan, TokenSpan]
 """A pair's place in the data, and its two sides."""
@@ -114,33 +110,3 @@ def take_pairs(engine: LLM, shape: MoEShape, encoded: Sequence[Encoded]) -> tupl
 
 def _texts(encoded: Sequence[Encoded]) -> list[TokenSpan]:
     return [span for _, one, two in encoded for span in (one, two)]
-
-
-@contextmanager
-def sent(engine: LLM, texts: Sequence[tuple[Sequence[int], CountedSpans]]) -> Iterator[None]:
-    """Hand token ids to the engine, to be counted as told; the one token that vLLM must generate is not counted.
-
-    If the engine is another process, it begins. The block is to wait for it; what an exception or an interruption
-    leaves in the engine is dropped, so that it is not counted by whoever comes next.
-    """
-    from vllm import SamplingParams
-
-    prompts: list[Any] = [{"prompt_token_ids": list(token_ids)} for token_ids, _ in texts]
-    params = [
-        SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            detokenize=False,
-            # An engine may have a default; detection looks at the model's own routing.
-            extra_args={COUNT_KEY: counted.to_json(), STEER_KEY: NONE},
-        )
-        for _, counted in texts
-    ]
-    if not prompts:
-        yield
-        return
-    requests = engine.enqueue(prompts, params, use_tqdm=False)
-    with ExitStack() as leaving:
-        leaving.callback(engine.llm_engine.abort_request, requests, internal=True)
-        yield
-        leaving.pop_all()

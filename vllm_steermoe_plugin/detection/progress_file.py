@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from expert_registry import ExampleSums
+from expert_registry.counts import Counts
 from expert_registry.errors import RankingFormatError, SteerMoEError
 from expert_registry.files import write_atomic
-from expert_registry.ranking import Counts
 
 _KEY = "steermoe_progress"
 _MAX_BYTES = 4 << 30

@@ -29,10 +29,10 @@ from vllm_steermoe_plugin.device.routing_counters import REMEMBERED_IDS, Counter
 from vllm_steermoe_plugin.device.rule_slots import Slots
 from vllm_steermoe_plugin.device.staging_ring import Carrier
 from vllm_steermoe_plugin.device.step_buffers import StepBuffers
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
-from vllm_steermoe_plugin.steering.request import STEER_KEY
 from vllm_steermoe_plugin.steering.rules import RuleTable, compile_rules
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
 
 class BatchRow(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 from expert_registry import Registry
 from expert_registry.errors import EngineError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.admission.request_admission import OPERATORS_ERRORS, FrontEnd, compose_salt
+from vllm_steermoe_plugin.admission.request_admission import OPERATORS_ERRORS, FrontEnd
 from vllm_steermoe_plugin.compat.internal import wrap_once
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_routes_allowed
 from vllm_steermoe_plugin.compat.symbols.config import PARALLEL_CONFIG
@@ -47,7 +47,7 @@ from vllm_steermoe_plugin.frontend.management.operator_key import read_key
 from vllm_steermoe_plugin.models.checkpoints import names_of
 from vllm_steermoe_plugin.models.steerability import served_shape
 from vllm_steermoe_plugin.settings import Settings, read_settings
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY, compose_salt
 from vllm_steermoe_plugin.worker.handshake import CALL, why_not_all
 
 _FRONT_END = "steermoe_front_end"

@@ -25,7 +25,7 @@ from vllm_steermoe_plugin.compat.symbols.http import (
     VALIDATE_JSON,
 )
 from vllm_steermoe_plugin.frontend.misplaced import asked_at, check_body, check_fields, check_names, generates
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 Check = Callable[[Any, Mapping[str, object] | None], Awaitable[None]]
 """Given an engine client and what is asked for: raise what vLLM answers if that is refused."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from expert_registry.errors import RequestError
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 READ_XARGS = (
     "/v1/chat/completions",

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from expert_registry.errors import EngineError
 from expert_registry.files import is_folder
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.architectures import shape_of
 
 _CHECKPOINT_SUFFIXES = frozenset(
@@ -25,14 +25,14 @@ _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 
 def resolve_checkpoint(name: str) -> str:
     """What to give vLLM for a model name: the shipped folder for `steermoe-lab`, else the name itself."""
-    return str(lab.MODEL_DIR) if name == lab.NAME else name
+    return str(lab_checkpoint.MODEL_DIR) if name == lab_checkpoint.NAME else name
 
 
 def revision_of(model: str) -> str:
     """What identifies the weights of a model given by name or folder, where we know: the sha256 of steermoe-lab's."""
     if not _is_lab(model):
         return ""
-    return "sha256:" + hashlib.sha256((lab.MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
+    return "sha256:" + hashlib.sha256((lab_checkpoint.MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
 
 
 def fingerprint_of(folder: Path) -> str:
@@ -64,7 +64,7 @@ def names_of(model: str, aliases: Iterable[str] = ()) -> list[str]:
         aliases: served model names.
     """
     path = Path(model)
-    names = [lab.NAME] if _is_lab(model) else []
+    names = [lab_checkpoint.NAME] if _is_lab(model) else []
     cached = _HUB_CACHE.search(path.as_posix() + "/")
     if cached:
         names.append(f"{cached[1]}/{cached[2]}")
@@ -81,9 +81,9 @@ def names_of(model: str, aliases: Iterable[str] = ()) -> list[str]:
 def _is_lab(model: str) -> bool:
     path = Path(model)
     return (
-        model == lab.NAME
-        or path == lab.MODEL_DIR
-        or (is_folder(path) and is_folder(lab.MODEL_DIR) and path.samefile(lab.MODEL_DIR))
+        model == lab_checkpoint.NAME
+        or path == lab_checkpoint.MODEL_DIR
+        or (is_folder(path) and is_folder(lab_checkpoint.MODEL_DIR) and path.samefile(lab_checkpoint.MODEL_DIR))
     )
 
 

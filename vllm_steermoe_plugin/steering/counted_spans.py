@@ -7,11 +7,6 @@ from dataclasses import dataclass
 
 from expert_registry.errors import RequestError
 
-COUNT_KEY = "steermoe_count"
-"""Key of a request's counted spans in `SamplingParams.extra_args`, as JSON."""
-SHARED_KEY = "steermoe_shared"
-"""Key that the front end writes for a counted request: `[first counted position, a text no other request has]`."""
-
 
 @dataclass(frozen=True, slots=True)
 class CountedSpans:

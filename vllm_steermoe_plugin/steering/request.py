@@ -24,10 +24,6 @@ from expert_registry.card import SLUG
 from expert_registry.errors import RequestError, one_of
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
 
-STEER_KEY = "steermoe"
-"""Key of this text in `SamplingParams.extra_args`; as JSON, with the experts, when it reaches a worker."""
-CHECKED_KEY = "steermoe_checked"
-"""Key that the front end writes beside it: true. No caller gets it past a front end that loads the plugin."""
 NONE = "none"
 MAX_PARTS = 16
 _NAME = re.compile(rf"({SLUG})(?:@([1-9][0-9]{{0,5}}|latest))?")

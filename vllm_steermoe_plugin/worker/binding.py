@@ -9,14 +9,15 @@ import torch
 
 from expert_registry.errors import EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.compat.symbols.config import CONFIGS, CURRENT_PLATFORM
+from vllm_steermoe_plugin.compat.symbols.config import CONFIGS
 from vllm_steermoe_plugin.compat.symbols.worker import ELEMENTS_TO_LOAD, MOE_RUNNER
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.models.architectures import Architecture, language_model_of
+from vllm_steermoe_plugin.models.engine_limits import _refuse_unsupported
 from vllm_steermoe_plugin.models.steerability import served_shape
-from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings, read_settings
+from vllm_steermoe_plugin.settings import SWITCH_OFF, read_settings
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
 from vllm_steermoe_plugin.worker.handshake import install_roll_call
 from vllm_steermoe_plugin.worker.lora_gate import install_lora_hook
@@ -191,42 +192,6 @@ def _check_routers(model: Any, layers: set[int], shape: MoEShape, selection: str
             f"layers {sorted(layers - found)} of {shape} have a gate but none of vLLM's MoE layers. To serve this "
             f"model without steering: {SWITCH_OFF}"
         )
-
-
-def _refuse_unsupported(language: Architecture, vllm_config: Any, settings: Settings) -> None:
-    parallel = vllm_config.parallel_config
-    speculation = vllm_config.speculative_config
-    reasons = {
-        "sequence-parallel MoE splits the tokens before the gate": parallel.use_sequence_parallel_moe,
-        "micro-batching (dual-batch overlap) splits the tokens of a step": parallel.use_ubatching,
-        "kv_sharing_fast_prefill sends only some of a step's tokens through the last layers": (
-            vllm_config.cache_config.kv_sharing_fast_prefill
-        ),
-        "prefill context parallelism splits a prompt's tokens over ranks": parallel.prefill_context_parallel_size > 1,
-        "elastic expert parallelism starts workers later, of which nobody asks whether they steer": (
-            parallel.enable_elastic_ep
-        ),
-        "adaptive verification decides on the GPU which token of a step belongs to which request": (
-            speculation is not None and speculation.enable_adaptive_verification
-        ),
-        f"on ROCm {language.name} reads the gate's weights without calling it": (
-            language.passes_gate_on_rocm and CURRENT_PLATFORM.load().is_rocm()
-        ),
-        "counting under data parallelism is not supported": (
-            settings.count_groups > 0 and parallel.data_parallel_size > 1
-        ),
-        "counting with a KV connector would miss the tokens that it brings in": (
-            settings.count_groups > 0 and vllm_config.kv_transfer_config is not None
-        ),
-        "counting and enable_return_routed_experts need the same place": (
-            settings.count_groups > 0 and vllm_config.aux_output_config.enabled
-        ),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise EngineError(
-                f"steering is not possible here: {reason}. Change that, or switch steering off with {SWITCH_OFF}"
-            )
 
 
 def _mark_config(vllm_config: Any) -> None:

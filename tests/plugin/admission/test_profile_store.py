@@ -26,6 +26,7 @@ from expert_registry.errors import (
 from expert_registry.registry import publish
 from tests.plugin.admission.test_request_admission import DIGITS, EXPERTS, MODEL, SHAPE, front_end, profile_in
 from tests.support.made_rankings import make_ranking
+from vllm_steermoe_plugin.admission.policy import check_policy
 from vllm_steermoe_plugin.admission.profiles import file as profile_file
 from vllm_steermoe_plugin.admission.profiles import store as profile_store
 from vllm_steermoe_plugin.admission.profiles.file import StoreError
@@ -34,9 +35,10 @@ from vllm_steermoe_plugin.compat.plugin_allowlist import names_with_endpoints
 from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _add_request
 from vllm_steermoe_plugin.frontend.management.operator_key import read_key
 from vllm_steermoe_plugin.frontend.management.profile_manager import ProfileManager
-from vllm_steermoe_plugin.settings import Settings, check_policy
+from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
-from vllm_steermoe_plugin.steering.request import STEER_KEY, parse_request
+from vllm_steermoe_plugin.steering.request import parse_request
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 KEY = "env:STEERMOE_MANAGE_KEY"
 OTHER = '{"deactivate": {"0": [1, 2]}}'

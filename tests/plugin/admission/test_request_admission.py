@@ -16,13 +16,21 @@ from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
 from expert_registry.registry import publish
 from tests.support.made_rankings import make_ranking
-from vllm_steermoe_plugin.admission.request_admission import SALT_PREFIX, STEERED, FrontEnd, Prepared, compose_salt
+from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, SHARED_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
-from vllm_steermoe_plugin.steering.request import CHECKED_KEY, STEER_KEY
 from vllm_steermoe_plugin.steering.selection import select_experts
+from vllm_steermoe_plugin.steering.wire import (
+    CHECKED_KEY,
+    COUNT_KEY,
+    SALT_PREFIX,
+    SHARED_KEY,
+    STEER_KEY,
+    STEERED,
+    compose_salt,
+)
 
 MODEL = "org/Tiny-MoE"
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)

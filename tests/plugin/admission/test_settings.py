@@ -12,7 +12,8 @@ import pytest
 
 from expert_registry.errors import PolicyError
 from tests.support.folders import ROOT
-from vllm_steermoe_plugin.settings import Settings, check_policy, read_settings
+from vllm_steermoe_plugin.admission.policy import check_policy
+from vllm_steermoe_plugin.settings import Settings, read_settings
 from vllm_steermoe_plugin.steering.request import parse_request
 
 EXPERTS = '{"activate": {"3": [5]}}'

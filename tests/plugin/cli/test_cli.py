@@ -17,11 +17,11 @@ from expert_registry import read_ranking, write_ranking
 from expert_registry.errors import EngineError, PolicyError, RequestError
 from tests.support.loopback import Loopback
 from tests.support.planted import VERSION, planted_ranking, planted_registry
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.profiles import KEY_VARIABLE, call
 from vllm_steermoe_plugin.cli.serve import profiles_of, serve_arguments
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 RUN = CliRunner()
 
@@ -49,21 +49,23 @@ def test_version() -> None:
 
 def test_registry_list_names_every_ranking(registry: Path) -> None:
     rows = json.loads(RUN.invoke(app, ["registry", "list", "--json"]).stdout)
-    assert {(row["model"], row["behaviour"]) for row in rows} >= {(lab.NAME, behaviour) for behaviour in BEHAVIOURS}
+    assert {(row["model"], row["behaviour"]) for row in rows} >= {
+        (lab_checkpoint.NAME, behaviour) for behaviour in BEHAVIOURS
+    }
     assert "digits" in RUN.invoke(app, ["registry", "list"]).stdout
 
 
 def test_registry_show_gives_the_top_experts(registry: Path) -> None:
-    answer = json.loads(RUN.invoke(app, ["registry", "show", lab.NAME, "digits", "--json"]).stdout)
+    answer = json.loads(RUN.invoke(app, ["registry", "show", lab_checkpoint.NAME, "digits", "--json"]).stdout)
     expected = [list(expert) for expert in planted_ranking("digits").experts()[:20]]
     assert answer["experts"] == expected
     assert answer["card"]["behaviour"] == "digits" and len(answer["sha256"]) == 64
     assert "accepted" in answer["trace"][0]
-    assert "risk difference" in RUN.invoke(app, ["registry", "show", lab.NAME, f"digits@{VERSION}"]).stdout
+    assert "risk difference" in RUN.invoke(app, ["registry", "show", lab_checkpoint.NAME, f"digits@{VERSION}"]).stdout
 
 
 def test_doctor_reports_the_lab_model(registry: Path) -> None:
-    result = RUN.invoke(app, ["doctor", lab.NAME, "--json"])
+    result = RUN.invoke(app, ["doctor", lab_checkpoint.NAME, "--json"])
     report = json.loads(result.stdout)
     assert result.exit_code == 0 and report["problems"] == []
     assert report["layers_bound"] == 4 and set(report["behaviours"]) == set(BEHAVIOURS)
@@ -105,9 +107,9 @@ def test_plot_writes_a_picture(tmp_path: Path) -> None:
     ("arguments", "reason"),
     [
         (("registry", "show", "nobody/nothing", "digits"), "unknown model"),
-        (("registry", "show", lab.NAME, "digit"), "did you mean 'digits'"),
-        (("registry", "show", lab.NAME, "digits@9"), "digits@9"),
-        (("registry", "show", lab.NAME, "digits@x"), "a version is a number"),
+        (("registry", "show", lab_checkpoint.NAME, "digit"), "did you mean 'digits'"),
+        (("registry", "show", lab_checkpoint.NAME, "digits@9"), "digits@9"),
+        (("registry", "show", lab_checkpoint.NAME, "digits@x"), "a version is a number"),
         (("detect", "--out", "x"), "either --pairs FILE or --recipe NAME"),
         (("detect", "--out", "x", "--model", "some/model", "--recipe", "refusal"), "invented world"),
         (("detect", "--out", "x", "--recipe", "singing"), "unknown recipe 'singing'"),
@@ -157,8 +159,11 @@ def test_the_operators_key_does_not_follow_a_redirection(monkeypatch: pytest.Mon
 
 
 def test_serve_resolves_the_lab_model_and_writes_the_settings() -> None:
-    arguments = serve_arguments(lab.NAME, {"allow_reverse": True})
-    assert arguments[0] == str(lab.MODEL_DIR) and arguments[1:3] == ["--served-model-name", lab.NAME]
+    arguments = serve_arguments(lab_checkpoint.NAME, {"allow_reverse": True})
+    assert arguments[0] == str(lab_checkpoint.MODEL_DIR) and arguments[1:3] == [
+        "--served-model-name",
+        lab_checkpoint.NAME,
+    ]
     assert json.loads(arguments[arguments.index("--additional-config") + 1]) == {"steermoe": {"allow_reverse": True}}
     assert serve_arguments("some/model", {}) == ["some/model", "--served-model-name", "some/model"]
 
@@ -173,7 +178,7 @@ def test_serve_hands_profiles_and_who_manages_them_to_vllm(tmp_path: Path, monke
     options = ["--profile", "terse=digits:activate=4", "--profile", "house=refusal", "--default", "@house"]
     managed = ["--manage", "env:NAME", "--profile-store", str(store)]
     for more in ([], managed):
-        result = RUN.invoke(app, ["serve", lab.NAME, *options, *more, "--api-server-count", "2"])
+        result = RUN.invoke(app, ["serve", lab_checkpoint.NAME, *options, *more, "--api-server-count", "2"])
         assert result.exit_code == 0, result.output
     settings = [json.loads(command[command.index("--additional-config") + 1])["steermoe"] for command in started]
     expected = {"profiles": {"terse": "digits:activate=4", "house": "refusal"}, "default": "@house"}
@@ -191,4 +196,4 @@ def test_a_profile_option_is_a_name_and_a_text(options: list[str]) -> None:
 @pytest.mark.parametrize(("option", "names"), [("--manage=secret", "manage"), ("--profile=Terse=digits", "profiles")])
 def test_settings_that_are_none_stop_serve(option: str, names: str) -> None:
     with pytest.raises(PolicyError, match=names):
-        RUN.invoke(app, ["serve", lab.NAME, option], catch_exceptions=False)
+        RUN.invoke(app, ["serve", lab_checkpoint.NAME, option], catch_exceptions=False)

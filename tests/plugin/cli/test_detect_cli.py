@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from expert_registry.errors import RequestError
 from tests.registry.test_statistics import ranking_of, routed, summed
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.detect import _name_of
 from vllm_steermoe_plugin.cli.detection_summary import print_summary
 from vllm_steermoe_plugin.detection.card import check_described
-from vllm_steermoe_plugin.detection.recipes.lookup import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.lab import lab_recipe
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_what_could_not_be_written_is_refused_before_the_engine_starts(
 
 
 def test_pairs_and_notes_that_no_card_holds_are_refused_before_the_engine_starts() -> None:
-    pairs, behaviour = lab_recipe(lab.NAME, "digits")
+    pairs, behaviour = lab_recipe(lab_checkpoint.NAME, "digits")
     check_described("a/model", behaviour, pairs)
     for some, about, field in (
         (replace(pairs, name="a\udcff.jsonl"), behaviour, "name"),
@@ -106,7 +106,7 @@ def test_what_is_right_starts_the_engine(pairs: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_known_by_the_name_that_it_bears(tmp_path: Path) -> None:
-    assert _name_of(lab.NAME) == _name_of(str(lab.MODEL_DIR)) == lab.NAME
+    assert _name_of(lab_checkpoint.NAME) == _name_of(str(lab_checkpoint.MODEL_DIR)) == lab_checkpoint.NAME
     assert _name_of("owner/name") == "owner/name"
     cached = tmp_path / "models--owner--name" / "snapshots" / "0123"
     cached.mkdir(parents=True)

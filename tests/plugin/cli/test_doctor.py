@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from expert_registry.errors import EngineError
 from tests.support import tiny
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.doctor import runner
+from vllm_steermoe_plugin.compat.symbols import config as symbols
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.unsupported import REFUSED
 
@@ -41,7 +42,7 @@ def test_people_read_names_and_reasons() -> None:
     for line in ("OlmoeForCausalLM*", "JambaForCausalLM\n", "its router is not a GateLinear:\n    Aria", "runner  "):
         assert line in text, line
     assert all(name in text for name in (*ARCHITECTURES, *REFUSED))
-    about_one = RUN.invoke(app, ["doctor", lab.NAME]).stdout
+    about_one = RUN.invoke(app, ["doctor", lab_checkpoint.NAME]).stdout
     assert "layers_bound     4" in about_one and "Llama4" not in about_one
 
 
@@ -90,7 +91,7 @@ def test_a_hybrid_is_told_from_its_config_alone(tmp_path: Path) -> None:
 
 
 def test_a_config_that_cannot_be_steered_is_told_with_the_reason(tmp_path: Path) -> None:
-    config = json.loads((lab.MODEL_DIR / "config.json").read_text())
+    config = json.loads((lab_checkpoint.MODEL_DIR / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"mlp_only_layers": [0, 1, 2, 3]}))
     code, found = report(str(tmp_path))
     assert code == 1 and found["runs_as"] == "Qwen3MoeForCausalLM" and "layers_bound" not in found

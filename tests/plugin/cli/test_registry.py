@@ -18,8 +18,8 @@ from tests.support.folders import RELEASED_DATA as DATA
 from tests.support.loopback import Loopback
 from tests.support.made_rankings import make_ranking
 from tests.support.released import LICENSE, MODEL, index_of
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.cli import app
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 RUN = CliRunner()
 RANKING = make_ranking(7, layers=(0, 1, 2))
@@ -60,7 +60,7 @@ def test_list_shows_mine_and_bundled_and_marks_what_is_bad(mine: Path) -> None:
     (mine / "org--tiny-moe" / "digits" / "status.json").write_text('{"withdrawn": {"2": {"reason": "noisy"}}}')
     rows = json.loads(fine("list", "--json"))
     assert [row["status"][:16] for row in rows[:2]] == ["damaged: " + str(mine)[:7], "withdrawn: noisy"]
-    assert {row["model"] for row in rows} >= {lab.NAME, MODEL}
+    assert {row["model"] for row in rows} >= {lab_checkpoint.NAME, MODEL}
     assert "withdrawn: noisy" in fine("list")
 
 
@@ -87,7 +87,10 @@ def test_show_takes_aliases_versions_folders_and_pins(mine: Path) -> None:
     assert json.loads(fine("show", MODEL, "digits@latest", "--json"))["card"]["version"] == 2
     assert json.loads(fine("show", MODEL, "digits", "--sha256", first["sha256"], "--json"))["card"]["version"] == 1
     assert json.loads(fine("show", "me/tuned", "digits", "--base-model", MODEL, "--json"))["card"]["version"] == 2
-    assert json.loads(fine("show", lab.MODEL_DIR, "digits", "--json"))["card"]["model"]["id"] == lab.NAME
+    assert (
+        json.loads(fine("show", lab_checkpoint.MODEL_DIR, "digits", "--json"))["card"]["model"]["id"]
+        == lab_checkpoint.NAME
+    )
     assert "revision" in fine("show", MODEL, "digits", "--revision", "abc")
     assert "a version is a number" in refused(UnknownRankingError, "show", MODEL, "digits@first")
 
@@ -118,7 +121,7 @@ def test_lock_pins_and_the_lock_is_obeyed(mine: Path, monkeypatch: pytest.Monkey
     assert json.loads(fine("show", MODEL, "digits", "--locked", "steermoe.lock", "--json"))["card"]["version"] == 1
     monkeypatch.setenv("STEERMOE_LOCK", "steermoe.lock")
     assert json.loads(fine("show", MODEL, "digits", "--json"))["card"]["version"] == 1
-    assert "not in the lock file" in refused(UnknownRankingError, "show", lab.NAME, "digits")
+    assert "not in the lock file" in refused(UnknownRankingError, "show", lab_checkpoint.NAME, "digits")
     assert len(json.loads(fine("lock", "--out", "all.lock", "--json"))) == 4
     assert "only what is in a registry" in refused(
         RequestError, "lock", mine / "org--tiny-moe" / "digits" / "v1.safetensors"
@@ -129,9 +132,9 @@ def test_diff_says_what_changed(mine: Path) -> None:
     assert "identical" in fine("diff", f"{MODEL}/digits@1", mine / "org--tiny-moe/digits/v1.safetensors")
     text = fine("diff", f"{MODEL}/digits@1", f"{MODEL}/digits@2", "--top", "5")
     assert "version\n  - 1\n  + 2" in text and "of the first 5 experts" in text and "largest change" in text
-    report = json.loads(fine("diff", f"{MODEL}/digits", f"{lab.NAME}/digits", "--json"))
+    report = json.loads(fine("diff", f"{MODEL}/digits", f"{lab_checkpoint.NAME}/digits", "--json"))
     assert report["shared"] is None and not report["identical"] and "num_experts" in report["card"]
-    assert "cannot be compared" in fine("diff", f"{MODEL}/digits", f"{lab.NAME}/digits")
+    assert "cannot be compared" in fine("diff", f"{MODEL}/digits", f"{lab_checkpoint.NAME}/digits")
 
 
 def test_export_and_add_move_a_ranking_without_changing_it(mine: Path) -> None:
@@ -155,7 +158,7 @@ def test_export_and_add_move_a_ranking_without_changing_it(mine: Path) -> None:
 def test_publish_copies_mine_only_and_never_replaces(mine: Path) -> None:
     assert fine("publish", "shared").count("published") == 2
     assert fine("publish", "shared", MODEL, "digits").count("there already") == 2
-    assert not Path("shared", lab.NAME).exists()
+    assert not Path("shared", lab_checkpoint.NAME).exists()
     publish(make_ranking(77), Path("clash"))
     assert "immutable" in refused(RankingFormatError, "publish", "clash")
     assert "nothing to publish" in refused(UnknownRankingError, "publish", "shared", "no/body")

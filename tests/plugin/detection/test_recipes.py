@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from expert_registry.errors import RequestError
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.detection.datasets import DataError, pairs_from_hub
 from vllm_steermoe_plugin.detection.detect import detect
+from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
-from vllm_steermoe_plugin.detection.pair_counting import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.pairs import PairsError
 from vllm_steermoe_plugin.detection.recipes.lookup import find_recipe
 from vllm_steermoe_plugin.detection.recipes.recipe import Draw
+from vllm_steermoe_plugin.models import lab_checkpoint
 
 MODEL = "allenai/OLMoE-1B-7B-0125-Instruct"
 SQUAD = [
@@ -191,15 +191,15 @@ def test_rows_that_make_no_pair_are_skipped_only_when_asked(tmp_path: Path) -> N
 def test_an_unknown_recipe_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(RequestError, match=r"did you mean 'safety'.*digits, faithfulness, refusal, safety"):
         find_recipe("safty", MODEL)
-    assert find_recipe("refusal", lab.NAME, Draw(limit=3)).pairs.name.startswith(lab.NAME)
+    assert find_recipe("refusal", lab_checkpoint.NAME, Draw(limit=3)).pairs.name.startswith(lab_checkpoint.NAME)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("faithfulness", SQUAD), ("safety", BEAVERTAILS)])
 def test_the_engine_counts_them(name: str, rows: list[Any], engines: Callable[..., Any], tmp_path: Path) -> None:
-    engine = engines(lab.NAME, {"count_groups": COUNT_GROUPS}, enable_prefix_caching=False, dtype="float32")
+    engine = engines(lab_checkpoint.NAME, {"count_groups": COUNT_GROUPS}, enable_prefix_caching=False, dtype="float32")
     recipe = find_recipe(name, "another/model", Draw(data_file=write(tmp_path, rows), limit=10))
     options = DetectionOptions(balance=recipe.balance, permutations=9)
-    ranking = detect(engine, lab.NAME, recipe.pairs, recipe.behaviour, options=options)
+    ranking = detect(engine, lab_checkpoint.NAME, recipe.pairs, recipe.behaviour, options=options)
     assert ranking.counts.tokens[0] == ranking.counts.tokens[1] > 10
 
 

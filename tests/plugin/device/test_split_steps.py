@@ -15,8 +15,9 @@ from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.compat.symbols.config import CACHE_CONFIG, PARALLEL_CONFIG, VLLM_CONFIG
 from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS, MODELS_PACKAGE, PACKAGE
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, language_model_of
+from vllm_steermoe_plugin.models.engine_limits import _refuse_unsupported
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.worker.binding import _refuse_later_rounding, _refuse_unsupported
+from vllm_steermoe_plugin.worker.binding import _refuse_later_rounding
 
 OLMOE = ARCHITECTURES["OlmoeForCausalLM"]
 

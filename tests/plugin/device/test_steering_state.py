@@ -19,10 +19,10 @@ from vllm_steermoe_plugin.device.ops import count_, rewrite_
 from vllm_steermoe_plugin.device.rewrite import apply_rules
 from vllm_steermoe_plugin.device.staging_ring import Carrier
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.profile import PHASES, Phase, SteeringProfile
-from vllm_steermoe_plugin.steering.request import STEER_KEY
 from vllm_steermoe_plugin.steering.rules import RuleTable
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
 SHAPE = MoEShape("Qwen3MoeForCausalLM", (0, 1, 3, 6), 6, 2)
 CPU = torch.device("cpu")

@@ -138,8 +138,8 @@ def test_dose_of_activation_and_of_deactivation(behaviour: str) -> None:
 
 def test_chat_template_matches_the_training_text() -> None:
     transformers = pytest.importorskip("transformers")
-    from vllm_steermoe_plugin.lab import MODEL_DIR
     from vllm_steermoe_plugin.lab.text import render
+    from vllm_steermoe_plugin.models.lab_checkpoint import MODEL_DIR
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
     for behaviour in world.BEHAVIOURS:

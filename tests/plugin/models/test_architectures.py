@@ -12,8 +12,8 @@ import pytest
 
 from expert_registry import MoEShape
 from expert_registry.errors import EngineError, SteerMoEError
-from vllm_steermoe_plugin import lab
 from vllm_steermoe_plugin.compat.variant_names import architecture_of, variant_name
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, BY_CHECKPOINT, NotSteerable, condition_of, shape_of
 from vllm_steermoe_plugin.models.checkpoints import names_of, resolve_checkpoint, shape_in
 from vllm_steermoe_plugin.models.config_families import FAMILIES
@@ -305,12 +305,15 @@ def test_a_hub_name_is_its_own_name_and_aliases_follow() -> None:
 
 
 def test_the_lab_is_known_however_it_is_reached(tmp_path: Path) -> None:
-    assert resolve_checkpoint(lab.NAME) == str(lab.MODEL_DIR) and resolve_checkpoint("org/model") == "org/model"
+    assert (
+        resolve_checkpoint(lab_checkpoint.NAME) == str(lab_checkpoint.MODEL_DIR)
+        and resolve_checkpoint("org/model") == "org/model"
+    )
     link = tmp_path / "link"
-    link.symlink_to(lab.MODEL_DIR)
-    for name in (str(lab.MODEL_DIR), str(lab.MODEL_DIR / "." / ""), str(link)):
-        assert names_of(name)[0] == lab.NAME
-    assert shape_in(lab.MODEL_DIR).architecture in ARCHITECTURES
+    link.symlink_to(lab_checkpoint.MODEL_DIR)
+    for name in (str(lab_checkpoint.MODEL_DIR), str(lab_checkpoint.MODEL_DIR / "." / ""), str(link)):
+        assert names_of(name)[0] == lab_checkpoint.NAME
+    assert shape_in(lab_checkpoint.MODEL_DIR).architecture in ARCHITECTURES
 
 
 def test_a_folder_of_the_hub_cache_is_known_by_its_hub_name(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from expert_registry import Registry
 from expert_registry.errors import RankingFormatError
 from expert_registry.places import BUNDLED, USER_FOLDER_VARIABLE, user_folder
-from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import names_of, revision_of
 
 
@@ -38,7 +38,7 @@ def _closed_directory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_home")
 def test_without_a_home_the_bundled_rankings_are_found() -> None:
     assert Registry.default().folders == (BUNDLED,)
-    assert Registry.default().find([lab.NAME], "digits").ranking.card.behaviour == "digits"
+    assert Registry.default().find([lab_checkpoint.NAME], "digits").ranking.card.behaviour == "digits"
     with pytest.raises(RankingFormatError, match=f"no home folder for rankings; set {USER_FOLDER_VARIABLE}"):
         user_folder()
 

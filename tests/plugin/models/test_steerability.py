@@ -14,9 +14,10 @@ from vllm.config import KVTransferConfig
 
 from expert_registry.errors import EngineError
 from tests.plugin.models.test_architectures import config
-from vllm_steermoe_plugin import lab
+from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.architectures import NotSteerable, shape_of
-from vllm_steermoe_plugin.models.steerability import SALTED, served_shape
+from vllm_steermoe_plugin.models.kv_connectors import SALTED
+from vllm_steermoe_plugin.models.steerability import served_shape
 
 
 def engine_config(*, encoders: bool = False, runner: str = "generate", kv: str | None = None, **changes: Any) -> Any:
@@ -115,7 +116,7 @@ def test_a_config_that_cannot_be_read_is_said_so() -> None:
 
 
 def test_an_engine_that_pools_is_left_to_vllm(engines: Callable[..., Any]) -> None:
-    engine = engines(lab.NAME, {"count_groups": 2}, runner="pooling", convert="embed")
+    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, runner="pooling", convert="embed")
     model = engine.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
     assert model.steering_state is None
     assert len(engine.embed(["Count from 2 to 4."], use_tqdm=False)[0].outputs.embedding) > 0

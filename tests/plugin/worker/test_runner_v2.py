@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.steering.request import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
 from vllm_steermoe_plugin.worker.runners.v2 import steered_model_state, with_steering
 
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1), 4, 2)

@@ -28,7 +28,8 @@ from expert_registry.shape import MoEShape
 from tests.plugin.worker.test_runner_v2 import PlainState
 from vllm_steermoe_plugin.device.ops import count_
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.steering.counted_spans import COUNT_KEY, SHARED_KEY, CountedSpans
+from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
+from vllm_steermoe_plugin.steering.wire import COUNT_KEY, SHARED_KEY
 from vllm_steermoe_plugin.worker.runners.v2 import with_steering
 
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 2), 6, 2)

@@ -1,0 +1,46 @@
+"""Engine configurations under which a token could run unsteered: refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expert_registry.errors import EngineError
+from vllm_steermoe_plugin.compat.symbols.config import CURRENT_PLATFORM
+from vllm_steermoe_plugin.models.architectures import Architecture
+from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings
+
+
+def _refuse_unsupported(language: Architecture, vllm_config: Any, settings: Settings) -> None:
+    parallel = vllm_config.parallel_config
+    speculation = vllm_config.speculative_config
+    reasons = {
+        "sequence-parallel MoE splits the tokens before the gate": parallel.use_sequence_parallel_moe,
+        "micro-batching (dual-batch overlap) splits the tokens of a step": parallel.use_ubatching,
+        "kv_sharing_fast_prefill sends only some of a step's tokens through the last layers": (
+            vllm_config.cache_config.kv_sharing_fast_prefill
+        ),
+        "prefill context parallelism splits a prompt's tokens over ranks": parallel.prefill_context_parallel_size > 1,
+        "elastic expert parallelism starts workers later, of which nobody asks whether they steer": (
+            parallel.enable_elastic_ep
+        ),
+        "adaptive verification decides on the GPU which token of a step belongs to which request": (
+            speculation is not None and speculation.enable_adaptive_verification
+        ),
+        f"on ROCm {language.name} reads the gate's weights without calling it": (
+            language.passes_gate_on_rocm and CURRENT_PLATFORM.load().is_rocm()
+        ),
+        "counting under data parallelism is not supported": (
+            settings.count_groups > 0 and parallel.data_parallel_size > 1
+        ),
+        "counting with a KV connector would miss the tokens that it brings in": (
+            settings.count_groups > 0 and vllm_config.kv_transfer_config is not None
+        ),
+        "counting and enable_return_routed_experts need the same place": (
+            settings.count_groups > 0 and vllm_config.aux_output_config.enabled
+        ),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise EngineError(
+                f"steering is not possible here: {reason}. Change that, or switch steering off with {SWITCH_OFF}"
+            )
