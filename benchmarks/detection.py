@@ -38,10 +38,10 @@ from benchmarks import detection_texts
 from benchmarks.random_olmoe import write_olmoe
 from benchmarks.released_procedure import count_one_at_a_time, prefill_one
 from expert_registry import Ranking, Recommended
-from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.pairs import PairSet
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.detection.token_spans import TokenSpan, encode_side
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.models import lab_checkpoint

@@ -17,11 +17,11 @@ from benchmarks import detection_texts
 from benchmarks.released_procedure import count_one_at_a_time
 from expert_registry import Recommended
 from tests.support.folders import ROOT
-from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.detection.recipes.lab import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.detection.token_spans import encode_side
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 from vllm_steermoe_plugin.models import lab_checkpoint

@@ -14,11 +14,11 @@ from vllm import SamplingParams
 from expert_registry import Recommended, read_ranking, write_ranking
 from tests.support.oracle import ReferenceModel
 from tests.support.preemptions import watch_preemptions
-from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, take_counts
 from vllm_steermoe_plugin.detection.pairs import ContrastivePair, PairsError, PairSet, Side, read_pairs
 from vllm_steermoe_plugin.detection.recipes.lab import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.detection.token_spans import encode_side
 from vllm_steermoe_plugin.lab.training.planting import planted
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS

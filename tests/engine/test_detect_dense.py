@@ -15,11 +15,11 @@ import transformers
 from expert_registry import Recommended
 from tests.support.oracle import ReferenceModel
 from tests.support.tiny import COMMON
-from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.attribution import attribute
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
 from vllm_steermoe_plugin.detection.pairs import PairSet
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.detection.token_spans import encode_side
 from vllm_steermoe_plugin.models import lab_checkpoint
 

@@ -95,8 +95,8 @@ def test_chunks_in_which_nothing_counts_do_not_make_the_top_stable(engine: Any) 
     options = replace(PLAIN, skip_bad=True, stop_when_stable=1)
     pairs = few("digits", 60)
     late = detect(engine, lab_checkpoint.NAME, with_bad(pairs, range(28)), BEHAVIOUR, options=options)
-    same(late, detect(engine, lab_checkpoint.NAME, with_bad(pairs, range(28)).first(late.card.data.pairs + 28), BEHAVIOUR,
-                      options=replace(options, stop_when_stable=None)))  # fmt: skip
+    seen = with_bad(pairs, range(28)).first(late.card.data.pairs + 28)
+    same(late, detect(engine, lab_checkpoint.NAME, seen, BEHAVIOUR, options=replace(options, stop_when_stable=None)))
     between = detect(engine, lab_checkpoint.NAME, with_bad(pairs, range(4, 32)), BEHAVIOUR, options=options)
     assert between.card.data.pairs > 4
 

@@ -27,7 +27,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from expert_registry import Recommended, write_ranking
-from vllm_steermoe_plugin.behaviour import Behaviour
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
 from vllm_steermoe_plugin.engine import start_engine

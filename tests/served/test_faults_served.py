@@ -99,7 +99,8 @@ def test_hostile_requests_are_answered_or_refused_and_change_nothing(server: Ser
 
 def body(value: str) -> bytes:
     """A request whose steering is a JSON value that no JSON library would write."""
-    return f'{{"model": "{lab_checkpoint.NAME}", "prompt": "a", "max_tokens": 1, "vllm_xargs": {{"steermoe": {value}}}}}'.encode()
+    asked = f'"prompt": "a", "max_tokens": 1, "vllm_xargs": {{"steermoe": {value}}}'
+    return f'{{"model": "{lab_checkpoint.NAME}", {asked}}}'.encode()
 
 
 BODIES = {

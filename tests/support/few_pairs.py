@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from expert_registry import Ranking, Recommended
-from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.detection.recipes.lab import lab_recipe
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.models import lab_checkpoint
 
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))

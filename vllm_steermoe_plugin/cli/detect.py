@@ -75,13 +75,12 @@ def detect(
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
     """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
-    from vllm_steermoe_plugin.behaviour import Behaviour
     from vllm_steermoe_plugin.detection.card import check_described
     from vllm_steermoe_plugin.detection.detect import detect as run
     from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
     from vllm_steermoe_plugin.detection.loop import DetectionOptions
     from vllm_steermoe_plugin.detection.recipes.lookup import find_recipe
-    from vllm_steermoe_plugin.detection.recipes.recipe import Draw, Recipe
+    from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour, Draw, Recipe
     from vllm_steermoe_plugin.engine import start_engine
     from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint, shape_in
 

@@ -14,8 +14,8 @@ from expert_registry.format import check_card_size
 from vllm_steermoe_plugin.compat.versions import tool_versions
 
 if TYPE_CHECKING:
-    from vllm_steermoe_plugin.behaviour import Behaviour
     from vllm_steermoe_plugin.detection.pairs import PairSet
+    from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 
 
 _MOST_NOTES = 1000

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from expert_registry import DataRef, ExampleSums, ModelRef, Ranking
 from expert_registry.errors import EngineError, RequestError
-from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.card import check_described, detection_card
 from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, count_groups
 from vllm_steermoe_plugin.detection.loop import STABLE_CHUNKS, DetectionLoop, DetectionOptions
 from vllm_steermoe_plugin.detection.pair_counting import SIDES
 from vllm_steermoe_plugin.detection.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.detection.progress_file import Checkpoint, Progress, ResumeError, digest_of
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.detection.tokenizer import offset_tokenizer
 from vllm_steermoe_plugin.models.architectures import shape_of
 from vllm_steermoe_plugin.models.checkpoints import fingerprint_of, revision_of

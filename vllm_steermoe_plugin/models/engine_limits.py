@@ -10,7 +10,7 @@ from vllm_steermoe_plugin.models.architectures import Architecture
 from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings
 
 
-def _refuse_unsupported(language: Architecture, vllm_config: Any, settings: Settings) -> None:
+def refuse_unsupported(language: Architecture, vllm_config: Any, settings: Settings) -> None:
     parallel = vllm_config.parallel_config
     speculation = vllm_config.speculative_config
     reasons = {

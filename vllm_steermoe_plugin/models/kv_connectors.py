@@ -17,7 +17,7 @@ _TIERS = frozenset({"fs", "obj"})
 from another engine takes its address from whoever sends the request."""
 
 
-def _is_salted(transfer: Any) -> bool:
+def is_salted(transfer: Any) -> bool:
     """Whether a KV connector, as configured, brings in only what was computed under the same steering."""
     if transfer.kv_connector not in SALTED or transfer.kv_connector_module_path is not None:
         return False

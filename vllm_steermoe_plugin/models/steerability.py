@@ -7,7 +7,7 @@ from typing import Any
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.compat.variant_names import registered_elsewhere
 from vllm_steermoe_plugin.models.architectures import NotSteerable, language_model_of, shape_of
-from vllm_steermoe_plugin.models.kv_connectors import SALTED, _is_salted
+from vllm_steermoe_plugin.models.kv_connectors import SALTED, is_salted
 
 
 def served_shape(vllm_config: Any) -> MoEShape:
@@ -38,7 +38,7 @@ def served_shape(vllm_config: Any) -> MoEShape:
             "pooling requests carry no steering"
         )
     transfer = vllm_config.kv_transfer_config
-    if transfer is not None and transfer.kv_connector is not None and not _is_salted(transfer):
+    if transfer is not None and transfer.kv_connector is not None and not is_salted(transfer):
         raise NotSteerable(
             f"this engine cannot be steered: {transfer.kv_connector}, as it is configured, may bring in a KV cache "
             f"that was computed under other steering; with {', '.join(sorted(SALTED))}, keeping blocks in memory "

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from expert_registry import Registry
 from expert_registry.errors import RequestError
 from expert_registry.ranking import RankedExpert
+from expert_registry.registry import Found
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.admission.pinned_rankings import PinnedRankings
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.request import Named, SteeringRequest
 from vllm_steermoe_plugin.steering.rules import compile_rules
 from vllm_steermoe_plugin.steering.selection import select_experts
+
+
+class RankingSource(Protocol):
+    """Where rankings are found: a `Registry`, or those that a server has used so far."""
+
+    def find(
+        self,
+        models: Sequence[str],
+        behaviour: str,
+        *,
+        version: int | None = None,
+        shape: MoEShape | None = None,
+        base_model: str | None = None,
+    ) -> Found:
+        """See `Registry.find`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +63,7 @@ def resolve(
     request: SteeringRequest,
     models: Sequence[str],
     shape: MoEShape,
-    registry: Registry | PinnedRankings,
+    registry: RankingSource,
     base_model: str | None = None,
     loaded: Sequence[Resolved] = (),
 ) -> Resolved | None:
@@ -80,7 +95,7 @@ def resolve(
 
 
 def _resolve_named(
-    part: Named, models: Sequence[str], shape: MoEShape, registry: Registry | PinnedRankings, base_model: str | None
+    part: Named, models: Sequence[str], shape: MoEShape, registry: RankingSource, base_model: str | None
 ) -> Resolved:
     found = registry.find(models, part.behaviour, version=part.version, shape=shape, base_model=base_model)
     card = found.ranking.card

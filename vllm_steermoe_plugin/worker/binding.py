@@ -13,7 +13,7 @@ from vllm_steermoe_plugin.compat.symbols.config import CONFIGS
 from vllm_steermoe_plugin.compat.symbols.worker import ELEMENTS_TO_LOAD, MOE_RUNNER
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.models.architectures import Architecture, language_model_of
-from vllm_steermoe_plugin.models.engine_limits import _refuse_unsupported
+from vllm_steermoe_plugin.models.engine_limits import refuse_unsupported
 from vllm_steermoe_plugin.models.steerability import served_shape
 from vllm_steermoe_plugin.settings import SWITCH_OFF, read_settings
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
@@ -57,7 +57,7 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         leave_unbound(model)
         return None
     language = language_model_of(vllm_config.model_config.hf_config, shape.architecture)
-    _refuse_unsupported(language, vllm_config, settings)
+    refuse_unsupported(language, vllm_config, settings)
     _refuse_fused_gates(model)
     gates = _gates(model, shape)
     _refuse_later_rounding(gates, language, vllm_config.model_config.dtype)

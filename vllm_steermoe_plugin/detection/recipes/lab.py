@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from expert_registry import Recommended
 from expert_registry.errors import RequestError, one_of
-from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.pairs import PairSet
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.lab import world
 from vllm_steermoe_plugin.models import lab_checkpoint
 

@@ -13,10 +13,9 @@ from itertools import product
 from typing import Any
 
 from expert_registry import Recommended
-from vllm_steermoe_plugin.behaviour import Behaviour
 from vllm_steermoe_plugin.detection.datasets import DataError, DataSource, text_of
 from vllm_steermoe_plugin.detection.pairs import PairSet
-from vllm_steermoe_plugin.detection.recipes.recipe import Draw, Line, Recipe
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour, Draw, Line, Recipe
 from vllm_steermoe_plugin.detection.recipes.refusal_texts import refusal
 from vllm_steermoe_plugin.lab.vocabulary import number_word
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_steermoe_plugin.behaviour import Behaviour
+from expert_registry import Recommended
 from vllm_steermoe_plugin.detection.pairs import PairSet
 
 Line = dict[str, object]
@@ -36,3 +36,16 @@ class Draw:
     limit: int | None = None
     data_file: Path | None = None
     skip_bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What is being detected, for the ranking's card."""
+
+    name: str
+    sides: tuple[str, str]
+    safety: bool
+    recommended: Recommended
+    license: str = "unspecified"
+    note: str = ""
+    version: int = 1
