@@ -45,9 +45,9 @@ def tune(
     from expert_registry.errors import RequestError
     from lm_eval_tasks.cli.show import print_comparison
     from lm_eval_tasks.evaluation import Options, task_manager
+    from lm_eval_tasks.tuning import run as tune_run
     from lm_eval_tasks.tuning.log import TuneLog
     from lm_eval_tasks.tuning.result import print_front, store
-    from lm_eval_tasks.tuning.search import run as tune_run
     from vllm_steermoe_plugin.compat.versions import tool_versions
     from vllm_steermoe_plugin.models.checkpoints import fingerprint_of, names_of, resolve_checkpoint
 

@@ -28,10 +28,10 @@ from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.checkpoints import shape_in
+from vllm_steermoe_plugin.models.engine_limits import refuse_unsupported
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
-from vllm_steermoe_plugin.worker import binding
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 LENGTH = 24
@@ -205,12 +205,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, str]] = {
 def test_what_would_run_unsteered_is_refused_at_start(name: str) -> None:
     changes, groups, reason = REFUSALS[name]
     olmoe = ARCHITECTURES["OlmoeForCausalLM"]
-    binding._refuse_unsupported(olmoe, config(), Settings(count_groups=groups))
+    refuse_unsupported(olmoe, config(), Settings(count_groups=groups))
     with pytest.raises(EngineError, match=reason) as caught:
-        binding._refuse_unsupported(olmoe, config(**changes), Settings(count_groups=groups))
+        refuse_unsupported(olmoe, config(**changes), Settings(count_groups=groups))
     assert '"enabled": false' in str(caught.value), "the message must say what to do"
     if groups:
-        binding._refuse_unsupported(olmoe, config(**changes), Settings())
+        refuse_unsupported(olmoe, config(**changes), Settings())
 
 
 @pytest.mark.parametrize("rocm", [False, True])
@@ -218,12 +218,12 @@ def test_gpt_oss_is_refused_where_its_gate_is_not_called(rocm: bool, monkeypatch
     platform = SimpleNamespace(load=lambda: SimpleNamespace(is_rocm=lambda: rocm))
     monkeypatch.setattr(binding.vllm, "CURRENT_PLATFORM", platform)
     gpt_oss, olmoe = ARCHITECTURES["GptOssForCausalLM"], ARCHITECTURES["OlmoeForCausalLM"]
-    binding._refuse_unsupported(olmoe, config(), Settings())
+    refuse_unsupported(olmoe, config(), Settings())
     if not rocm:
-        binding._refuse_unsupported(gpt_oss, config(), Settings())
+        refuse_unsupported(gpt_oss, config(), Settings())
         return
     with pytest.raises(EngineError, match="ROCm"):
-        binding._refuse_unsupported(gpt_oss, config(), Settings())
+        refuse_unsupported(gpt_oss, config(), Settings())
 
 
 def test_the_refused_settings_are_vllms_own(engines: Callable[..., Any], checkpoint: Callable[[str], Path]) -> None:

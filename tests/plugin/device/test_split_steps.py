@@ -15,7 +15,7 @@ from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.compat.symbols.config import CACHE_CONFIG, PARALLEL_CONFIG, VLLM_CONFIG
 from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS, MODELS_PACKAGE, PACKAGE
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, language_model_of
-from vllm_steermoe_plugin.models.engine_limits import _refuse_unsupported
+from vllm_steermoe_plugin.models.engine_limits import refuse_unsupported
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.worker.binding import _refuse_later_rounding
 
@@ -48,8 +48,8 @@ def test_the_fields_are_vllms() -> None:
 
 
 def test_ordinary_configurations_are_taken() -> None:
-    _refuse_unsupported(OLMOE, config(), Settings())
-    _refuse_unsupported(OLMOE, config(SimpleNamespace(enable_adaptive_verification=False)), Settings())
+    refuse_unsupported(OLMOE, config(), Settings())
+    refuse_unsupported(OLMOE, config(SimpleNamespace(enable_adaptive_verification=False)), Settings())
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_ordinary_configurations_are_taken() -> None:
 )
 def test_others_are_refused_with_the_reason_and_the_way_out(refused: Any, says: str) -> None:
     with pytest.raises(EngineError, match=says) as error:
-        _refuse_unsupported(OLMOE, refused, Settings())
+        refuse_unsupported(OLMOE, refused, Settings())
     assert "switch steering off" in str(error.value)
 
 
