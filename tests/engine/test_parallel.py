@@ -26,12 +26,14 @@ from tests.support.alone import run_alone
 from tests.support.folders import ROOT
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.detection.engine_client import take_counts
+from vllm_steermoe_plugin.models import engine_limits
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.models.engine_limits import refuse_unsupported
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
+from vllm_steermoe_plugin.worker import binding
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 LENGTH = 24
@@ -216,7 +218,7 @@ def test_what_would_run_unsteered_is_refused_at_start(name: str) -> None:
 @pytest.mark.parametrize("rocm", [False, True])
 def test_gpt_oss_is_refused_where_its_gate_is_not_called(rocm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     platform = SimpleNamespace(load=lambda: SimpleNamespace(is_rocm=lambda: rocm))
-    monkeypatch.setattr(binding.vllm, "CURRENT_PLATFORM", platform)
+    monkeypatch.setattr(engine_limits, "CURRENT_PLATFORM", platform)
     gpt_oss, olmoe = ARCHITECTURES["GptOssForCausalLM"], ARCHITECTURES["OlmoeForCausalLM"]
     refuse_unsupported(olmoe, config(), Settings())
     if not rocm:
@@ -243,7 +245,7 @@ def test_a_shared_expert_fused_into_the_gate_is_refused(
     engine = engines(str(checkpoint(ARCHITECTURE)), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
     model = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
     binding._refuse_fused_gates(model)
-    runner = next(m for m in model.modules() if isinstance(m, binding.vllm.MOE_RUNNER.load()))
+    runner = next(m for m in model.modules() if isinstance(m, binding.MOE_RUNNER.load()))
     monkeypatch.setattr(runner, "_fse_fuse_gate", True)
     with pytest.raises(EngineError, match="shared expert's gate"):
         binding._refuse_fused_gates(model)
