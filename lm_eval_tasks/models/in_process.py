@@ -15,7 +15,7 @@ from lm_eval_tasks.models.vllm_backend import load_vllm_backend
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_plugin_allowed
 from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.engine import engine_options
-from vllm_steermoe_plugin.frontend.hooks import front_end_of
+from vllm_steermoe_plugin.frontend.attached import front_end_of
 from vllm_steermoe_plugin.models.architectures import shape_of
 from vllm_steermoe_plugin.steering.resolve import Resolved, Source
 from vllm_steermoe_plugin.steering.wire import STEER_KEY

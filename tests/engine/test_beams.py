@@ -15,7 +15,7 @@ from vllm.sampling_params import BeamSearchParams
 
 from tests.support.random_steering import as_text, random_rules
 from vllm_steermoe_plugin.compat.symbols.frontend import ONLINE
-from vllm_steermoe_plugin.frontend.hooks import front_end_of
+from vllm_steermoe_plugin.frontend.attached import front_end_of
 from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.steering.wire import STEER_KEY

@@ -281,7 +281,6 @@ def test_engine_options(constructed: Callable[..., Any]) -> None:
     assert model.steering == "digits:reverse:phase=prompt"
     assert {key: given[key] for key in LAB_OPTIONS} == LAB_OPTIONS
     assert given["model"] == str(MODEL_DIR)
-    assert given["worker_extension_cls"].endswith("SteerMoEWorker")
     _, given = constructed(
         max_length=128, dtype="float32", additional_config={"mine": 1, "steermoe": {"allow_reverse": True}}
     )

@@ -21,7 +21,7 @@ from expert_registry.registry import publish
 from expert_registry.status import STATUS_FILE
 from tests.support.made_rankings import make_ranking
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd
-from vllm_steermoe_plugin.frontend.hooks import _make_front_end
+from vllm_steermoe_plugin.frontend.attached import _make_front_end
 from vllm_steermoe_plugin.models.checkpoints import names_of, shape_in
 
 MODEL = "org/Tiny-MoE"

@@ -27,8 +27,6 @@ from vllm_steermoe_plugin.steering.wire import (
     SHARED_KEY,
     STEER_KEY,
     STEERED,
-    is_unchecked,
-    was_checked,
 )
 
 _SOME_EXPERTS = SteeringRequest(explicit=SteeringProfile(activate=frozenset({(0, 0)})))
@@ -43,7 +41,15 @@ OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError)
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class Decision:
+    """What was decided on a request's steering: `spec` as it stands there (None: nothing), `resolved` what it means."""
+
+    spec: object
+    resolved: Resolved | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRequest:
     """How a request goes on.
 
     Attributes:
@@ -52,12 +58,14 @@ class Prepared:
             computes as without the plugin.
         by_phase: whether prompt and generated tokens are steered differently.
         counted: the prompt's positions that are counted, if any.
+        decision: on its steering.
     """
 
     extra_args: dict[str, object]
     salt: str | None
     by_phase: bool = False
     counted: CountedSpans | None = None
+    decision: Decision | None = None
 
     def salt_for(self, prompt_tokens: int) -> str | None:
         """The salt, given the prompt's length.
@@ -74,7 +82,7 @@ class FrontEnd:
     Attributes:
         served: whether requests come to a server rather than from this process.
         resolver: what a text means here.
-        awaits_workers: whether no request may be steered until `hear_workers`.
+        awaits_workers: whether no request may be steered until `set_worker_status`.
     """
 
     def __init__(
@@ -110,7 +118,7 @@ class FrontEnd:
         """The profile that a text asks for, policy aside; None for `none`."""
         return self.resolver.resolve(parse_request(text))
 
-    def hear_workers(self, absent: str | None) -> None:
+    def set_worker_status(self, absent: str | None) -> None:
         """Take note of whether all workers steer.
 
         Args:
@@ -125,7 +133,7 @@ class FrontEnd:
         self.awaits_workers = False
 
     def wants_store(self, extra_args: Mapping[str, object] | None) -> bool:
-        """Whether `prepare` would have to read a profile store that has changed."""
+        """Whether `admit` would have to read a profile store that has changed."""
         store = self.resolver.store
         return store is not None and store.has_changed() and self._may_read(dict(extra_args or {}).get(STEER_KEY))
 
@@ -138,7 +146,7 @@ class FrontEnd:
             return False
 
     def read_store(self) -> None:
-        """Read it; whoever needs it learns of errors in `prepare`."""
+        """Read it; whoever needs it learns of errors in `admit`."""
         if self.resolver.store is not None:
             with suppress(StoreError):
                 self.resolver.store.current()
@@ -150,8 +158,12 @@ class FrontEnd:
             text = text.replace(str(folder), "<registry>")
         return text
 
-    def prepare(self, extra_args: Mapping[str, object] | None) -> Prepared | None:
+    def admit(self, extra_args: Mapping[str, object] | None, decided: Decision | None = None) -> AdmittedRequest | None:
         """Check what a request asks for; None if it asks for nothing and there is no default.
+
+        Args:
+            extra_args: of its sampling parameters.
+            decided: what has been decided on it before; ignored unless it asks for the same.
 
         Raises:
             SteerMoEError: it cannot be applied exactly, or is not allowed.
@@ -162,7 +174,7 @@ class FrontEnd:
                 raise RequestError(f"{key!r} is written by the plugin itself; leave it out")
         named = STEER_KEY in args or COUNT_KEY in args
         steer, count = args.pop(STEER_KEY, None), args.pop(COUNT_KEY, None)
-        resolved = self._steering(steer)
+        resolved = decided.resolved if decided is not None and decided.spec == steer else self._steering(steer)
         if resolved is not None and self.awaits_workers:
             raise EngineError("the workers of this engine have not yet been asked whether they steer")
         if not named and resolved is None:
@@ -175,20 +187,8 @@ class FrontEnd:
             counted = self._counted(count)
             args |= {COUNT_KEY: count, SHARED_KEY: [counted.ranges[0][0], uuid.uuid4().hex]}
         by_phase = resolved is not None and resolved.profile.phase != "both"
-        return Prepared(args, STEERED + resolved.digest if resolved is not None else None, by_phase, counted)
-
-    def check_made(self, extra_args: Mapping[str, object] | None) -> None:
-        """Check a request that was made before it came here, and so perhaps not by `prepare`.
-
-        Raises:
-            RequestError: it would be steered, counted, or left without the default, unchecked.
-            SteerMoEError: the default cannot be applied any more.
-        """
-        if is_unchecked(extra_args) or (not was_checked(extra_args) and self._steering(None) is not None):
-            raise RequestError(
-                "an EngineCoreRequest that the plugin has not prepared is neither steered, as asked for or by default, "
-                "nor counted; give the engine a prompt and SamplingParams instead"
-            )
+        salt = STEERED + resolved.digest if resolved is not None else None
+        return AdmittedRequest(args, salt, by_phase, counted, Decision(steer, resolved))
 
     def _steering(self, asked: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""
@@ -216,11 +216,11 @@ class FrontEnd:
         return spans
 
     @staticmethod
-    def check_counted(prepared: Prepared, prompt_token_ids: Sequence[int] | None, samples: int) -> None:
+    def check_counted(admitted: AdmittedRequest, prompt_token_ids: Sequence[int] | None, samples: int) -> None:
         """Check that what is to be counted is there, and once.
 
         Args:
-            prepared: of the request.
+            admitted: of the request.
             prompt_token_ids: of its prompt.
             samples: how many answers it asks for (`n` of vLLM's SamplingParams).
 
@@ -228,14 +228,14 @@ class FrontEnd:
             RequestError: positions beyond the prompt are to be counted; or several answers are asked for, which
                 vLLM makes requests of with the same prompt and the same mark, that find some of each other's tokens.
         """
-        if prepared.counted is None:
+        if admitted.counted is None:
             return
         if samples != 1:
             raise RequestError(
                 f"n={samples} answers are asked for and the prompt's routing is to be counted, which would be neither "
                 f"once nor {samples} times; count with n=1"
             )
-        stop = prepared.counted.ranges[-1][1]
+        stop = admitted.counted.ranges[-1][1]
         if stop > len(prompt_token_ids or ()):
             raise RequestError(
                 f"counted positions end at {stop}, after the prompt's {len(prompt_token_ids or ())} tokens"

@@ -33,7 +33,7 @@ def doctor(
 
 def examine(model: str | None) -> dict[str, Any]:
     """What `steermoe doctor` reports; `problems` is empty if steering will work."""
-    from vllm_steermoe_plugin.compat.ledger import LEDGER, check_ledger
+    from vllm_steermoe_plugin.compat.ledger import LEDGER, WRAPPED, check_ledger
     from vllm_steermoe_plugin.compat.plugin_allowlist import VARIABLE, allow_list, check_plugin_allowed
     from vllm_steermoe_plugin.compat.versions import tool_versions
     from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, condition_of
@@ -44,6 +44,7 @@ def examine(model: str | None) -> dict[str, Any]:
         "versions": tool_versions(),
         VARIABLE: "(unset: all plugins are loaded)" if (allowed := allow_list()) is None else allowed,
         "internals": len(LEDGER),
+        "wrapped": len(WRAPPED),
     }
     for check in (check_plugin_allowed, check_ledger):
         try:

@@ -26,12 +26,16 @@ class Internal:
         why: what we use it for.
         parameters: names that its signature must begin with; None if it is not called by position.
         reads: attributes of a class, or of its instances, that we read or call by name.
+        mentions: keyword arguments by name that a function's body passes on, on which we rely.
+        wrapped: whether it is replaced by a callable of ours (`wrap_once`).
     """
 
     path: str
     why: str
     parameters: tuple[str, ...] | None = None
     reads: tuple[str, ...] = ()
+    mentions: tuple[str, ...] = ()
+    wrapped: bool = False
 
     @property
     def module(self) -> str:
@@ -58,6 +62,7 @@ class Internal:
                     f"it is needed to {self.why}"
                 )
         missing = [name for name in self.reads if not provides(value, name)]
+        missing += [name for name in self.mentions if not _mentions(inspect.unwrap(value).__code__, name)]
         if missing:
             raise EngineError(
                 f"{self.path} of vLLM {vllm_version()} has no {', '.join(missing)}; it is needed to {self.why}"
@@ -98,6 +103,10 @@ def provides(owner: Any, name: str) -> bool:
     return False
 
 
+def _mentions(code: CodeType, name: str) -> bool:
+    return any(isinstance(constant, tuple) and name in constant for constant in code.co_consts)
+
+
 def _operations(code: CodeType) -> set[tuple[str, Any]]:
     return {(instruction.opname, instruction.argval) for instruction in dis.get_instructions(code)}
 
@@ -107,9 +116,15 @@ def wrap_once(internal: Internal, make: Callable[[Callable[..., Any]], Callable[
 
     Plugins may be loaded more than once in a process; wrapping twice would steer twice.
 
+    Args:
+        internal: an entry that says `wrapped`, so that the number of wrapped callables can be counted.
+        make: the replacement, given the original.
+
     Raises:
         EngineError: it has moved, or its parameters changed.
     """
+    if not internal.wrapped:
+        raise EngineError(f"{internal.path} is wrapped, but its entry does not say so")
     original = internal.load()
     if getattr(original, SENTINEL, False):
         return

@@ -19,10 +19,9 @@ from vllm_steermoe_plugin.settings import SWITCH_OFF, read_settings
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.wire import STEER_KEY
 from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
-from vllm_steermoe_plugin.worker.handshake import install_roll_call
 from vllm_steermoe_plugin.worker.lora_gate import install_lora_hook
 from vllm_steermoe_plugin.worker.router_check import router_obstacle
-from vllm_steermoe_plugin.worker.runners.guard import guard_model, install_worker_check, leave_unbound
+from vllm_steermoe_plugin.worker.runners.guard import guard_model, leave_unbound
 from vllm_steermoe_plugin.worker.runners.v1 import install_v1_hooks
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
@@ -44,15 +43,13 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     for internal in CONFIGS:
         internal.load()
     settings = read_settings(vllm_config.additional_config)
-    install_worker_check()
-    install_roll_call()
     if not settings.enabled:
         leave_unbound(model)
         return None
     try:
         shape = served_shape(vllm_config)
     except SteerMoEError:
-        # The front end asks the same and refuses steering with the reason. Were it answered otherwise, the roll call
+        # The front end asks the same and refuses steering with the reason. Were it answered otherwise, the handshake
         # would find this worker absent.
         leave_unbound(model)
         return None

@@ -28,7 +28,7 @@ from vllm_steermoe_plugin.compat.symbols.http import TO_BEAMS, TO_SAMPLING, VALI
 from vllm_steermoe_plugin.compat.symbols.registry import MODEL_REGISTRY
 from vllm_steermoe_plugin.compat.variant_names import architecture_of, variant_name
 from vllm_steermoe_plugin.compat.versions import check_version
-from vllm_steermoe_plugin.frontend.hooks import _shape
+from vllm_steermoe_plugin.frontend.attached import _shape
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 
 

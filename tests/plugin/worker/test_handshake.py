@@ -6,10 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm_steermoe_plugin.worker.handshake import _say_so, present, why_not_all
 
 from tests.support.alone import run_alone
 from tests.support.folders import ROOT
-from vllm_steermoe_plugin.worker.handshake import _say_so, present, why_not_all
 
 HERE = present()
 

@@ -32,7 +32,7 @@ from expert_registry.errors import (
 )
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd
 from vllm_steermoe_plugin.compat.plugin_allowlist import ENTRY_POINT
-from vllm_steermoe_plugin.frontend.hooks import front_end_of
+from vllm_steermoe_plugin.frontend.attached import front_end_of
 from vllm_steermoe_plugin.frontend.management.operator_key import OperatorKey, read_key
 from vllm_steermoe_plugin.frontend.management.profile_manager import ProfileManager
 from vllm_steermoe_plugin.settings import read_settings

@@ -16,6 +16,7 @@ from vllm_steermoe_plugin.compat.symbols.worker import (
     V2_RESOLVE_STATE,
 )
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
+from vllm_steermoe_plugin.worker.runners.guard import lift_guard
 
 
 class _WithoutOwnState:
@@ -55,6 +56,11 @@ def with_steering(base: type, state: SteeringState) -> type:
 
     class SteeredModelState(base):  # type: ignore[misc]
         steermoe_state = state
+
+        def __init__(self, vllm_config: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(vllm_config, model, *args, **kwargs)
+            # Only Model Runner V2 makes one, for the model that it has loaded.
+            lift_guard(model, state)
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
