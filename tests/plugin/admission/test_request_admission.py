@@ -147,7 +147,10 @@ def test_a_default_that_cannot_be_applied_stops_the_start(registry: Registry) ->
 COUNT = SPANS.to_json()
 WRONG_SPANS = [f'{{"group": {group}, "ranges": [[0, 1]]}}' for group in ("0", "true")] + [
     f'{{"group": 1, "ranges": {ranges}}}'
-    for ranges in (*'[] [[1,1]] [[2,3],[0,1]] [[0,2],[1,3]] [[-1,1]] ["ab"] [[0,1,2]]'.split(), f"[[0, {'9' * 5000}]]")
+    for ranges in (
+        *["[]", "[[1,1]]", "[[2,3],[0,1]]", "[[0,2],[1,3]]", "[[-1,1]]", '["ab"]', "[[0,1,2]]"],
+        f"[[0, {'9' * 5000}]]",
+    )
 ]
 LOCKED: dict[str, object] = {"default": "digits", "allow_override": False}
 OFF: dict[str, object] = {"enabled": False, "default": "digits", "count_groups": 2}
