@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
 from expert_registry.registry import publish
 from tests.support.made_rankings import make_ranking
+from tests.support.refusals import as_said, refusal
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import Settings
@@ -69,18 +69,6 @@ def admitted(extra_args: Mapping[str, object] | None) -> SteeringState:
     state = SteeringState(SHAPE, SHAPE.layers, max_requests=2, max_tokens=8, count_groups=3, device=torch.device("cpu"))
     state.admit("request", extra_args, 8)
     return state
-
-
-def refusal(call: Callable[..., object], *arguments: object) -> SteerMoEError | None:
-    try:
-        call(*arguments)
-    except SteerMoEError as error:
-        return error
-    return None
-
-
-def as_said(error: SteerMoEError | None, kind: type[SteerMoEError], words: str) -> bool:
-    return isinstance(error, kind) and re.search(words, str(error)) is not None
 
 
 def test_a_request_that_asks_for_nothing_is_left_alone(registry: Registry) -> None:
@@ -145,12 +133,18 @@ def test_a_default_that_cannot_be_applied_stops_the_start(registry: Registry) ->
 
 
 COUNT = SPANS.to_json()
+WRONG_RANGES = (
+    "[]",
+    "[[1,1]]",
+    "[[2,3],[0,1]]",
+    "[[0,2],[1,3]]",
+    "[[-1,1]]",
+    '["ab"]',
+    "[[0,1,2]]",
+    "[[0," + "9" * 5000 + "]]",
+)
 WRONG_SPANS = [f'{{"group": {group}, "ranges": [[0, 1]]}}' for group in ("0", "true")] + [
-    f'{{"group": 1, "ranges": {ranges}}}'
-    for ranges in (
-        *["[]", "[[1,1]]", "[[2,3],[0,1]]", "[[0,2],[1,3]]", "[[-1,1]]", '["ab"]', "[[0,1,2]]"],
-        f"[[0, {'9' * 5000}]]",
-    )
+    f'{{"group": 1, "ranges": {ranges}}}' for ranges in WRONG_RANGES
 ]
 LOCKED: dict[str, object] = {"default": "digits", "allow_override": False}
 OFF: dict[str, object] = {"enabled": False, "default": "digits", "count_groups": 2}
