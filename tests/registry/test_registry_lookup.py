@@ -412,17 +412,17 @@ def test_the_operator_names_a_base_model_and_a_lock(
                 kv_transfer_config=None,
             )
         )
-        made.hear_workers(None)
+        made.set_worker_status(None)
         return made
 
     with pytest.raises(UnknownRankingError, match="no ranking for the model"):
-        front_end().prepare({"steermoe": "safe"})
-    prepared = front_end(base_model="Org/Base").prepare({"steermoe": "safe"})
+        front_end().admit({"steermoe": "safe"})
+    prepared = front_end(base_model="Org/Base").admit({"steermoe": "safe"})
     assert prepared is not None and prepared.salt is not None
     with pytest.raises(RankingFormatError, match=r"steermoe\.lock"):
         front_end(base_model="Org/Base", lock=str(lock))
     write_lock(lock, {"org--base/safety": Pin(version=1, sha256=content_hash(path.read_bytes()))})
-    assert front_end(base_model="Org/Base", lock=str(lock)).prepare({"steermoe": "safety@1"}) == prepared
+    assert front_end(base_model="Org/Base", lock=str(lock)).admit({"steermoe": "safety@1"}) == prepared
     write_lock(lock, {"org--base/safety": Pin(version=1, sha256="0" * 64)})
     with pytest.raises(UnknownRankingError, match="the lock file pins 0000"):
-        front_end(base_model="Org/Base", lock=str(lock)).prepare({"steermoe": "safe"})
+        front_end(base_model="Org/Base", lock=str(lock)).admit({"steermoe": "safe"})

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from expert_registry import Registry
 from expert_registry.errors import EngineError, PolicyError, RankingFormatError, RequestError, SteerMoEError
@@ -65,7 +64,7 @@ class AdmittedRequest:
     salt: str | None
     by_phase: bool = False
     counted: CountedSpans | None = None
-    decision: Decision | None = None
+    decision: Decision | None = field(default=None, compare=False)
 
     def salt_for(self, prompt_tokens: int) -> str | None:
         """The salt, given the prompt's length.
@@ -144,12 +143,6 @@ class FrontEnd:
             return self.resolver.reads_store(None if asked is None else parse_request(asked))
         except SteerMoEError:
             return False
-
-    def read_store(self) -> None:
-        """Read it; whoever needs it learns of errors in `admit`."""
-        if self.resolver.store is not None:
-            with suppress(StoreError):
-                self.resolver.store.current()
 
     def describe(self, error: SteerMoEError) -> str:
         """What a caller may know of an error: a server does not tell where the operator's files are."""

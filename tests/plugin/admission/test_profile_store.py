@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from expert_registry.errors import (
     UnknownRankingError,
 )
 from expert_registry.registry import publish
-from tests.plugin.admission.test_request_admission import DIGITS, EXPERTS, MODEL, SHAPE, front_end, profile_in
+from tests.support.front_ends import DIGITS, EXPERTS, MODEL, SHAPE, front_end, profile_in
 from tests.support.made_rankings import make_ranking
 from vllm_steermoe_plugin.admission.policy import check_policy
 from vllm_steermoe_plugin.admission.profiles import file as profile_file
@@ -32,9 +31,9 @@ from vllm_steermoe_plugin.admission.profiles import store as profile_store
 from vllm_steermoe_plugin.admission.profiles.file import StoreError
 from vllm_steermoe_plugin.admission.request_admission import DefaultError, FrontEnd
 from vllm_steermoe_plugin.compat.plugin_allowlist import names_with_endpoints
-from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _add_request
 from vllm_steermoe_plugin.frontend.management.operator_key import read_key
 from vllm_steermoe_plugin.frontend.management.profile_manager import ProfileManager
+from vllm_steermoe_plugin.frontend.middleware import _decide, _Refused
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.request import parse_request
@@ -61,7 +60,7 @@ def managed(registry: Registry, store: Path | None = None, **settings: object) -
 
 def asked(there: FrontEnd, text: str | None) -> SteeringProfile | None:
     """What a worker would apply."""
-    return profile_in(there.prepare({} if text is None else {STEER_KEY: text}))
+    return profile_in(there.admit({} if text is None else {STEER_KEY: text}))
 
 
 @pytest.fixture(params=["in memory", "in a file"])
@@ -83,7 +82,7 @@ def test_a_loaded_profile_is_listed_used_replaced_and_dropped(registry: Registry
     assert [row["name"] for row in manager.list()["profiles"]] == ["terse"]
     assert manager.drop("terse")["digest"] == second["digest"]
     with pytest.raises(UnknownProfileError, match=r"unknown loaded profile 'terse'; known: none"):
-        there.prepare({STEER_KEY: "@terse"})
+        there.admit({STEER_KEY: "@terse"})
 
 
 def test_a_replaced_profile_has_another_salt_and_its_old_one_again_when_it_is_back(registry: Registry) -> None:
@@ -91,15 +90,15 @@ def test_a_replaced_profile_has_another_salt_and_its_old_one_again_when_it_is_ba
     salts = []
     for text in ("digits", "refusal", "digits"):
         manager.load("terse", text)
-        salts.append(there.prepare({STEER_KEY: "@terse"}).salt)  # type: ignore[union-attr]
+        salts.append(there.admit({STEER_KEY: "@terse"}).salt)  # type: ignore[union-attr]
     assert salts[0] == salts[2] != salts[1]
-    assert salts[0] == there.prepare({STEER_KEY: "digits"}).salt  # type: ignore[union-attr]
+    assert salts[0] == there.admit({STEER_KEY: "digits"}).salt  # type: ignore[union-attr]
 
 
 def test_what_a_request_was_given_does_not_change_with_the_profile(registry: Registry) -> None:
     there, manager = managed(registry)
     manager.load("terse", "digits")
-    before = there.prepare({STEER_KEY: "@terse"})
+    before = there.admit({STEER_KEY: "@terse"})
     assert before is not None
     written = dict(before.extra_args), before.salt
     manager.load("terse", "refusal")
@@ -148,7 +147,7 @@ def test_what_does_not_go_together_is_refused(
     manager.load("full", '{"activate": {"3": [1, 2]}}')
     manager.load("prompt", '{"activate": {"0": [1]}, "phase": "prompt"}')
     with pytest.raises(error, match=names):
-        there.prepare({STEER_KEY: text})
+        there.admit({STEER_KEY: text})
 
 
 def test_any_caller_may_use_what_the_operator_has_loaded_unless_requests_may_not_steer() -> None:
@@ -210,7 +209,7 @@ def test_profiles_of_the_settings_need_nobody_who_manages(registry: Registry) ->
     there = front_end(registry, Settings(profiles={"house": "digits"}), served=True)
     assert asked(there, "@house") == asked(there, "digits")
     with pytest.raises(UnknownProfileError, match="known: none"):
-        front_end(registry, Settings(), served=True).prepare({STEER_KEY: "@house"})
+        front_end(registry, Settings(), served=True).admit({STEER_KEY: "@house"})
 
 
 @pytest.mark.parametrize(
@@ -248,8 +247,8 @@ def test_the_default_cannot_be_dropped_and_is_replaced_only_by_what_fits(registr
     # Somebody else who shares the file dropped it: an error for all who rely on it, never no steering.
     managed(registry, store)[1].drop("house")
     with pytest.raises(DefaultError, match="'house'"):
-        there.prepare(None)
-    assert there.prepare({STEER_KEY: "none"}).salt is None  # type: ignore[union-attr]
+        there.admit(None)
+    assert there.admit({STEER_KEY: "none"}).salt is None  # type: ignore[union-attr]
 
 
 def test_two_loads_that_fit_the_default_only_alone_do_not_both_get_in(
@@ -367,11 +366,11 @@ def test_a_store_that_cannot_be_read_is_an_error_for_those_who_need_it_only(
         store.mkdir()
     elif bad is not None:
         store.write_text(bad)
-    for call in (lambda: there.prepare({STEER_KEY: "@terse"}), manager.list, lambda: manager.load("new", "digits")):
+    for call in (lambda: there.admit({STEER_KEY: "@terse"}), manager.list, lambda: manager.load("new", "digits")):
         with pytest.raises(StoreError, match="the profile store") as caught:
             call()
         assert str(tmp_path) not in str(caught.value)
-    assert there.prepare(None) is None and there.prepare({STEER_KEY: "none"}).salt is None  # type: ignore[union-attr]
+    assert there.admit(None) is None and there.admit({STEER_KEY: "none"}).salt is None  # type: ignore[union-attr]
     assert asked(there, "refusal") == plain and asked(there, "digits") is not None
     assert asked(there, "@house") == SteeringProfile.from_json(EXPERTS)
     if bad is not None:
@@ -394,7 +393,7 @@ def test_a_damaged_store_is_read_once(registry: Registry, tmp_path: Path, monkey
     for _ in range(3):
         asked(there, "digits")
         with pytest.raises(StoreError, match="profile store") as caught:
-            there.prepare({STEER_KEY: "@terse"})
+            there.admit({STEER_KEY: "@terse"})
         lengths.add(len(caught.traceback))
     assert len(parsed) == 1 and len(lengths) <= 2
 
@@ -423,31 +422,27 @@ def test_a_changed_store_is_read_off_the_event_loop_for_those_who_need_it(
 ) -> None:
     store = tmp_path / "profiles.json"
     there, manager = managed(registry, store, profiles={"house": "digits"}, allow_experts=True)
-    processor = SimpleNamespace(**{_FRONT_END: there})
     readers: list[int] = []
     parse = profile_file.parse_document
     monkeypatch.setattr(
         profile_file, "parse_document", lambda *args: readers.append(threading.get_ident()) or parse(*args)
     )
 
-    async def original(self: Any, request_id: str, prompt: Any, params: Any) -> Any:
-        return there.prepare(params.extra_args)
-
-    async def add(text: str | None) -> Any:
-        params = SimpleNamespace(extra_args=None if text is None else {STEER_KEY: text})
-        return await _add_request(original)(SimpleNamespace(input_processor=processor), "id", "p", params)
+    def decided(text: str | None) -> Any:
+        return asyncio.run(_decide(there, None if text is None else {STEER_KEY: text}, beams=False))
 
     manager.load("terse", "refusal")
     for text, reads in (("@terse", 1), ("digits", 1), (None, 0), ("none", 0), ("@house", 0), (EXPERTS, 0)):
         store.write_bytes(store.read_bytes() + b"\n")
         readers.clear()
-        prepared = asyncio.run(add(text))
+        decision = decided(text)
         assert len(readers) == reads and threading.get_ident() not in readers, text
-        assert (prepared is None) == (text is None)
+        assert (decision is None) == (text is None)
     store.write_text("{")
-    with pytest.raises(StoreError):
-        asyncio.run(add("@terse"))
-    assert asyncio.run(add("digits")) is not None
+    with pytest.raises(_Refused) as refused:
+        decided("@terse")
+    assert refused.value.answer.http_status == 500
+    assert decided("digits") is not None
 
 
 def test_a_name_in_the_settings_and_in_the_file_is_refused_at_start(registry: Registry, tmp_path: Path) -> None:
@@ -520,8 +515,8 @@ def test_another_file_under_the_same_version_is_never_taken_for_it(registry: Reg
     there.resolver._remembered.cache_clear()
     for again in (text, "digits", "digits@1", "digits:phase=prompt"):
         with pytest.raises(UnknownRankingError, match=r"sha256.*refresh the rankings"):
-            there.prepare({STEER_KEY: again})
-    assert there.prepare(None) is None and asked(there, "refusal") is not None
+            there.admit({STEER_KEY: again})
+    assert there.admit(None) is None and asked(there, "refusal") is not None
     manager.refresh()
     assert asked(there, text) not in (None, before)
 
@@ -533,11 +528,11 @@ def test_a_truncated_ranking_is_an_error_for_those_who_ask_for_it_only(registry:
     whole = path.read_bytes()
     path.write_bytes(whole[:cut])
     with pytest.raises(SteerMoEError, match="v1") as caught:
-        there.prepare({STEER_KEY: "digits"})
+        there.admit({STEER_KEY: "digits"})
     assert str(registry.folders[0]) not in there.describe(caught.value)
     with pytest.raises(SteerMoEError):
         manager.load("terse", "digits")
-    assert there.prepare(None) is None and asked(there, "refusal") is not None
+    assert there.admit(None) is None and asked(there, "refusal") is not None
     path.write_bytes(whole)
     assert asked(there, "digits") is not None
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +13,13 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
+from expert_registry import Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
 from expert_registry.registry import publish
+from tests.support.front_ends import DIGITS, EXPERTS, MODEL, SHAPE, front_end, profile_in, tiny_registry
 from tests.support.made_rankings import make_ranking
 from tests.support.refusals import as_said, refusal
-from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
+from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
@@ -35,33 +35,13 @@ from vllm_steermoe_plugin.steering.wire import (
     compose_salt,
 )
 
-MODEL = "org/Tiny-MoE"
-SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)
-EXPERTS = '{"activate": {"3": [5]}}'
-DIGITS = make_ranking(1, behaviour="digits", recommended_reverse=Recommended(activate=1, deactivate=3))
 CHECKED: dict[str, object] = {CHECKED_KEY: True}
 SPANS = CountedSpans(2, ((0, 3), (5, 6)))
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    publish(DIGITS, tmp_path)
-    publish(make_ranking(5, behaviour="refusal", recommended=Recommended(activate=0, deactivate=1)), tmp_path)
-    publish(make_ranking(3, behaviour="other", experts=8), tmp_path)
-    return Registry((tmp_path,))
-
-
-def front_end(
-    registry: Registry, settings: Settings | None = None, *, served: bool = False, shape: MoEShape | EngineError = SHAPE
-) -> FrontEnd:
-    return FrontEnd(settings=settings or Settings(), shape=shape, models=[MODEL], registry=registry, served=served)
-
-
-def profile_in(prepared: Prepared | None) -> SteeringProfile | None:
-    """What the worker will read."""
-    assert prepared is not None
-    text = prepared.extra_args.get(STEER_KEY)
-    return None if text is None else SteeringProfile.from_json(str(text))
+    return tiny_registry(tmp_path)
 
 
 def admitted(extra_args: Mapping[str, object] | None) -> SteeringState:
@@ -73,33 +53,33 @@ def admitted(extra_args: Mapping[str, object] | None) -> SteeringState:
 
 def test_a_request_that_asks_for_nothing_is_left_alone(registry: Registry) -> None:
     for served, args in itertools.product((False, True), (None, {}, {"other": 3})):
-        assert front_end(registry, served=served).prepare(args) is None
+        assert front_end(registry, served=served).admit(args) is None
 
 
 def test_a_named_behaviour_becomes_what_its_ranking_recommends(registry: Registry) -> None:
-    prepared = front_end(registry, served=True).prepare({STEER_KEY: "digits", "other": 3})
+    prepared = front_end(registry, served=True).admit({STEER_KEY: "digits", "other": 3})
     expected = select_experts(DIGITS, activate=2, deactivate=2).profile
     assert profile_in(prepared) == expected
-    assert prepared == Prepared(CHECKED | {STEER_KEY: expected.to_json(), "other": 3}, STEERED + expected.digest)
-    reverse = front_end(registry).prepare({STEER_KEY: "digits:reverse"})
+    assert prepared == AdmittedRequest(CHECKED | {STEER_KEY: expected.to_json(), "other": 3}, STEERED + expected.digest)
+    reverse = front_end(registry).admit({STEER_KEY: "digits:reverse"})
     assert profile_in(reverse) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
-    numbers = front_end(registry).prepare({STEER_KEY: "digits:activate=0:phase=prompt"})
+    numbers = front_end(registry).admit({STEER_KEY: "digits:activate=0:phase=prompt"})
     assert profile_in(numbers) == select_experts(DIGITS, activate=0, deactivate=2, phase="prompt").profile
 
 
 def test_two_behaviours_are_merged(registry: Registry) -> None:
     there = front_end(registry)
-    one, two = (profile_in(there.prepare({STEER_KEY: name})) for name in ("digits:deactivate=0", "refusal"))
+    one, two = (profile_in(there.admit({STEER_KEY: name})) for name in ("digits:deactivate=0", "refusal"))
     assert one is not None and two is not None
-    both = profile_in(there.prepare({STEER_KEY: "digits:deactivate=0+refusal"}))
+    both = profile_in(there.admit({STEER_KEY: "digits:deactivate=0+refusal"}))
     assert both == SteeringProfile.merge([one, two])
-    assert both == profile_in(there.prepare({STEER_KEY: "refusal + digits:deactivate=0"}))
+    assert both == profile_in(there.admit({STEER_KEY: "refusal + digits:deactivate=0"}))
 
 
 def test_a_worker_takes_what_the_front_end_writes_and_the_callers_arguments_stay(registry: Registry) -> None:
     for text in ("digits", "digits:reverse", "refusal:phase=generation", EXPERTS):
         args: dict[str, object] = {STEER_KEY: text, "other": [1]}
-        prepared = front_end(registry).prepare(args)
+        prepared = front_end(registry).admit(args)
         assert prepared is not None and args == {STEER_KEY: text, "other": [1]}
         written = prepared.extra_args[STEER_KEY]
         assert isinstance(written, str) and SteeringProfile.from_json(written).to_json() == written
@@ -108,18 +88,18 @@ def test_a_worker_takes_what_the_front_end_writes_and_the_callers_arguments_stay
 
 def test_a_default_steers_and_none_lifts_it(registry: Registry) -> None:
     there = front_end(registry, Settings(default="digits"), served=True)
-    asked = front_end(registry).prepare({STEER_KEY: "digits"})
-    assert there.prepare(None) == there.prepare({}) == asked
-    assert there.prepare({"other": 1}) is not None
-    lifted = there.prepare({STEER_KEY: "none", "other": 1})
-    assert lifted == Prepared(CHECKED | {"other": 1}, None)
+    asked = front_end(registry).admit({STEER_KEY: "digits"})
+    assert there.admit(None) == there.admit({}) == asked
+    assert there.admit({"other": 1}) is not None
+    lifted = there.admit({STEER_KEY: "none", "other": 1})
+    assert lifted == AdmittedRequest(CHECKED | {"other": 1}, None)
     assert admitted(lifted.extra_args).steered_requests == 0
-    assert profile_in(there.prepare({STEER_KEY: "refusal"})) != profile_in(asked)
+    assert profile_in(there.admit({STEER_KEY: "refusal"})) != profile_in(asked)
 
 
 def test_the_policy_does_not_bind_the_operators_own_default(registry: Registry) -> None:
     there = front_end(registry, Settings(default="digits:reverse"), served=True)
-    assert profile_in(there.prepare(None)) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
+    assert profile_in(there.admit(None)) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
 
 
 def test_a_default_that_cannot_be_applied_stops_the_start(registry: Registry) -> None:
@@ -208,15 +188,15 @@ def test_each_request_is_admitted_or_refused_as_settings_and_model_say(registry:
     wrong = []
     for settings, served, args, kind, words in REFUSED:
         there = front_end(registry, Settings.model_validate(settings), served=served)
-        error = refusal(there.prepare, args)
+        error = refusal(there.admit, args)
         if not as_said(error, kind, words):
             wrong.append((settings, served, str(args)[:80], error))
     assert wrong == []
     for settings, served, text in ADMITTED:
         there = front_end(registry, Settings.model_validate(settings), served=served)
-        assert profile_in(there.prepare({STEER_KEY: text})) is not None
+        assert profile_in(there.admit({STEER_KEY: text})) is not None
     for settings in (OFF, LOCKED):
-        steered = front_end(registry, Settings.model_validate(settings)).prepare(None)
+        steered = front_end(registry, Settings.model_validate(settings)).admit(None)
         assert (steered is None) == (settings is OFF)
 
 
@@ -225,7 +205,7 @@ def test_equal_steering_has_an_equal_salt_and_other_steering_another(registry: R
     found = there.resolve("digits")
     assert found is not None
     ways = ["digits", " digits@1:forward", "digits@latest:activate=2", found.profile.to_json()]
-    assert len({there.prepare({STEER_KEY: text}).salt for text in ways}) == 1  # type: ignore[union-attr]
+    assert len({there.admit({STEER_KEY: text}).salt for text in ways}) == 1  # type: ignore[union-attr]
     others = [
         "digits",
         "digits:reverse",
@@ -235,88 +215,22 @@ def test_equal_steering_has_an_equal_salt_and_other_steering_another(registry: R
         "refusal",
         EXPERTS,
     ]
-    salts = [there.prepare({STEER_KEY: text}).salt for text in others]  # type: ignore[union-attr]
+    salts = [there.admit({STEER_KEY: text}).salt for text in others]  # type: ignore[union-attr]
     assert len(set(salts)) == len(others) and all(salt and salt.startswith(SALT_PREFIX) for salt in salts)
 
 
 def test_each_counted_request_has_a_text_of_its_own_from_its_first_counted_token_on(registry: Registry) -> None:
     there = front_end(registry, Settings(count_groups=2))
     args: dict[str, object] = {COUNT_KEY: SPANS.to_json()}
-    prepared = [
-        there.prepare(extra) for extra in [args, args, args | {STEER_KEY: "digits"}, args | {STEER_KEY: "none"}]
-    ]
+    prepared = [there.admit(extra) for extra in [args, args, args | {STEER_KEY: "digits"}, args | {STEER_KEY: "none"}]]
     shared: list[Any] = [one.extra_args[SHARED_KEY] for one in prepared if one]
     assert [first for first, _ in shared] == 4 * [SPANS.ranges[0][0]] and len({own for _, own in shared}) == 4
     # What comes before is another's too, if that is steered alike.
-    steered = there.prepare({STEER_KEY: "digits"})
+    steered = there.admit({STEER_KEY: "digits"})
     assert [one.salt for one in prepared if one] == [None, None, steered and steered.salt, None]
     assert prepared[0] is not None and prepared[0].extra_args == args | CHECKED | {SHARED_KEY: shared[0]}
     assert admitted(prepared[0].extra_args).steered_requests == 0
     assert profile_in(prepared[2]) == profile_in(steered)
-
-
-MADE: dict[str, tuple[dict[str, object] | None, bool, bool]] = {
-    "asks for nothing": (None, True, False),
-    "other arguments": ({"other": 1, STEER_KEY: None}, True, False),
-    "a name": ({STEER_KEY: "digits"}, False, False),
-    "experts": ({STEER_KEY: EXPERTS}, False, False),
-    "a mark as HTTP would have it": ({STEER_KEY: EXPERTS, CHECKED_KEY: 1}, False, False),
-    "counted": ({COUNT_KEY: SPANS.to_json()}, False, False),
-    "shared": ({SHARED_KEY: [0, "mine"]}, False, False),
-    "prepared": ({STEER_KEY: EXPERTS, CHECKED_KEY: True}, True, True),
-    "prepared, and not to be steered": (CHECKED, True, True),
-}
-"""Extra arguments of a request that was made elsewhere, and whether it may go on: without a default, and with one."""
-
-
-def test_a_request_made_past_the_front_end_does_not_go_on(registry: Registry) -> None:
-    plain, steering = front_end(registry), front_end(registry, Settings(default="digits"))
-    for name, (args, *may) in MADE.items():
-        for there, goes_on in zip((plain, steering), may, strict=True):
-            error = refusal(there.check_made, args)
-            assert error is None if goes_on else as_said(error, RequestError, "EngineCoreRequest"), name
-    for text in ("digits", "none"):
-        steering.check_made(steering.prepare({STEER_KEY: text}).extra_args)  # type: ignore[union-attr]
-
-
-@pytest.fixture
-def core(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SteerMoEError | None, list[object]]]:
-    """Gives a request to the engine's core: how that refuses it, and what vLLM's own part took before."""
-    from vllm_steermoe_plugin.core.request_check import _preprocess
-
-    monkeypatch.setattr("vllm_steermoe_plugin.core.request_check.served_shape", lambda vllm_config: SHAPE)
-
-    def give(
-        args: object, default: str | None = None, salt: str | None = STEERED + "0" * 64, **fields: object
-    ) -> tuple[SteerMoEError | None, list[object]]:
-        taken: list[object] = []
-        there = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={"steermoe": {"default": default}}))
-        values = {"sampling_params": SimpleNamespace(extra_args=args), "abort_immediately": False, **fields}
-        made = SimpleNamespace(request_id="7", cache_salt=salt, **values)
-        return refusal(_preprocess(lambda self, request: taken.append(request)), there, made), taken
-
-    return give
-
-
-def test_the_engines_core_ends_an_unchecked_request_alone(core: Any) -> None:
-    for name, (args, *may) in MADE.items():
-        for default, goes_on in zip((None, "digits"), may, strict=True):
-            error, taken = core(args, default)
-            assert error is None if goes_on else as_said(error, EngineError, r"request 7 .*not load the plugin"), name
-            assert len(taken) == 1, "what vLLM does for its caches is done in any case"
-            for free in ({"sampling_params": None}, {"abort_immediately": True}):
-                assert core(args, default, **free)[0] is None
-
-
-def test_the_engines_core_reads_what_is_marked_as_checked_before_a_step_does(core: Any) -> None:
-    for args, salt, words in (
-        ({STEER_KEY: EXPERTS}, None, "has no salt of steering"),
-        ({STEER_KEY: EXPERTS}, "mine", "has no salt of steering"),
-        ({STEER_KEY: "digits"}, STEERED, "JSON"),
-        ({STEER_KEY: '{"activate": {"99": [1]}}'}, STEERED, "layer 99 has no routed experts"),
-        ({COUNT_KEY: "nothing"}, None, "JSON"),
-    ):
-        assert as_said(core(args | CHECKED, salt=salt)[0], SteerMoEError, words), args
 
 
 OURS = (None, *(STEERED + end for end in ("0" * 64, "1" * 64, "0" * 64 + ":1", "0" * 64 + ":12")))
@@ -346,7 +260,7 @@ def test_every_salt_is_one_that_vllm_takes_from_a_user(registry: Registry) -> No
     for text, users, counted in itertools.product(
         (None, "digits", "digits:phase=prompt"), (None, "mine", "m" * 128), ({}, {COUNT_KEY: COUNT})
     ):
-        prepared = there.prepare(({STEER_KEY: text} if text else {}) | counted)
+        prepared = there.admit(({STEER_KEY: text} if text else {}) | counted)
         salt = prepared.salt_for(131_072) if prepared is not None else None
         assert (salt is None) == (text is None)
         validate_cache_salt(compose_salt(salt, users))
@@ -354,7 +268,7 @@ def test_every_salt_is_one_that_vllm_takes_from_a_user(registry: Registry) -> No
 
 def test_counted_positions_lie_in_the_prompt_of_one_answer(registry: Registry) -> None:
     there = front_end(registry, Settings(count_groups=2))
-    counted, steered = there.prepare({COUNT_KEY: COUNT}), there.prepare({STEER_KEY: "digits"})
+    counted, steered = there.admit({COUNT_KEY: COUNT}), there.admit({STEER_KEY: "digits"})
     assert counted is not None and steered is not None
     FrontEnd.check_counted(counted, [0] * 6, 1)
     for prompt in ([0] * 5, [], None):
@@ -370,19 +284,19 @@ def test_a_null_that_passes_the_front_end_does_not_stop_a_worker(registry: Regis
     there = front_end(registry, Settings(count_groups=2))
     for args in ({STEER_KEY: None}, {COUNT_KEY: None}, {STEER_KEY: "digits", COUNT_KEY: None}):
         # What `prepare` leaves alone goes to the worker as it came.
-        prepared = there.prepare(args)
+        prepared = there.admit(args)
         admitted(prepared.extra_args if prepared is not None else args)
 
 
 def test_a_model_that_cannot_be_steered_serves_those_who_do_not_ask(registry: Registry) -> None:
     llama = EngineError("LlamaForCausalLM cannot be steered")
     there = front_end(registry, shape=llama)
-    assert there.prepare(None) is None and there.prepare({"other": 1}) is None
-    assert there.prepare({STEER_KEY: "none"}) == Prepared(CHECKED, None)
+    assert there.admit(None) is None and there.admit({"other": 1}) is None
+    assert there.admit({STEER_KEY: "none"}) == AdmittedRequest(CHECKED, None)
     lengths = []
     for text in 3 * ["digits"] + 3 * [EXPERTS]:
         with pytest.raises(EngineError, match="Llama") as caught:
-            there.prepare({STEER_KEY: text})
+            there.admit({STEER_KEY: text})
         lengths.append(len(caught.traceback))
     assert lengths[0] == lengths[2] and lengths[3] == lengths[5], "refusing gathers nothing"
     with pytest.raises(EngineError, match="Llama"):
@@ -393,11 +307,11 @@ def test_padding_a_request_does_not_fill_the_memory_of_a_server(registry: Regist
     import tracemalloc
 
     there = front_end(registry, served=True)
-    there.prepare({STEER_KEY: "digits"})
+    there.admit({STEER_KEY: "digits"})
     tracemalloc.start()
     try:
         for i in range(40):
-            there.prepare({STEER_KEY: "digits" + " " * (200_000 + i)})
+            there.admit({STEER_KEY: "digits" + " " * (200_000 + i)})
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -410,7 +324,7 @@ def test_few_expert_lists_of_callers_are_kept(registry: Registry) -> None:
     there = front_end(registry, Settings(allow_experts=True), served=True)
     sets = [frozenset({(0, i % 6), (1, i // 6), (3, 1)}) for i in range(36)]
     for experts in sets:
-        there.prepare({STEER_KEY: SteeringProfile(experts).to_json()})
+        there.admit({STEER_KEY: SteeringProfile(experts).to_json()})
     gc.collect()
     kept = [found for found in gc.get_objects() if isinstance(found, SteeringProfile) and found.activate in sets]
     assert len(kept) <= 8
@@ -438,7 +352,7 @@ def test_a_list_that_is_refused_anyway_is_not_read(registry: Registry, monkeypat
         there = front_end(registry, settings, served=True)
         for text in (EXPERTS, " " + EXPERTS, "{", "{" * 1000):
             with pytest.raises(PolicyError):
-                there.prepare({STEER_KEY: text})
+                there.admit({STEER_KEY: text})
             assert not there.wants_store({STEER_KEY: text})
     assert read == []
 
@@ -449,15 +363,15 @@ def test_a_list_is_read_and_checked_once_for_all_prompts(registry: Registry, mon
     read = counting(monkeypatch, SteeringProfile, "from_json")
     prepared = []
     for _ in range(50):
-        prepared.append(there.prepare({STEER_KEY: EXPERTS}))
+        prepared.append(there.admit({STEER_KEY: EXPERTS}))
         with pytest.raises(ProfileError, match="layer 2"):
-            there.prepare({STEER_KEY: wrong})
+            there.admit({STEER_KEY: wrong})
     assert len(read) == 2
     assert all(one == prepared[0] for one in prepared)
     there.resolver.refuse("the workers are gone")
     for text in (EXPERTS, wrong):
         with pytest.raises(EngineError, match="gone"):
-            there.prepare({STEER_KEY: text})
+            there.admit({STEER_KEY: text})
 
 
 def test_rankings_that_do_not_go_together_are_read_once(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +380,7 @@ def test_rankings_that_do_not_go_together_are_read_once(registry: Registry, monk
     lengths = []
     for _ in range(50):
         with pytest.raises(ProfileError, match="phase") as caught:
-            there.prepare({STEER_KEY: "digits:phase=prompt+refusal:phase=generation"})
+            there.admit({STEER_KEY: "digits:phase=prompt+refusal:phase=generation"})
         lengths.append(len(caught.traceback))
     assert len(found) == 2 and lengths[1] == lengths[-1], "and refusing gathers nothing"
 
@@ -475,90 +389,13 @@ def test_a_ranking_that_is_published_after_it_was_asked_for_is_found(registry: R
     there = front_end(registry, served=True)
     for text in ("digits@2", "brevity", "brevity+digits"):
         with pytest.raises(UnknownRankingError):
-            there.prepare({STEER_KEY: text})
+            there.admit({STEER_KEY: text})
     publish(make_ranking(7, behaviour="digits", version=2), registry.folders[0])
     publish(
         make_ranking(8, behaviour="brevity", recommended=Recommended(activate=0, deactivate=1)), registry.folders[0]
     )
     for text in ("digits@2", "brevity"):
-        assert there.prepare({STEER_KEY: text}) is not None
-
-
-def test_input_in_pieces_is_not_steered(registry: Registry) -> None:
-    from vllm.exceptions import VLLMValidationError
-
-    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _process_inputs
-
-    def original(*args: Any, **kwargs: Any) -> SimpleNamespace:
-        return SimpleNamespace(prompt_token_ids=[3], sampling_params=SimpleNamespace(), cache_salt="mine")
-
-    def ask(settings: Settings, extra_args: Any, **kwargs: Any) -> SimpleNamespace:
-        processor = SimpleNamespace(**{_FRONT_END: front_end(registry, settings, served=True)})
-        return _process_inputs(original)(
-            processor, "id", "prompt", SimpleNamespace(n=1, extra_args=extra_args), **kwargs
-        )
-
-    assert ask(Settings(), {STEER_KEY: "digits"}, resumable=False).cache_salt.startswith(SALT_PREFIX)
-    assert ask(Settings(), {STEER_KEY: "none"}, resumable=True).cache_salt == "mine"
-    assert ask(Settings(), None, resumable=True).cache_salt == "mine"
-    for settings, extra_args in ((Settings(), {STEER_KEY: "digits"}), (Settings(default="digits"), None)):
-        with pytest.raises(VLLMValidationError, match="in pieces"):
-            ask(settings, extra_args, resumable=True)
-
-
-def test_a_server_does_not_tell_callers_where_its_files_are(registry: Registry) -> None:
-    from vllm.exceptions import GracefulHTTPError
-
-    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _process_inputs
-
-    for path in registry.folders[0].rglob("digits/*.safetensors"):
-        path.write_bytes(path.read_bytes()[:100])
-    for served in (True, False):
-        processor = SimpleNamespace(**{_FRONT_END: front_end(registry, served=served)})
-        with pytest.raises(GracefulHTTPError, match="digits") as caught:
-            _process_inputs(lambda *_: None)(processor, "id", "p", SimpleNamespace(extra_args={STEER_KEY: "digits"}))
-        assert caught.value.http_status == 500, "the caller is not at fault"
-        assert (str(registry.folders[0]) in str(caught.value)) == (not served)
-
-
-def test_a_default_that_cannot_be_applied_any_more_is_not_the_callers_fault(registry: Registry) -> None:
-    from vllm.exceptions import GracefulHTTPError, VLLMValidationError
-
-    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _process_inputs
-
-    there = front_end(registry, Settings(default="digits"), served=True)
-    there.resolver.refuse("the workers are gone")
-    process = _process_inputs(lambda *_: None)
-    processor = SimpleNamespace(**{_FRONT_END: there})
-    with pytest.raises(GracefulHTTPError, match=r"default steering.*the workers are gone") as caught:
-        process(processor, "id", "p", SimpleNamespace(extra_args=None))
-    assert caught.value.http_status == 500
-    with pytest.raises(VLLMValidationError, match="the workers are gone"):
-        process(processor, "id", "p", SimpleNamespace(extra_args={STEER_KEY: "refusal"}))
-
-
-def test_a_servers_door_refuses_as_the_engine_would(registry: Registry) -> None:
-    import asyncio
-
-    from vllm.exceptions import GracefulHTTPError, VLLMValidationError
-
-    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _check
-
-    def knock(there: FrontEnd, extra_args: dict[str, object] | None) -> None:
-        engine = SimpleNamespace(input_processor=SimpleNamespace(**{_FRONT_END: there}))
-        asyncio.run(_check(engine, extra_args))
-
-    there = front_end(registry, Settings(default="digits"), served=True)
-    good: tuple[dict[str, object] | None, ...] = (None, {}, {"other": 1}, {STEER_KEY: None}, {STEER_KEY: "refusal"})
-    for extra_args in good:
-        knock(there, extra_args)
-    for wrong, reason in (("digitz", "did you mean"), ("digits:reverse", "allow_reverse"), (["digits"], "text")):
-        with pytest.raises(VLLMValidationError, match=reason):
-            knock(there, {STEER_KEY: wrong})
-        asyncio.run(_check(None, {STEER_KEY: wrong}))  # A server that only renders.
-    there.resolver.refuse("the workers are gone")
-    with pytest.raises(GracefulHTTPError, match="the workers are gone"):
-        knock(there, None)
+        assert there.admit({STEER_KEY: text}) is not None
 
 
 def test_nothing_is_steered_before_all_workers_are_known_to_steer(registry: Registry) -> None:
@@ -573,10 +410,10 @@ def test_nothing_is_steered_before_all_workers_are_known_to_steer(registry: Regi
         ):
             there = waiting()
             for words in (before, after):
-                error = refusal(there.prepare, {STEER_KEY: text})
+                error = refusal(there.admit, {STEER_KEY: text})
                 assert error is None if words is None else as_said(error, EngineError, words)
-                assert there.prepare(None) is None and there.prepare({STEER_KEY: "none"}) is not None
-                there.hear_workers(absent)
+                assert there.admit(None) is None and there.admit({STEER_KEY: "none"}) is not None
+                there.set_worker_status(absent)
         with pytest.raises(EngineError, match="worker 1"):
-            waiting(default=text).hear_workers("worker 1 is absent")
+            waiting(default=text).set_worker_status("worker 1 is absent")
     assert not waiting(enabled=False).awaits_workers

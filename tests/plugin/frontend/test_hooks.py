@@ -14,7 +14,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from expert_registry import Registry
 from expert_registry.errors import EngineError
 from expert_registry.registry import publish
-from tests.plugin.admission.test_request_admission import DIGITS, SHAPE, front_end
+from tests.support.front_ends import DIGITS, SHAPE, front_end
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd
 from vllm_steermoe_plugin.compat.handshake import release, worker_status
 from vllm_steermoe_plugin.frontend.attached import _FRONT_END, attach_front_end
