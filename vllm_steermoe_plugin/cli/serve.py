@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from expert_registry.errors import RequestError
+from vllm_steermoe_plugin.cli.additional_config import with_settings
 from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
 from vllm_steermoe_plugin.settings import KEY, read_settings
@@ -62,8 +62,7 @@ def serve(
         "-m",
         "vllm.entrypoints.cli.main",
         "serve",
-        *serve_arguments(model, changed),
-        *context.args,
+        *with_settings([*serve_arguments(model), *context.args], changed),
     ]
     os.execv(sys.executable, command)
 
@@ -83,8 +82,8 @@ def profiles_of(options: list[str]) -> dict[str, str]:
     return profiles
 
 
-def serve_arguments(model: str, settings: dict[str, object]) -> list[str]:
-    """Arguments of `vllm serve` for a model and the `steermoe` section of its `additional_config`."""
+def serve_arguments(model: str) -> list[str]:
+    """Arguments of `vllm serve` for a model."""
     from vllm_steermoe_plugin.engine import LAB_OPTIONS
 
     arguments = [resolve_checkpoint(model), "--served-model-name", model]
@@ -92,6 +91,4 @@ def serve_arguments(model: str, settings: dict[str, object]) -> list[str]:
         for key, value in LAB_OPTIONS.items():
             flag = f"--{key.replace('_', '-')}"
             arguments += [flag] if value is True else [flag, str(value)]
-    if settings:
-        arguments += ["--additional-config", json.dumps({KEY: settings})]
     return arguments

@@ -158,14 +158,13 @@ def test_the_operators_key_does_not_follow_a_redirection(monkeypatch: pytest.Mon
         assert not elsewhere.requests
 
 
-def test_serve_resolves_the_lab_model_and_writes_the_settings() -> None:
-    arguments = serve_arguments(lab_checkpoint.NAME, {"allow_reverse": True})
+def test_serve_resolves_the_lab_model() -> None:
+    arguments = serve_arguments(lab_checkpoint.NAME)
     assert arguments[0] == str(lab_checkpoint.MODEL_DIR) and arguments[1:3] == [
         "--served-model-name",
         lab_checkpoint.NAME,
     ]
-    assert json.loads(arguments[arguments.index("--additional-config") + 1]) == {"steermoe": {"allow_reverse": True}}
-    assert serve_arguments("some/model", {}) == ["some/model", "--served-model-name", "some/model"]
+    assert serve_arguments("some/model") == ["some/model", "--served-model-name", "some/model"]
 
 
 def test_serve_hands_profiles_and_who_manages_them_to_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +182,7 @@ def test_serve_hands_profiles_and_who_manages_them_to_vllm(tmp_path: Path, monke
     settings = [json.loads(command[command.index("--additional-config") + 1])["steermoe"] for command in started]
     expected = {"profiles": {"terse": "digits:activate=4", "house": "refusal"}, "default": "@house"}
     assert settings == [expected, expected | {"manage": "env:NAME", "profile_store": str(store)}]
-    assert all(command[-2:] == ["--api-server-count", "2"] for command in started)
+    assert all(command[-4:-2] == ["--api-server-count", "2"] for command in started)
     assert "steermoe" in os.environ["VLLM_PLUGINS"].split(",")
 
 
