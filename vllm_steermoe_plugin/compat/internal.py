@@ -28,6 +28,7 @@ class Internal:
         reads: attributes of a class, or of its instances, that we read or call by name.
         mentions: keyword arguments by name that a function's body passes on, on which we rely.
         wrapped: whether it is replaced by a callable of ours (`wrap_once`).
+        formerly: its path in the oldest supported release, if it has moved since.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Internal:
     reads: tuple[str, ...] = ()
     mentions: tuple[str, ...] = ()
     wrapped: bool = False
+    formerly: str | None = None
 
     @property
     def module(self) -> str:
@@ -53,7 +55,7 @@ class Internal:
         Raises:
             EngineError: it is not there, its parameters changed, or it has not all that we read.
         """
-        value = self._find(self.path.partition(":")[2])
+        value = self._find(self.path)
         if self.parameters is not None:
             found = tuple(inspect.signature(inspect.unwrap(value)).parameters)
             if found[: len(self.parameters)] != self.parameters:
@@ -75,18 +77,20 @@ class Internal:
         Raises:
             EngineError: it is not there.
         """
-        return self._find(self.path.partition(":")[2].rpartition(".")[0])
+        return self._find(self.path[: -len(self.name) - 1])
 
-    def _find(self, attributes: str) -> Any:
-        try:
-            value: Any = importlib.import_module(self.module)
-            for attribute in attributes.split(".") if attributes else ():
-                value = getattr(value, attribute)
-        except (ImportError, AttributeError) as error:
-            raise EngineError(
-                f"vLLM {vllm_version()} has no {self.path} ({error}); it is needed to {self.why}"
-            ) from None
-        return value
+    def _find(self, path: str) -> Any:
+        for place in (path, *([self.formerly] if self.formerly is not None else [])):
+            module, _, attributes = place.partition(":")
+            try:
+                value: Any = importlib.import_module(module)
+                for attribute in attributes.split(".") if attributes else ():
+                    value = getattr(value, attribute)
+            except (ImportError, AttributeError) as error:
+                why = error
+            else:
+                return value
+        raise EngineError(f"vLLM {vllm_version()} has no {self.path} ({why}); it is needed to {self.why}")
 
 
 def provides(owner: Any, name: str) -> bool:

@@ -41,6 +41,15 @@ def test_a_symbol_that_moved_is_named_with_what_it_was_for() -> None:
         Internal("vllm.v1:nothing", "steer").load()
 
 
+def test_what_has_moved_between_supported_releases_is_found_in_either_place() -> None:
+    from vllm.v1.engine import EngineCoreRequest
+
+    path = "vllm.v1.engine:EngineCoreRequest"
+    assert Internal("vllm.of.another_release:EngineCoreRequest", "steer", formerly=path).load() is EngineCoreRequest
+    with pytest.raises(EngineError, match=r"has no vllm\.x:y .*needed to steer"):
+        Internal("vllm.x:y", "steer", formerly="vllm.x:z").load()
+
+
 def test_a_changed_signature_is_an_error() -> None:
     with pytest.raises(EngineError, match="was expected"):
         Internal(PROCESS_INPUTS.path, "steer", ("self", "prompt")).load()

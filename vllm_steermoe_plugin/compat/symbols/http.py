@@ -51,7 +51,8 @@ SERVER_ARGS = Internal(
     "vllm.engine.arg_utils:AsyncEngineArgs", "know the settings of a server there", reads=("additional_config",)
 )
 FRONT_END_ARGS = Internal(
-    "vllm.entrypoints.launchers.cli_args:FrontendArgs",
+    "vllm.entrypoints.common.cli_args:FrontendArgs",
     "refuse an operator's key that the model's callers have",
     reads=("api_key",),
+    formerly="vllm.entrypoints.launchers.cli_args:FrontendArgs",
 )
