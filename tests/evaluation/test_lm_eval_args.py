@@ -137,3 +137,12 @@ def test_a_cache_belongs_to_the_first_that_claims_it() -> None:
 def test_a_cache_of_unknown_origin_is_refused() -> None:
     with pytest.raises(RequestError, match="nobody can tell"):
         claim_cache({"0123": "response"}, "me")
+
+
+def test_the_former_import_path_still_works() -> None:
+    import lm_eval_tasks
+    from lm_eval_tasks.model import SteerMoEVLLM
+
+    assert lm_eval_tasks.SteerMoEVLLM is SteerMoEVLLM
+    with pytest.raises(AttributeError, match="Nothing"):
+        _ = lm_eval_tasks.Nothing
