@@ -40,9 +40,14 @@ def front_end_of(processor: Any) -> FrontEnd:
     return found
 
 
-def refusal(front_end: FrontEnd, error: SteerMoEError) -> Exception:
-    """What vLLM answers to a caller: HTTP 400, or 500 where the operator is at fault."""
-    text = f"steermoe: {front_end.describe(error)}"
+def refusal(front_end: FrontEnd | None, error: SteerMoEError) -> Exception:
+    """What vLLM answers to a caller: HTTP 400, or 500 where the operator is at fault.
+
+    Args:
+        front_end: of the engine; None if the request was refused before any was asked.
+        error: why.
+    """
+    text = f"steermoe: {error if front_end is None else front_end.describe(error)}"
     if isinstance(error, OPERATORS_ERRORS):
         answer: Exception = SERVER_ERROR.load()(text, HTTPStatus.INTERNAL_SERVER_ERROR)
     else:

@@ -8,11 +8,11 @@ from contextvars import ContextVar
 
 from vllm_steermoe_plugin.admission.request_admission import Decision, FrontEnd
 
-_DECIDED: ContextVar[tuple[FrontEnd, Decision] | None] = ContextVar("steermoe_decided", default=None)
+_DECIDED: ContextVar[tuple[FrontEnd | None, Decision] | None] = ContextVar("steermoe_decided", default=None)
 
 
 @contextmanager
-def decided(front_end: FrontEnd, decision: Decision | None) -> Iterator[None]:
+def decided(front_end: FrontEnd | None, decision: Decision | None) -> Iterator[None]:
     """While a request is answered, in its own task: what its steering was decided to be."""
     token = _DECIDED.set((front_end, decision) if decision is not None else None)
     try:

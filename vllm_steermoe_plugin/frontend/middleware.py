@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -19,7 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from expert_registry.errors import RequestError, SteerMoEError
 from vllm_steermoe_plugin.admission.request_admission import Decision, FrontEnd
-from vllm_steermoe_plugin.compat.symbols.frontend import VALIDATION_ERROR
 from vllm_steermoe_plugin.compat.symbols.http import ANSWER_ERROR, ENGINE_CLIENT
 from vllm_steermoe_plugin.frontend.attached import front_end_of, refusal
 from vllm_steermoe_plugin.frontend.decided import decided
@@ -33,8 +31,6 @@ from vllm_steermoe_plugin.frontend.misplaced import (
 )
 from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
-_OPERATORS = "/steermoe/"
-"""The operator's routes, which check their bodies themselves."""
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
@@ -48,71 +44,63 @@ class SteeringMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         """Stand before `app`."""
         self.app = app
+        self._engine_client = ENGINE_CLIENT.load()
+        self._written = ANSWER_ERROR.load()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or let `app` answer."""
-        if scope["type"] != "http" or scope["method"] != "POST" or _OPERATORS in scope["path"]:
+        """Answer a request that is refused; let `app` answer any other."""
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         messages, body = await _read(receive)
+        request = Request(scope, _replayed(messages, receive))
+        front_end = self._front_end(request)
         try:
-            checked = await _check(Request(scope, _replayed(messages, receive)), body)
-        except RequestError as error:
-            answer: Exception = VALIDATION_ERROR.load()(f"steermoe: {error}", parameter=STEER_KEY)
-        except _Refused as refused:
-            answer = refused.answer
-        else:
-            with checked:
-                await self.app(scope, _replayed(messages, receive), send)
+            decision = await _check(front_end, request, body)
+        except SteerMoEError as error:
+            answer = self._written(refusal(front_end, error))
+            await JSONResponse(answer.model_dump(), status_code=answer.error.code)(scope, receive, send)
             return
-        written = ANSWER_ERROR.load()(answer)
-        await JSONResponse(written.model_dump(), status_code=written.error.code)(scope, receive, send)
+        with decided(front_end, decision):
+            await self.app(scope, _replayed(messages, receive), send)
+
+    def _front_end(self, request: Request) -> FrontEnd | None:
+        """Who decides on a request: nobody where nothing is generated, or before vLLM has asked the workers."""
+        client = self._engine_client(request) if generates(request.url.path) else None
+        front_end = front_end_of(client.input_processor) if client is not None else None
+        return None if front_end is None or front_end.awaits_workers else front_end
 
 
-class _Refused(Exception):
-    """Carries the answer of a front end that refuses."""
-
-    def __init__(self, answer: Exception) -> None:
-        self.answer = answer
-
-
-async def _check(request: Request, body: bytes) -> AbstractContextManager[None]:
-    """Check a request; what to answer it within.
+async def _check(front_end: FrontEnd | None, request: Request, body: bytes) -> Decision | None:
+    """What is decided on a request's steering; None if nothing is.
 
     Raises:
         RequestError: the request asks for steering where nothing reads it.
-        _Refused: the front end refuses it.
+        SteerMoEError: the front end refuses what it asks for.
     """
     path, form = request.url.path, request.headers.get("content-type", "").lower().startswith(_FORMS)
     # Few requests ask for anything: for the others, no body is parsed twice.
-    parsed = (await _fields(request) if form else _parse(body)) if form or _may_ask(body) else None
+    parsed = await _fields(request) if form else _parse(body) if _may_ask(body) else None
     check_body(path, parsed)
     check_names(path, "query parameter", request.query_params.keys())
     check_names(path, "header", request.headers.keys())
     check_beams(path, parsed)
-    client = ENGINE_CLIENT.load()(request) if generates(path) else None
-    if client is None:
-        return nullcontext()  # What a server without an engine renders is checked where it is generated from.
-    front_end = front_end_of(client.input_processor)
-    if front_end.awaits_workers:
-        return nullcontext()  # vLLM asks for the tasks first.
-    return decided(front_end, await _decide(front_end, asked_at(path, parsed), beams=has_beams(parsed)))
+    if front_end is None:
+        return None
+    return await _decide(front_end, asked_at(path, parsed), beams=has_beams(parsed))
 
 
 async def _decide(front_end: FrontEnd, extra_args: Mapping[str, object] | None, *, beams: bool) -> Decision | None:
-    try:
-        if STEER_KEY in (extra_args or {}) or front_end.wants_store(extra_args):
-            # Files may be read; requests of others must not wait for that.
-            admitted = await asyncio.to_thread(front_end.admit, extra_args)
-        else:
-            admitted = front_end.admit(extra_args)
-        if beams and admitted is not None and admitted.by_phase:
-            raise RequestError(
-                "this engine steers every request in one phase only by default, which vLLM's beam search would apply "
-                "to other tokens; ask without beam search"
-            )
-    except SteerMoEError as error:
-        raise _Refused(refusal(front_end, error)) from None
+    if STEER_KEY in (extra_args or {}) or front_end.wants_store(extra_args):
+        # Files may be read; requests of others must not wait for that.
+        admitted = await asyncio.to_thread(front_end.admit, extra_args)
+    else:
+        admitted = front_end.admit(extra_args)
+    if beams and admitted is not None and admitted.by_phase:
+        raise RequestError(
+            "this engine steers every request in one phase only by default, which vLLM's beam search would apply to "
+            "other tokens; ask without beam search"
+        )
     return admitted.decision if admitted is not None else None
 
 
