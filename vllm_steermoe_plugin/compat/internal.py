@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import CompatibilityError
 from vllm_steermoe_plugin.compat.versions import vllm_version
 
 SENTINEL = "__steermoe__"
@@ -47,19 +47,19 @@ class Internal:
         """Import it.
 
         Raises:
-            EngineError: it is not there, its parameters changed, or it has not all that we read.
+            CompatibilityError: it is not there, its parameters changed, or it has not all that we read.
         """
         value = self._find(self.path.partition(":")[2])
         if self.parameters is not None:
             found = tuple(inspect.signature(inspect.unwrap(value)).parameters)
             if found[: len(self.parameters)] != self.parameters:
-                raise EngineError(
+                raise CompatibilityError(
                     f"{self.path} of vLLM {vllm_version()} takes {found}, but {self.parameters} was expected; "
                     f"it is needed to {self.why}"
                 )
         missing = [name for name in self.reads if not provides(value, name)]
         if missing:
-            raise EngineError(
+            raise CompatibilityError(
                 f"{self.path} of vLLM {vllm_version()} has no {', '.join(missing)}; it is needed to {self.why}"
             )
         return value
@@ -68,7 +68,7 @@ class Internal:
         """Import the class or module that has it.
 
         Raises:
-            EngineError: it is not there.
+            CompatibilityError: it is not there.
         """
         return self._find(self.path.partition(":")[2].rpartition(".")[0])
 
@@ -78,7 +78,7 @@ class Internal:
             for attribute in attributes.split(".") if attributes else ():
                 value = getattr(value, attribute)
         except (ImportError, AttributeError) as error:
-            raise EngineError(
+            raise CompatibilityError(
                 f"vLLM {vllm_version()} has no {self.path} ({error}); it is needed to {self.why}"
             ) from None
         return value
@@ -108,7 +108,7 @@ def wrap_once(internal: Internal, make: Callable[[Callable[..., Any]], Callable[
     Plugins may be loaded more than once in a process; wrapping twice would steer twice.
 
     Raises:
-        EngineError: it has moved, or its parameters changed.
+        CompatibilityError: it has moved, or its parameters changed.
     """
     original = internal.load()
     if getattr(original, SENTINEL, False):
