@@ -11,6 +11,7 @@ from pydantic import Field
 
 from expert_registry.card import Sha256, Version
 from expert_registry.documents import Strict, read_document, write_document
+from expert_registry.errors import naming
 
 LOCK_VARIABLE = "STEERMOE_LOCK"
 """Names the lock file that every look-up of the process obeys."""
@@ -48,7 +49,8 @@ def read_lock(path: Path) -> Lock:
     Raises:
         RankingFormatError: it is missing, damaged or too large.
     """
-    return read_document(path, Lock, MAX_LOCK_BYTES)
+    with naming(path):
+        return read_document(path, Lock, MAX_LOCK_BYTES)
 
 
 def write_lock(path: Path, pins: Mapping[str, Pin]) -> None:

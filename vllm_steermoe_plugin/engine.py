@@ -46,7 +46,7 @@ def start_engine(model: str, settings: dict[str, Any] | None = None, **options: 
     """Start an engine; see `engine_options`.
 
     Raises:
-        EngineError: vLLM will not load the plugin.
+        ConfigurationError: vLLM will not load the plugin.
     """
     check_plugin_allowed()
     from vllm import LLM

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedFeatureError
 from vllm_steermoe_plugin.compat.symbols.frontend import RUST_FRONT_END
 from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS, MODEL_REGISTRY
 from vllm_steermoe_plugin.compat.variant_names import VARIANTS, registered_elsewhere, variant_name
@@ -17,7 +17,7 @@ def register_all() -> None:
     """See `vllm_steermoe_plugin.register`."""
     check_version()
     if RUST_FRONT_END.load():
-        raise EngineError(
+        raise UnsupportedFeatureError(
             "vLLM's Rust front end (VLLM_USE_RUST_FRONTEND) passes by this plugin: no default would be applied "
             "and no request checked. Unset it, or leave the plugin out with VLLM_PLUGINS"
         )

@@ -28,6 +28,8 @@ _RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/[0-9*]{1,15}")
 class DownloadError(SteerMoEError):
     """A file could not be fetched, or is not the one that was expected."""
 
+    code = "STEERMOE-E203"
+
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https only, and never from https down to http."""

@@ -42,7 +42,7 @@ def tune(
     if plot:
         need("matplotlib", "plot")
     from expert_registry import Registry
-    from expert_registry.errors import RequestError
+    from expert_registry.errors import UsageError
     from lm_eval_tasks.cli.show import print_comparison
     from lm_eval_tasks.evaluation import Options, task_manager
     from lm_eval_tasks.tuning import run as tune_run
@@ -54,7 +54,7 @@ def tune(
     named = _one_behaviour(behaviour)
     gains, held, wanted = _names(tasks), _names(controls), _phases(phases)
     if not wanted or not gains:
-        raise RequestError("--tasks and --phases name nothing")
+        raise UsageError("--tasks and --phases name nothing")
     engine = json_object(engine_args, "--engine-args")
     found = Registry.default().find(
         names_of(resolve_checkpoint(model), [model]), named.behaviour, version=named.version
@@ -102,7 +102,7 @@ def tune(
     chosen = print_front(tried, goal.margin)
     if chosen is None:
         store(out, goal, found, tried, None, None, plot=plot)
-        raise RequestError(f"no setting gained anything with the controls held; all {len(tried)} are in {log.path}")
+        raise UsageError(f"no setting gained anything with the controls held; all {len(tried)} are in {log.path}")
     judged = _names(test_tasks) or [*gains, *held]
     options = Options(chat_template=chat_template, responses=False, samples=test or None)
     run, comparison = tune_run.judge(steered, goal, found, chosen.setting, judged, options)
@@ -118,23 +118,23 @@ def tune(
 
 
 def _one_behaviour(text: str) -> Named:
-    from expert_registry.errors import RequestError
+    from expert_registry.errors import UsageError
     from vllm_steermoe_plugin.steering.request import parse_request
 
     request = parse_request(text)
     if len(request.named) != 1 or request.profiles or text.strip().partition(":")[1]:
-        raise RequestError(f"--behaviour {text!r:.80}: name one behaviour, such as digits or digits@2")
+        raise UsageError(f"--behaviour {text!r:.80}: name one behaviour, such as digits or digits@2")
     return request.named[0]
 
 
 def _phases(text: str) -> tuple[Phase, ...]:
-    from expert_registry.errors import RequestError, one_of
+    from expert_registry.errors import UsageError, one_of
     from vllm_steermoe_plugin.steering.profile import PHASES
 
     wanted = _names(text)
     for phase in wanted:
         if phase not in PHASES:
-            raise RequestError(one_of(phase, PHASES, "phase"))
+            raise UsageError(one_of(phase, PHASES, "phase"))
     return cast("tuple[Phase, ...]", tuple(wanted))
 
 

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import ConfigurationError, EngineError
 from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 BODY_KEY = "vllm_xargs"
@@ -33,7 +33,7 @@ def check_server(url: str, headers: dict[str, str], model: str, steering: str) -
     """
     status, reason = _ask(url, headers, model, MALFORMED)
     if status != 400 or STEER_KEY not in reason:
-        raise EngineError(
+        raise ConfigurationError(
             f"the server at {url} does not steer: it answered a malformed steering request with status {status}, where "
             f"the plugin refuses it; is the plugin installed and loaded there? {reason[:200]}"
         )

@@ -10,7 +10,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from expert_registry.errors import EngineError, PolicyError
+from expert_registry.errors import ConfigurationError, PolicyError
 from vllm_steermoe_plugin.engine import start_engine
 from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
@@ -102,7 +102,7 @@ def test_steering_switched_off_is_vllms_own_model_and_refuses_steering(
 
 def test_a_plugin_that_vllm_will_not_load_is_noticed(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "something_else")
-    with pytest.raises(EngineError, match="VLLM_PLUGINS"):
+    with pytest.raises(ConfigurationError, match="VLLM_PLUGINS"):
         start_engine(str(checkpoint("OlmoeForCausalLM")))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from expert_registry.errors import ProfileError, RequestError
+from expert_registry.errors import ProfileError, RequestError, UsageError
 from lm_eval_tasks.models.response_cache import claim_cache
 from lm_eval_tasks.models.steering_args import SteeringArgs
 from vllm_steermoe_plugin.steering.request import parse_request
@@ -102,7 +102,7 @@ def test_experts_from_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_errors_say_what_is_wrong(args: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=message.replace("(", r"\(")):
+    with pytest.raises((RequestError, UsageError), match=message.replace("(", r"\(")):
         SteeringArgs(**args).text()
 
 
@@ -114,7 +114,7 @@ def test_an_empty_expert_set_is_refused() -> None:
 def test_files_that_are_no_expert_set(tmp_path: Path) -> None:
     path = tmp_path / "experts.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RequestError, match="not UTF-8"):
+    with pytest.raises(UsageError, match="not UTF-8"):
         SteeringArgs(experts=path).text()
     path.write_text("[1, 2]")
     with pytest.raises(RequestError, match="is a JSON object, got list"):
@@ -130,12 +130,12 @@ def test_a_cache_belongs_to_the_first_that_claims_it() -> None:
     claim_cache(cache, "me")
     cache["0123"] = "response"
     claim_cache(cache, "me")
-    with pytest.raises(RequestError, match="responses of me, but this run is you"):
+    with pytest.raises(UsageError, match="responses of me, but this run is you"):
         claim_cache(cache, "you")
 
 
 def test_a_cache_of_unknown_origin_is_refused() -> None:
-    with pytest.raises(RequestError, match="nobody can tell"):
+    with pytest.raises(UsageError, match="nobody can tell"):
         claim_cache({"0123": "response"}, "me")
 
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from expert_registry.errors import RequestError, SteerMoEError
+from expert_registry.errors import SteerMoEError, UsageError
 from lm_eval_tasks.cli.evaluate import evaluate as eval_command
 from lm_eval_tasks.compare.comparison import compare
 from lm_eval_tasks.errors import ComparisonError
@@ -47,7 +47,7 @@ def test_profiles_are_split_at_commas_outside_of_expert_sets(text: str, expected
 
 @pytest.mark.parametrize("text", ["", " , ", "none,none"])
 def test_no_profile_and_twice_the_same_are_errors(text: str) -> None:
-    with pytest.raises(RequestError):
+    with pytest.raises(UsageError):
         split_profiles(text)
 
 

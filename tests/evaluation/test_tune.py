@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from expert_registry.errors import RequestError, SteerMoEError
+from expert_registry.errors import SteerMoEError, UsageError
 from lm_eval_tasks.cli.tune import tune as tune_command
 from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, Steering, evaluate, task_manager
@@ -52,7 +52,7 @@ def test_the_search_tries_the_other_phases_around_the_best() -> None:
 def test_the_budget_is_kept_and_nothing_to_search_is_an_error() -> None:
     assert len(search(made_up, (16, 64), ("both",), MARGIN, 5)) == 5
     assert [one.setting for one in search(made_up, (1, 0), ("both",), MARGIN, 50)] == [Setting(1, 0)]
-    with pytest.raises(RequestError, match="nothing to search"):
+    with pytest.raises(UsageError, match="nothing to search"):
         search(made_up, (0, 0), ("both",), MARGIN, 5)
 
 

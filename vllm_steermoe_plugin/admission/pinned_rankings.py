@@ -50,7 +50,7 @@ class PinnedRankings:
         except UnknownRankingError as error:
             if pin is None:
                 raise
-            raise UnknownRankingError(f"{_changed(behaviour, pin)}: {error}") from None
+            raise UnknownRankingError(f"{_changed(behaviour, pin)}: {error}", paths=error.paths) from None
         used = self._files.setdefault(found.entry.name, found.sha256)
         if used != found.sha256:
             raise UnknownRankingError(f"{_changed(found.entry.name, used)}: its sha256 is {found.sha256} now")

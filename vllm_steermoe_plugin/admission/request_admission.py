@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, PolicyError, RankingFormatError, RequestError, SteerMoEError
+from expert_registry.errors import (
+    ConfigurationError,
+    EngineError,
+    PolicyError,
+    RankingFormatError,
+    RequestError,
+    SteerMoEError,
+)
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.policy import check_policy
 from vllm_steermoe_plugin.admission.profiles.file import StoreError
@@ -33,6 +40,8 @@ _SOME_EXPERTS = SteeringRequest(explicit=SteeringProfile(activate=frozenset({(0,
 
 class DefaultError(EngineError):
     """The operator's default steering cannot be applied any more."""
+
+    code = "STEERMOE-E305"
 
 
 OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError)
@@ -110,7 +119,6 @@ class FrontEnd:
         self.served = served
         self.awaits_workers = awaits_workers and settings.enabled and isinstance(shape, MoEShape)
         self._settings = settings
-        self._folders = registry.folders
         self.resolver = Resolver(settings=settings, shape=shape, models=models, registry=registry)
 
     def resolve(self, text: str) -> Resolved | None:
@@ -146,10 +154,7 @@ class FrontEnd:
 
     def describe(self, error: SteerMoEError) -> str:
         """What a caller may know of an error: a server does not tell where the operator's files are."""
-        text = str(error)
-        for folder in self._folders if self.served else ():
-            text = text.replace(str(folder), "<registry>")
-        return text
+        return error.public if self.served else str(error)
 
     def admit(self, extra_args: Mapping[str, object] | None, decided: Decision | None = None) -> AdmittedRequest | None:
         """Check what a request asks for; None if it asks for nothing and there is no default.
@@ -196,13 +201,14 @@ class FrontEnd:
         try:
             return self.resolver.resolve_default()
         except SteerMoEError as error:
-            raise DefaultError(f"the default steering of this server cannot be applied: {error}") from error
+            why = f"the default steering of this server cannot be applied: {error}"
+            raise DefaultError(why, paths=error.paths) from error
 
     def _counted(self, text: object) -> CountedSpans:
         if self.served:
             raise PolicyError("routing is counted in process only, not over HTTP; use `steermoe detect`")
         if not self._settings.enabled or self._settings.count_groups == 0:
-            raise EngineError("this engine does not count; start it with the setting 'count_groups' above 0")
+            raise ConfigurationError("this engine does not count; start it with the setting 'count_groups' above 0")
         spans = CountedSpans.from_json(text)
         if spans.last_group > self._settings.count_groups:
             raise RequestError(f"group {spans.last_group} of {self._settings.count_groups}")

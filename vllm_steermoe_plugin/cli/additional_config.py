@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from vllm_steermoe_plugin.settings import KEY
 
 _OPTIONS = ("--additional-config", "--additional_config")
@@ -25,7 +25,7 @@ def with_settings(arguments: Sequence[str], settings: Mapping[str, object]) -> l
         settings: of this plugin; with none of them, the arguments stay as they are.
 
     Raises:
-        RequestError: the two cannot be merged: no JSON object, written twice or in a form that only vLLM reads, in
+        UsageError: the two cannot be merged: no JSON object, written twice or in a form that only vLLM reads, in
             vLLM's configuration file, or a setting that stands in both.
     """
     if not settings:
@@ -38,7 +38,7 @@ def with_settings(arguments: Sequence[str], settings: Mapping[str, object]) -> l
         if name in _OPTIONS:
             found.append(value if equals else next(left, ""))
         elif name.startswith(tuple(f"{option}." for option in _OPTIONS)):
-            raise RequestError(f"{name}: write {_OPTIONS[0]} as one JSON object, into which the settings are merged")
+            raise UsageError(f"{name}: write {_OPTIONS[0]} as one JSON object, into which the settings are merged")
         else:
             kept.append(argument)
             if name == _FILE:
@@ -46,12 +46,12 @@ def with_settings(arguments: Sequence[str], settings: Mapping[str, object]) -> l
                 kept += [] if equals else [file]
                 _refuse_in_file(Path(file))
     if len(found) > 1:
-        raise RequestError(f"{_OPTIONS[0]} is written {len(found)} times; vLLM would use the last one alone")
+        raise UsageError(f"{_OPTIONS[0]} is written {len(found)} times; vLLM would use the last one alone")
     theirs = _object(found[0]) if found else {}
     ours = theirs.get(KEY, {})
     both = sorted(ours.keys() & settings.keys()) if isinstance(ours, dict) else [KEY]
     if both:
-        raise RequestError(f"{_OPTIONS[0]} {KEY!r} and an option of this command both set {', '.join(both)}")
+        raise UsageError(f"{_OPTIONS[0]} {KEY!r} and an option of this command both set {', '.join(both)}")
     return [*kept, _OPTIONS[0], json.dumps({**theirs, KEY: {**ours, **settings}})]
 
 
@@ -61,7 +61,7 @@ def _object(text: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise RequestError(f"{_OPTIONS[0]} {text!r:.80} is no JSON object")
+        raise UsageError(f"{_OPTIONS[0]} {text!r:.80} is no JSON object")
     return found
 
 
@@ -73,7 +73,7 @@ def _refuse_in_file(file: Path) -> None:
     except (OSError, ValueError, yaml.YAMLError):
         return  # vLLM says so.
     if isinstance(found, dict) and any(f"--{key}" in _OPTIONS for key in found):
-        raise RequestError(
+        raise UsageError(
             f"{file} has an additional-config, which the settings of this command would replace; write both into "
             f"{_OPTIONS[0]}, or all settings into that file"
         )

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from expert_registry import read_ranking
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 
 
 def attribute(
@@ -32,18 +32,18 @@ def attribute(
     from vllm_steermoe_plugin.views.attribution import attribution_html, attribution_text
 
     if sum(given is not None for given in (text, file, prompt)) != 1 or (answer is not None and prompt is None):
-        raise RequestError("give one of --text, --file and --prompt; --answer goes with --prompt")
+        raise UsageError("give one of --text, --file and --prompt; --answer goes with --prompt")
     if file is not None:
         try:
             # Line ends as they stand: they are tokens like any other.
             text = file.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"cannot read {file}: {error}") from None
+            raise UsageError(f"cannot read {file}: {error}") from None
     for name, given in (("--text", text), ("--prompt", prompt), ("--answer", answer)):
         try:
             (given or "").encode()
         except UnicodeEncodeError:
-            raise RequestError(f"{name} is not UTF-8") from None
+            raise UsageError(f"{name} is not UTF-8") from None
     if html is not None:
         check_writable(html)
     found = read_ranking(ranking)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_registry import Recommended, Registry, write_ranking
-from expert_registry.errors import RankingFormatError, RequestError
+from expert_registry.errors import RankingFormatError, UsageError
 from vllm_steermoe_plugin.cli.detection_summary import print_summary
 from vllm_steermoe_plugin.cli.inputs import check_writable, json_object
 
@@ -86,7 +86,7 @@ def detect(
 
     arguments = json_object(engine_args)
     if sum(given is not None for given in (pairs, dataset, recipe)) != 1:
-        raise RequestError("give either --pairs FILE or --recipe NAME (or --dataset NAME)")
+        raise UsageError("give either --pairs FILE or --recipe NAME (or --dataset NAME)")
     kept = checkpoint or out.with_name(out.name + ".partial")
     _check_files(out, kept, pairs, data_file)
     if out.exists() and not overwrite:
@@ -96,13 +96,13 @@ def detect(
         own = {"behaviour": behaviour, "sides": sides, "count": count, "activate": activate, "deactivate": deactivate}
         given = [f"--{name}" for name, value in own.items() if value is not None] + ["--safety"] * safety
         if given:
-            raise RequestError(f"recipe {recipe!r} says itself what {', '.join(given)} would; leave that out")
+            raise UsageError(f"recipe {recipe!r} says itself what {', '.join(given)} would; leave that out")
         found = find_recipe(recipe, model, Draw(seed, limit, data_file, skip_bad))
     else:
         if behaviour is None:
-            raise RequestError(f"--{'pairs' if pairs is not None else 'dataset'} needs --behaviour NAME")
+            raise UsageError(f"--{'pairs' if pairs is not None else 'dataset'} needs --behaviour NAME")
         if data_file is not None:
-            raise RequestError("--data-file holds the rows of a --recipe; a file of pairs is given by --pairs")
+            raise UsageError("--data-file holds the rows of a --recipe; a file of pairs is given by --pairs")
         numbers = Recommended(
             activate=_ACTIVATE if activate is None else activate,
             deactivate=_DEACTIVATE if deactivate is None else deactivate,
@@ -141,7 +141,7 @@ def _check_files(out: Path, kept: Path, *read: Path | None) -> None:
     check_writable(kept)
     named = [path.resolve() for path in (out, kept, *read) if path is not None]
     if len(set(named)) < len(named):
-        raise RequestError("--out, --checkpoint and the file that is read must be different files")
+        raise UsageError("--out, --checkpoint and the file that is read must be different files")
 
 
 def _read(pairs: Path | None, dataset: str, count: str | None, skip_bad: bool) -> PairSet:
@@ -165,7 +165,7 @@ def _name_of(model: str) -> str:
             return ModelRef(id=name, architecture="any").id
         except ValidationError:
             continue
-    raise RequestError(
+    raise UsageError(
         f"{model!r} is no name for a registry; give one by --model-id, such as OWNER/NAME or the served model name"
     )
 

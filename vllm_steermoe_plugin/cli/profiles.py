@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import ConfigurationError, EngineError, UsageError
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT
 
 KEY_VARIABLE = "STEERMOE_MANAGE_KEY"
@@ -48,9 +48,9 @@ def load(
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"cannot read {text[1:]}: {error}") from None
+            raise UsageError(f"cannot read {text[1:]}: {error}") from None
     if len(text) > MAX_TEXT:
-        raise RequestError(f"the profile has {len(text)} characters; at most {MAX_TEXT}")
+        raise UsageError(f"the profile has {len(text)} characters; at most {MAX_TEXT}")
     answer = call(server, "PUT", f"profiles/{quoted(name)}", text.encode())
     typer.echo(f"{answer['name']}: {answer['activated']} activated, {answer['deactivated']} deactivated")
 
@@ -85,11 +85,12 @@ def call(server: str, method: str, path: str, body: bytes | None = None) -> Any:
     """The server's answer.
 
     Raises:
-        EngineError: there is no key, the server cannot be reached, or it refuses; with its reason.
+        ConfigurationError: there is no key.
+        EngineError: the server cannot be reached, or it refuses; with its reason.
     """
     key = os.environ.get(KEY_VARIABLE)
     if not key:
-        raise EngineError(f"set {KEY_VARIABLE} to the operator's key of the server")
+        raise ConfigurationError(f"set {KEY_VARIABLE} to the operator's key of the server")
     url = f"{server.rstrip('/')}/steermoe/{path}"
     try:
         request = urllib.request.Request(url, body, {"Authorization": f"Bearer {key}"}, method=method)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from vllm_steermoe_plugin.cli.additional_config import with_settings
 from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
@@ -71,13 +71,13 @@ def profiles_of(options: list[str]) -> dict[str, str]:
     """Name -> request text, from options such as `terse=digits:reverse`.
 
     Raises:
-        RequestError: one is not `NAME=TEXT`, or a name stands twice.
+        UsageError: one is not `NAME=TEXT`, or a name stands twice.
     """
     profiles: dict[str, str] = {}
     for option in options:
         name, equals, text = option.partition("=")
         if not equals or name in profiles:
-            raise RequestError(f"--profile {option!r:.80}: write NAME=TEXT, each name once")
+            raise UsageError(f"--profile {option!r:.80}: write NAME=TEXT, each name once")
         profiles[name] = text
     return profiles
 

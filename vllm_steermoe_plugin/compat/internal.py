@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import CompatibilityError
 from vllm_steermoe_plugin.compat.versions import vllm_version
 
 SENTINEL = "__steermoe__"
@@ -53,20 +53,20 @@ class Internal:
         """Import it.
 
         Raises:
-            EngineError: it is not there, its parameters changed, or it has not all that we read.
+            CompatibilityError: it is not there, its parameters changed, or it has not all that we read.
         """
         value = self._find(self.path)
         if self.parameters is not None:
             found = tuple(inspect.signature(inspect.unwrap(value)).parameters)
             if found[: len(self.parameters)] != self.parameters:
-                raise EngineError(
+                raise CompatibilityError(
                     f"{self.path} of vLLM {vllm_version()} takes {found}, but {self.parameters} was expected; "
                     f"it is needed to {self.why}"
                 )
         missing = [name for name in self.reads if not provides(value, name)]
         missing += [name for name in self.mentions if not _mentions(inspect.unwrap(value).__code__, name)]
         if missing:
-            raise EngineError(
+            raise CompatibilityError(
                 f"{self.path} of vLLM {vllm_version()} has no {', '.join(missing)}; it is needed to {self.why}"
             )
         return value
@@ -75,7 +75,7 @@ class Internal:
         """Import the class or module that has it.
 
         Raises:
-            EngineError: it is not there.
+            CompatibilityError: it is not there.
         """
         return self._find(self.path[: -len(self.name) - 1])
 
@@ -90,7 +90,7 @@ class Internal:
                 why = error
             else:
                 return value
-        raise EngineError(f"vLLM {vllm_version()} has no {self.path} ({why}); it is needed to {self.why}")
+        raise CompatibilityError(f"vLLM {vllm_version()} has no {self.path} ({why}); it is needed to {self.why}")
 
 
 def provides(owner: Any, name: str) -> bool:
@@ -125,10 +125,10 @@ def wrap_once(internal: Internal, make: Callable[[Callable[..., Any]], Callable[
         make: the replacement, given the original.
 
     Raises:
-        EngineError: it has moved, or its parameters changed.
+        CompatibilityError: it has moved, or its parameters changed.
     """
     if not internal.wrapped:
-        raise EngineError(f"{internal.path} is wrapped, but its entry does not say so")
+        raise CompatibilityError(f"{internal.path} is wrapped, but its entry does not say so")
     original = internal.load()
     if getattr(original, SENTINEL, False):
         return

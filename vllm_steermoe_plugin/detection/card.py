@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from expert_registry import DataRef, ModelRef, MoEShape, RankingCard
-from expert_registry.errors import RankingFormatError, RequestError
+from expert_registry.errors import RankingFormatError, UsageError
 from expert_registry.format import check_card_size
 from vllm_steermoe_plugin.compat.versions import tool_versions
 
@@ -53,7 +53,7 @@ def check_described(model_id: str, behaviour: Behaviour, pairs: PairSet) -> None
         pairs: their name and rule do.
 
     Raises:
-        RequestError: names the field.
+        UsageError: names the field.
     """
     shape = MoEShape("any", (0,), 1, 1)
     try:
@@ -61,10 +61,10 @@ def check_described(model_id: str, behaviour: Behaviour, pairs: PairSet) -> None
         model = ModelRef(id=model_id, architecture="any")
         check_card_size(detection_card(model, shape, behaviour, data, pairs.rule, [_MOST_NOTES * "x"]))
     except RankingFormatError as error:
-        raise RequestError(f"a ranking's card cannot hold what describes {behaviour.name}: {error}") from None
+        raise UsageError(f"a ranking's card cannot hold what describes {behaviour.name}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         if field == "id":
             field = "the model's name"
-        raise RequestError(f"a ranking's card cannot hold {field} {first['input']!r:.80}: {first['msg']}") from None
+        raise UsageError(f"a ranking's card cannot hold {field} {first['input']!r:.80}: {first['msg']}") from None

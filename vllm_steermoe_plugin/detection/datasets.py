@@ -19,6 +19,8 @@ _SHOWN = 12
 class DataError(SteerMoEError):
     """A data set cannot be had, or its columns are not as expected."""
 
+    code = "STEERMOE-E402"
+
 
 @dataclass(frozen=True, slots=True)
 class DataSource:

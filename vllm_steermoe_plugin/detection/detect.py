@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expert_registry import DataRef, ExampleSums, ModelRef, Ranking
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import ConfigurationError, UsageError
 from vllm_steermoe_plugin.detection.card import check_described, detection_card
 from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, count_groups
 from vllm_steermoe_plugin.detection.loop import STABLE_CHUNKS, DetectionLoop, DetectionOptions
@@ -46,12 +46,12 @@ def detect(
         options: see there.
 
     Raises:
-        RequestError: the model's name or the behaviour cannot stand in a card, or there are not more experts than
+        UsageError: the model's name or the behaviour cannot stand in a card, or there are not more experts than
             `stop_when_stable`.
         PairsError: a pair cannot be counted.
         ResumeError: the checkpoint is damaged, or of another detection.
-        EngineError: the model has no routed experts that can be counted, the engine does not count, or its
-            tokenizer gives no character offsets.
+        EngineError: the model has no routed experts that can be counted (UnsupportedModelError), the engine does not
+            count (ConfigurationError), or its tokenizer gives no character offsets (UnsupportedFeatureError).
     """
     options = options or DetectionOptions()
     pairs = pairs.grouped()
@@ -60,12 +60,12 @@ def detect(
     shape = shape_of(config.hf_config, config.architecture)
     groups = count_groups(engine)
     if groups < SIDES:
-        raise EngineError(
+        raise ConfigurationError(
             f"this engine counts {groups} groups; start it with the setting 'count_groups' at {COUNT_GROUPS}"
         )
     most = len(shape.layers) * shape.num_experts
     if options.stop_when_stable is not None and not 1 <= options.stop_when_stable < most:
-        raise RequestError(f"stop_when_stable={options.stop_when_stable}: the first 1 to {most - 1} of {most} experts")
+        raise UsageError(f"stop_when_stable={options.stop_when_stable}: the first 1 to {most - 1} of {most} experts")
     tokenizer = offset_tokenizer(engine)
     sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
     # transformers keeps the commit of what it loads from the hub.

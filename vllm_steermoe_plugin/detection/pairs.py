@@ -37,6 +37,8 @@ Count = str | tuple[int, int] | tuple[int, int, int]
 class PairsError(SteerMoEError):
     """A file of pairs, or a pair in it, cannot be used; the message names file and line."""
 
+    code = "STEERMOE-E401"
+
 
 class ChatMessage(BaseModel):
     """One chat message."""

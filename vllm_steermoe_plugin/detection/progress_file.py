@@ -24,6 +24,8 @@ _MAX_BYTES = 4 << 30
 class ResumeError(SteerMoEError):
     """A file of progress cannot be used."""
 
+    code = "STEERMOE-E403"
+
 
 def digest_of(*parts: object) -> str:
     """Of everything that the sums depend on: progress is taken up only by the very same detection."""

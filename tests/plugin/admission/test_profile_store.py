@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from expert_registry.errors import (
     UnknownProfileError,
     UnknownRankingError,
 )
+from expert_registry.format import content_hash
+from expert_registry.lock import Pin, read_lock, write_lock
 from expert_registry.registry import publish
 from tests.support.front_ends import DIGITS, EXPERTS, MODEL, SHAPE, front_end, profile_in
 from tests.support.made_rankings import make_ranking
@@ -536,9 +539,33 @@ def test_a_truncated_ranking_is_an_error_for_those_who_ask_for_it_only(registry:
     assert asked(there, "digits") is not None
 
 
+@pytest.mark.parametrize("damaged", ["ranking", "status", "store"])
+def test_no_caller_learns_where_rankings_lock_or_store_are(registry: Registry, tmp_path: Path, damaged: str) -> None:
+    place = registry.folders[0] / "org--tiny-moe" / "digits"
+    files = {"ranking": place / "v1.safetensors", "status": place / "status.json", "store": tmp_path / "store.json"}
+    lock = tmp_path / "steermoe.lock"
+    write_lock(lock, {"org--tiny-moe/digits": Pin(version=1, sha256=content_hash(files["ranking"].read_bytes()))})
+    there, manager = managed(Registry(registry.folders, read_lock(lock)), files["store"])
+    manager.load("terse", "digits")
+    files[damaged].write_bytes(b"{")
+    lock.unlink()
+    with pytest.raises(SteerMoEError) as operators:
+        read_lock(lock)
+    errors = [operators.value]
+    for text in ("digits", "digits@1", "digits@2", "refusal", "@terse"):
+        there.resolver._remembered.cache_clear()
+        for act in (partial(there.prepare, {STEER_KEY: text}), partial(manager.load, "new", text)):
+            try:
+                act()
+            except SteerMoEError as error:
+                errors.append(error)
+    assert len(errors) > 4 and any(str(tmp_path) in str(error) for error in errors)
+    assert [error for error in errors if str(tmp_path) in there.describe(error)] == []
+
+
 def test_in_process_an_error_says_where_the_file_is(registry: Registry) -> None:
     there = front_end(registry)
-    error = RequestError(f"cannot read {registry.folders[0]}/x")
+    error = RequestError(f"cannot read {registry.folders[0]}/x", paths=registry.folders)
     assert there.describe(error) == str(error)
 
 

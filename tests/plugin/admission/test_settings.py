@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from expert_registry.errors import PolicyError
+from expert_registry.errors import ConfigurationError, PolicyError
 from tests.support.folders import ROOT
 from vllm_steermoe_plugin.admission.policy import check_policy
 from vllm_steermoe_plugin.settings import Settings, read_settings
@@ -87,7 +87,7 @@ def test_without_a_section_the_defaults_hold(config: object) -> None:
 
 
 def test_settings_that_cannot_be_looked_up_are_not_passed_over() -> None:
-    with pytest.raises(PolicyError, match="additional_config is a SimpleNamespace"):
+    with pytest.raises(ConfigurationError, match="additional_config is a SimpleNamespace"):
         read_settings(SimpleNamespace(steermoe={"enabled": False}))
 
 
@@ -137,7 +137,7 @@ def test_a_section_is_read() -> None:
     ],
 )
 def test_what_is_no_setting_is_refused_by_name(section: object, names: str) -> None:
-    with pytest.raises(PolicyError, match=names):
+    with pytest.raises(ConfigurationError, match=names):
         read_settings({"steermoe": section})
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from vllm_steermoe_plugin.cli.additional_config import with_settings
 
 OURS: dict[str, object] = {"default": "digits"}
@@ -54,7 +54,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
         (("--config", str(file)), "would replace"),
         ((f"--config={file}",), "would replace"),
     ):
-        with pytest.raises(RequestError, match=reason):
+        with pytest.raises(UsageError, match=reason):
             with_settings(arguments, OURS)
     file.write_text("port: 3")
     assert merged("--config", str(file)) == {"steermoe": OURS}

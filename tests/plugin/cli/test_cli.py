@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from expert_registry import read_ranking, write_ranking
-from expert_registry.errors import EngineError, PolicyError, RequestError
+from expert_registry.errors import ConfigurationError, EngineError, UsageError
 from tests.support.loopback import Loopback
 from tests.support.planted import VERSION, planted_ranking, planted_registry
 from vllm_steermoe_plugin.cli import app
@@ -131,7 +131,8 @@ def test_detect_writes_a_ranking(tmp_path: Path) -> None:
     assert read_ranking(out).card.data.name.endswith("seed 3")
     assert list(tmp_path.iterdir()) == [out], "the file of progress is removed once the ranking is written"
     again = steermoe("detect", "--recipe", "digits", "--out", str(out))
-    assert again.returncode == 1 and "immutable" in " ".join(again.stderr.split())
+    assert again.returncode == 1 and again.stderr.startswith("steermoe: error [STEERMOE-E201]: ")
+    assert "immutable" in " ".join(again.stderr.split())
 
 
 def test_a_model_that_is_no_mixture_is_refused_before_its_weights_are_loaded(tmp_path: Path) -> None:
@@ -188,11 +189,11 @@ def test_serve_hands_profiles_and_who_manages_them_to_vllm(tmp_path: Path, monke
 
 @pytest.mark.parametrize("options", [["terse"], ["a=digits", "a=refusal"]])
 def test_a_profile_option_is_a_name_and_a_text(options: list[str]) -> None:
-    with pytest.raises(RequestError, match="NAME=TEXT"):
+    with pytest.raises(UsageError, match="NAME=TEXT"):
         profiles_of(options)
 
 
 @pytest.mark.parametrize(("option", "names"), [("--manage=secret", "manage"), ("--profile=Terse=digits", "profiles")])
 def test_settings_that_are_none_stop_serve(option: str, names: str) -> None:
-    with pytest.raises(PolicyError, match=names):
+    with pytest.raises(ConfigurationError, match=names):
         RUN.invoke(app, ["serve", lab_checkpoint.NAME, option], catch_exceptions=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from tests.registry.test_statistics import ranking_of, routed, summed
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.detect import _name_of
@@ -57,7 +57,7 @@ def test_what_could_not_be_written_is_refused_before_the_engine_starts(
     arguments: tuple[str, ...], reason: str, pairs: str, tmp_path: Path
 ) -> None:
     error = detect("--pairs", pairs, "--out", str(tmp_path / "out"), *arguments)
-    assert isinstance(error, RequestError) and reason in str(error)
+    assert isinstance(error, UsageError) and reason in str(error)
 
 
 def test_pairs_and_notes_that_no_card_holds_are_refused_before_the_engine_starts() -> None:
@@ -70,7 +70,7 @@ def test_pairs_and_notes_that_no_card_holds_are_refused_before_the_engine_starts
         (pairs, replace(behaviour, note="x" * 3900), "note"),
         (pairs, replace(behaviour, sides=("🤖" * 2500,) * 2), "what describes digits: the card would take"),
     ):
-        with pytest.raises(RequestError, match=f"cannot hold {field}"):
+        with pytest.raises(UsageError, match=f"cannot hold {field}"):
             check_described("a/model", about, some)
 
 
@@ -78,7 +78,7 @@ def test_a_file_that_could_not_be_written_is_refused_before_the_engine_starts(pa
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file" / "x", tmp_path):
         error = detect("--pairs", pairs, "--behaviour", "b", "--overwrite", "--out", str(out))
-        assert isinstance(error, RequestError) and f"cannot write {out}" in str(error)
+        assert isinstance(error, UsageError) and f"cannot write {out}" in str(error)
 
 
 def test_one_file_is_not_taken_for_two_things(pairs: str, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_one_file_is_not_taken_for_two_things(pairs: str, tmp_path: Path) -> Non
         ("--recipe", "digits", "--data-file", pairs, "--out", pairs, "--overwrite"),
     ):
         error = detect(*arguments)
-        assert isinstance(error, RequestError) and "must be different files" in str(error)
+        assert isinstance(error, UsageError) and "must be different files" in str(error)
 
 
 def test_what_a_recipe_says_itself_is_refused(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_folder_is_known_by_the_name_that_it_bears(tmp_path: Path) -> None:
     cached = tmp_path / "models--owner--name" / "snapshots" / "0123"
     cached.mkdir(parents=True)
     assert _name_of(str(cached)) == "owner/name"
-    with pytest.raises(RequestError, match="give one by --model-id"):
+    with pytest.raises(UsageError, match="give one by --model-id"):
         _name_of(str(tmp_path))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import ConfigurationError, UsageError
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.inputs import json_object
 
@@ -36,7 +36,8 @@ def test_plots_that_could_not_be_drawn_are_refused_first(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     error = error_of(*command)
-    assert isinstance(error, EngineError) and "needs matplotlib; install vllm-steermoe-plugin[plot]" in str(error)
+    assert isinstance(error, ConfigurationError)
+    assert "needs matplotlib; install vllm-steermoe-plugin[plot]" in str(error)
     other = error_of(*command, "--no-plot")
     assert other is not None and "matplotlib" not in str(other)
 
@@ -50,11 +51,11 @@ def test_a_place_that_cannot_be_written_is_refused_first(
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     error = error_of(*command, "file/inside")
-    assert isinstance(error, RequestError) and "cannot write file/inside" in str(error)
+    assert isinstance(error, UsageError) and "cannot write file/inside" in str(error)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3", "[" * 100_000])
 def test_what_is_no_json_object_is_named_by_its_option(text: str) -> None:
-    with pytest.raises(RequestError, match="--metadata"):
+    with pytest.raises(UsageError, match="--metadata"):
         json_object(text, "--metadata")
     assert json_object(json.dumps({"a": 1})) == {"a": 1}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from vllm_steermoe_plugin.detection.datasets import DataError, pairs_from_hub
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
@@ -189,7 +189,7 @@ def test_rows_that_make_no_pair_are_skipped_only_when_asked(tmp_path: Path) -> N
 
 
 def test_an_unknown_recipe_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(RequestError, match=r"did you mean 'safety'.*digits, faithfulness, refusal, safety"):
+    with pytest.raises(UsageError, match=r"did you mean 'safety'.*digits, faithfulness, refusal, safety"):
         find_recipe("safty", MODEL)
     assert find_recipe("refusal", lab_checkpoint.NAME, Draw(limit=3)).pairs.name.startswith(lab_checkpoint.NAME)
 

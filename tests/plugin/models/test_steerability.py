@@ -12,10 +12,10 @@ import pytest
 import torch
 from vllm.config import KVTransferConfig
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedFeatureError, UnsupportedModelError
 from tests.plugin.models.test_architectures import config
 from vllm_steermoe_plugin.models import lab_checkpoint
-from vllm_steermoe_plugin.models.architectures import NotSteerable, shape_of
+from vllm_steermoe_plugin.models.architectures import shape_of
 from vllm_steermoe_plugin.models.kv_connectors import SALTED
 from vllm_steermoe_plugin.models.steerability import served_shape
 
@@ -44,7 +44,8 @@ def test_an_engine_that_generates_has_the_shape_of_its_model() -> None:
     ],
 )
 def test_an_engine_that_does_not_run_a_steerable_language_model_says_why(engine: dict[str, Any], reason: str) -> None:
-    with pytest.raises(NotSteerable, match=reason):
+    kind = UnsupportedModelError if "architectures" in engine else UnsupportedFeatureError
+    with pytest.raises(kind, match=reason):
         served_shape(engine_config(**engine))
 
 
@@ -56,7 +57,7 @@ def test_logits_that_are_rounded_behind_the_gate_are_left_to_vllm(dtype: torch.d
     if steerable:
         assert served_shape(engine).num_experts == 8
     else:
-        with pytest.raises(NotSteerable, match=r"cannot be steered in torch.bfloat16.*with dtype='float32' it can"):
+        with pytest.raises(UnsupportedFeatureError, match=r"in torch.bfloat16.*with dtype='float32' it can"):
             served_shape(engine)
 
 
@@ -65,7 +66,7 @@ def test_a_kv_connector_that_keeps_steerings_apart_is_no_obstacle(connector: str
     assert served_shape(engine_config(kv=connector)) == shape_of(config())
     own = engine_config(kv=connector)
     own.kv_transfer_config.kv_connector_module_path = "somebody.elses"
-    with pytest.raises(NotSteerable, match=connector):
+    with pytest.raises(UnsupportedFeatureError, match=connector):
         served_shape(own)
 
 
@@ -87,7 +88,7 @@ def test_what_is_behind_offloading_is_looked_at(extra: dict[str, Any], steerable
     if steerable:
         assert served_shape(engine) == shape_of(config())
     else:
-        with pytest.raises(NotSteerable, match="OffloadingConnector, as it is configured"):
+        with pytest.raises(UnsupportedFeatureError, match="OffloadingConnector, as it is configured"):
             served_shape(engine)
 
 
@@ -111,7 +112,7 @@ def test_such_a_connector_reads_vllms_hashes_or_salts(connector: str) -> None:
 
 
 def test_a_config_that_cannot_be_read_is_said_so() -> None:
-    with pytest.raises(EngineError, match="has no integer num_experts"):
+    with pytest.raises(UnsupportedModelError, match="has no integer num_experts"):
         served_shape(engine_config(num_experts=...))
 
 

@@ -6,6 +6,7 @@ profiles that are new to it.
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
@@ -31,6 +32,8 @@ MAX_STORE_BYTES = 64 << 20
 
 class StoreError(EngineError):
     """The profile store cannot be read or written, or is another model's."""
+
+    code = "STEERMOE-E306"
 
 
 class _Row(Strict):
@@ -113,8 +116,8 @@ class ProfileFile:
         except OSError as error:
             raise StoreError(f"the profile store cannot be read: {error.strerror}") from None
         if isinstance(seen.said, StoreError):
-            # A new one each time: raising the same object again would lengthen its traceback for ever.
-            raise StoreError(str(seen.said))
+            # A copy: raising the same object again would lengthen its traceback for ever.
+            raise copy.copy(seen.said)
         return seen.said
 
     def write(self, loaded: Loaded) -> None:

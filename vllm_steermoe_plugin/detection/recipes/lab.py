@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expert_registry import Recommended
-from expert_registry.errors import RequestError, one_of
+from expert_registry.errors import UsageError, one_of
 from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.lab import world
@@ -30,14 +30,14 @@ def lab_recipe(model: str, behaviour: str, seed: int = 0) -> tuple[PairSet, Beha
         seed: draws two thirds of the split's pairs, so that different seeds see different pairs.
 
     Raises:
-        RequestError: another model or an unknown behaviour.
+        UsageError: another model or an unknown behaviour.
     """
     if model != lab_checkpoint.NAME:
-        raise RequestError(
+        raise UsageError(
             f"recipe {behaviour!r} is about the invented world of {lab_checkpoint.NAME}, not about {model}; use --pairs"
         )
     if behaviour not in world.BEHAVIOURS:
-        raise RequestError(one_of(behaviour, world.BEHAVIOURS, "recipe"))
+        raise UsageError(one_of(behaviour, world.BEHAVIOURS, "recipe"))
     number = 2 * len(world.examples(behaviour, "detection")) // 3
     drawn = world.pairs(behaviour, "detection", seed=seed, n=number)
     pairs = PairSet.from_messages(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expert_registry.errors import RequestError, one_of
+from expert_registry.errors import UsageError, one_of
 from vllm_steermoe_plugin.detection.recipes.lab import lab_recipe
 from vllm_steermoe_plugin.detection.recipes.paper import PAPER_RECIPES
 from vllm_steermoe_plugin.detection.recipes.recipe import Draw, Recipe
@@ -19,16 +19,16 @@ def find_recipe(name: str, model: str, draw: Draw | None = None) -> Recipe:
         draw: which of its pairs.
 
     Raises:
-        RequestError: an unknown recipe, or a file for one that takes none.
+        UsageError: an unknown recipe, or a file for one that takes none.
         DataError: the data cannot be had.
     """
     draw = draw or Draw()
     # The names that the paper has too mean its pairs when the model is another.
     if name in world.BEHAVIOURS and (model == lab_checkpoint.NAME or name not in PAPER_RECIPES):
         if draw.data_file is not None:
-            raise RequestError(f"recipe {name!r} of {lab_checkpoint.NAME} takes no --data-file")
+            raise UsageError(f"recipe {name!r} of {lab_checkpoint.NAME} takes no --data-file")
         pairs, described = lab_recipe(model, name, draw.seed)
         return Recipe(pairs.first(draw.limit), described)
     if name not in PAPER_RECIPES:
-        raise RequestError(one_of(name, {*PAPER_RECIPES, *world.BEHAVIOURS}, "recipe"))
+        raise UsageError(one_of(name, {*PAPER_RECIPES, *world.BEHAVIOURS}, "recipe"))
     return PAPER_RECIPES[name](model, draw)

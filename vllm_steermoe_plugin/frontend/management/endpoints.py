@@ -46,6 +46,8 @@ _TOO_LARGE = f"a profile has at most {MAX_TEXT} bytes"
 class TooLargeError(RequestError):
     """The body is longer than any profile."""
 
+    code = "STEERMOE-E106"
+
 
 STATUSES: tuple[tuple[type[SteerMoEError], HTTPStatus], ...] = (
     (TooLargeError, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
