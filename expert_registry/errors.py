@@ -14,6 +14,10 @@ class SteerMoEError(ValueError):
     """Base of all errors of the three packages."""
 
 
+class FileError(SteerMoEError, OSError):
+    """A file cannot be read or written."""
+
+
 class RankingFormatError(SteerMoEError):
     """A ranking file is damaged, hostile or of an unknown format version."""
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, PolicyError, RankingFormatError, RequestError, SteerMoEError
+from expert_registry.errors import EngineError, FileError, PolicyError, RankingFormatError, RequestError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.policy import check_policy
 from vllm_steermoe_plugin.admission.profiles.file import StoreError
@@ -38,7 +38,7 @@ class DefaultError(EngineError):
     """The operator's default steering cannot be applied any more."""
 
 
-OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError)
+OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError, FileError)
 """Errors for which whoever asks is not at fault."""
 
 
