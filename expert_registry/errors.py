@@ -71,6 +71,12 @@ def naming(*paths: Path) -> Iterator[None]:
         raise
 
 
+class FileError(SteerMoEError, OSError):
+    """A file cannot be read or written."""
+
+    code = "STEERMOE-E107"
+
+
 class RankingFormatError(SteerMoEError):
     """A ranking file is damaged, hostile or of an unknown format version."""
 

@@ -47,7 +47,8 @@ def read_lock(path: Path) -> Lock:
     """Read a lock file.
 
     Raises:
-        RankingFormatError: it is missing, damaged or too large.
+        FileError: it is missing or too large.
+        RankingFormatError: it is damaged.
     """
     with naming(path):
         return read_document(path, Lock, MAX_LOCK_BYTES)
@@ -62,7 +63,7 @@ def lock_from_environment() -> Lock | None:
     """The lock file that $STEERMOE_LOCK names; None if it is not set.
 
     Raises:
-        RankingFormatError: it names a file that cannot be read. Going on without would not be locked.
+        FileError, RankingFormatError: it names a file that cannot be read. Going on without would not be locked.
     """
     named = os.environ.get(LOCK_VARIABLE)
     return read_lock(Path(named)) if named else None

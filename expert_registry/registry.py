@@ -61,7 +61,7 @@ class Registry:
             lock: a lock file to obey; by default the one that $STEERMOE_LOCK names, if any.
 
         Raises:
-            RankingFormatError: the lock file cannot be read.
+            FileError, RankingFormatError: the lock file cannot be read.
         """
         return cls(default_folders(), read_lock(lock) if lock is not None else lock_from_environment())
 
@@ -101,7 +101,7 @@ class Registry:
 
         Raises:
             UnknownRankingError: nothing fits; the message lists what exists and each rejection.
-            RankingFormatError: the file that fits is damaged.
+            FileError, RankingFormatError: the file that fits cannot be read.
         """
         wanted = Wanted(version, shape, revision, sha256, self.lock)
         with naming(*self.folders, DEFAULT_INDEX):

@@ -13,7 +13,7 @@ from lm_eval_tasks.compare.lm_eval_files import run_of
 from lm_eval_tasks.compare.pairing import merge_runs
 from lm_eval_tasks.compare.run_file import ProfileRecord, Run
 from lm_eval_tasks.errors import ComparisonError
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.selection import random_experts
 

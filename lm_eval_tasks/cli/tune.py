@@ -102,7 +102,7 @@ def tune(
     chosen = print_front(tried, goal.margin)
     if chosen is None:
         store(out, goal, found, tried, None, None, plot=plot)
-        raise UsageError(f"no setting gained anything with the controls held; all {len(tried)} are in {log.path}")
+        raise UsageError(f"no setting gained anything with the controls held; all {len(tried)} are in {out}")
     judged = _names(test_tasks) or [*gains, *held]
     options = Options(chat_template=chat_template, responses=False, samples=test or None)
     run, comparison = tune_run.judge(steered, goal, found, chosen.setting, judged, options)

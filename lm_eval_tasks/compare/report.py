@@ -139,7 +139,7 @@ def _random(comparison: Comparison) -> Table:
 
 
 def _profiles(comparison: Comparison) -> Table:
-    head = ["profile", "experts activated/deactivated", "rankings", "digest", "requests steered"]
+    head = ["profile", "experts activated/deactivated", "rankings", "digest", "requests steered", "all controls held"]
     rows = []
     for profile in comparison.run.profiles:
         steering = profile.steering
@@ -155,6 +155,7 @@ def _profiles(comparison: Comparison) -> Table:
                 sources,
                 str(steering.get("digest") or "")[:12],
                 f"{steering.get('steered_requests', '?')} of {steering.get('requests', '?')}",
+                {True: "yes", False: "no", None: ""}[comparison.controls_held(profile.name)],
             ]
         )
     return ("Profiles", head, rows)

@@ -19,7 +19,7 @@ from expert_registry.errors import SteerMoEError
 from lm_eval_tasks import TASKS
 from lm_eval_tasks.cli.compare import compare as compare_command
 from lm_eval_tasks.compare.comparison import compare
-from lm_eval_tasks.compare.intervals import holm, mcnemar, mean_of, rate, unseen
+from lm_eval_tasks.compare.intervals import MOST_EXACT, holm, mcnemar, mean_of, rate, unseen
 from lm_eval_tasks.compare.lm_eval_files import read_any_run, run_of
 from lm_eval_tasks.compare.pairing import merge_runs
 from lm_eval_tasks.compare.report import as_html, markdown, write_report
@@ -86,6 +86,18 @@ def test_other_than_binary_outcomes_have_a_bootstrapped_mean() -> None:
     found = mean_of(values)
     assert found.value == pytest.approx(0.5) and 0.4 < found.low < 0.5 < found.high < 0.6
     assert mean_of([0.0, 1.0]) == rate([0.0, 1.0])
+    assert found == mean_of(values) != mean_of(values, seed=1)
+    same = mean_of([0.25] * 9)
+    assert (same.value, same.low, same.high, same.n) == (0.25, 0.25, 0.25, 9)
+
+
+def test_a_bootstrapped_interval_leans_as_the_changes_do() -> None:
+    """Few large gains: what was not drawn lies above, so the interval reaches further up than down."""
+    for n in (60, MOST_EXACT + 1):
+        found = mean_of([1.0] * (n // 20) + [0.01] * (n - n // 20))
+        assert 0.01 < found.low < found.value < found.high < 0.2
+    found = mean_of([1.0] * 3 + [0.01] * 57)
+    assert found.high - found.value > 1.3 * (found.value - found.low)
 
 
 def test_what_was_not_seen_is_bounded() -> None:
@@ -237,7 +249,7 @@ def test_reports_hold_the_numbers_and_no_foreign_markup(tmp_path: Path) -> None:
     paths = write_report(comparison, tmp_path)
     assert {path.name for path in paths} == {"report.md", "report.html", "comparison.json", "changes.png"}
     for text in (markdown(comparison), as_html(comparison)):
-        assert "<script>" not in text and "+15.0 [+10.0, +20.0]" in text and "held" in text
+        assert "<script>" not in text and "+15.0 [+10.5, +20.5]" in text and "held" in text
     assert "\\|x" in markdown(comparison)
     assert (tmp_path / "changes.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png;base64," in (tmp_path / "report.html").read_text()

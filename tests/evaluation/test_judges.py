@@ -128,12 +128,14 @@ def test_an_interrupted_pass_goes_on_from_its_cache(tmp_path: Path) -> None:
         judge_safety(a_run(), JudgeServer("guard", f"{url}/v1", workers=1), AnswerCache.open(path))
     with path.open("a") as file:
         file.write('{"key": "torn')
-    assert len(AnswerCache.open(path).answers) == 2
+    torn = path.read_bytes()
+    assert len(AnswerCache.open(path).answers) == 2 and path.read_bytes() == torn
     with stub_server(answer) as (url, seen):
         judge_safety(a_run(), JudgeServer("guard", f"{url}/v1"), AnswerCache.open(path))
         assert len(seen) == 4
         judge_safety(a_run(), JudgeServer("guard", f"{url}/v1"), AnswerCache.open(path))
         assert len(seen) == 4
+    assert path.read_bytes().startswith(torn)
     path.write_text("nonsense\n")
     with pytest.raises(JudgeError, match="no cache"):
         AnswerCache.open(path)

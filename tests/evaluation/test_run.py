@@ -16,7 +16,7 @@ from lm_eval_tasks.evaluation import Options, evaluate, split_profiles, steering
 from tests.support.canned_lm import CannedLM
 from tests.support.folders import ROOT
 from vllm_steermoe_plugin.cli import app
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError
 
 APP = typer.Typer()
 APP.command()(eval_command)

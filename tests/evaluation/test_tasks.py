@@ -11,12 +11,11 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from lm_eval_tasks import TASKS
-from lm_eval_tasks.data_files import find_file, read_rows
 from lm_eval_tasks.tasks.safety.documents import read_template
 from lm_eval_tasks.tasks.sources import SOURCES, load_rows
 from tests.support.canned_lm import CannedLM
 from tests.support.folders import EVAL_DATA as DATA
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError
 
 # Task -> right answers to its two documents, its metrics for them, and for a wrong one.
 CASES: dict[str, tuple[tuple[str, str], dict[str, float], str, dict[str, float]]] = {
@@ -178,11 +177,9 @@ def test_without_data_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tdc2023.json", '{"a": 1}', "must be a list"),
-        ("tdc2023.json", "[1]", "row 1: a row is an object or a text, got int"),
-        ("tdc2023.json", "[" * 100_000, "cannot be read as json"),
-        ("tdc2023.jsonl", '{"prompt": "x"}\n{"a"', "cannot be read as jsonl"),
-        ("tdc2023.jsonl", '{"request": "x"}', "no 'prompt' or 'behavior'; it has request"),
+        ("tdc2023.jsonl", '{"prompt": "x"}\n{"a"', "line 2: not JSON"),
+        ("tdc2023.json", '{"prompt": "x"}\n{"request": "x"}', "line 2: no 'prompt' or 'behavior'; it has request"),
+        ("tdc2023.csv", "how, then\n1,2\n", "line 2: no 'prompt' .*it has  then, how; a CSV file begins with a header"),
         ("tdc2023.csv", "behavior\n\n", "no rows"),
         ("tdc2023.txt", "\n \n", "no rows"),
     ],
@@ -193,13 +190,11 @@ def test_broken_files_are_errors(name: str, content: str, message: str, tmp_path
         load_rows("tdc2023", str(tmp_path))
 
 
-def test_a_file_that_is_no_text_and_a_second_one_are_errors(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="not UTF-8"):
-        read_rows(tmp_path / "a.txt")
-    (tmp_path / "a.csv").write_text("prompt\nx\n")
+def test_two_files_of_one_set_are_an_error(tmp_path: Path) -> None:
+    for suffix in (".csv", ".txt"):
+        (tmp_path / f"tdc2023{suffix}").write_text("prompt\nx\n")
     with pytest.raises(DataError, match="keep one"):
-        find_file(tmp_path, "a")
+        load_rows("tdc2023", str(tmp_path))
 
 
 def test_a_row_of_another_form_is_an_error_that_names_it(

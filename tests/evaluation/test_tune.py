@@ -83,10 +83,12 @@ def test_a_log_goes_on_where_it_was_torn(tmp_path: Path) -> None:
     log.add(Setting(1, 2, "prompt"), {"t": 0.75})
     with path.open("a") as file:
         file.write('{"setting": {"activ')
+    torn = path.read_bytes()
     again = TuneLog.open(path, {"model": "m", "most": (1, 2)})
     assert again.means == {None: {"t": 0.5}, Setting(1, 2, "prompt"): {"t": 0.75}}
     again.add(Setting(3, 0), {"t": 1.0})
     assert len(TuneLog.open(path, {"model": "m", "most": (1, 2)}).means) == 3
+    assert path.read_bytes().startswith(torn)
     with pytest.raises(ComparisonError, match="of another search"):
         TuneLog.open(path, {"model": "other"})
     path.write_text(path.read_text() + '{"setting": {"wrong": 1}, "means": {}}\n')

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from expert_registry import Registry
-from expert_registry.errors import PolicyError, RankingFormatError, UnknownRankingError
+from expert_registry.errors import FileError, PolicyError, RankingFormatError, UnknownRankingError
 from expert_registry.files import read_bounded
 from expert_registry.format import content_hash
 from expert_registry.published.download import DownloadError, _Redirects, download
@@ -336,9 +336,9 @@ def test_a_part_of_the_files_is_enough(directory: Path, tmp_path: Path) -> None:
     ("spoil", "error", "names"),
     [
         (lambda d: (d / "[safety].pkl").write_bytes(TABLES["safety"][:-1]), DownloadError, "not the published file"),
-        (lambda d: (d / "[safety].pkl").write_bytes(TABLES["safety"] + b"x"), RankingFormatError, "larger"),
+        (lambda d: (d / "[safety].pkl").write_bytes(TABLES["safety"] + b"x"), FileError, "larger"),
         (lambda d: (d / "LICENSE").write_bytes(b"x" * len(LICENSE)), DownloadError, "LICENSE is not the published"),
-        (lambda d: (d / "LICENSE").unlink(), RankingFormatError, "cannot read.*LICENSE"),
+        (lambda d: (d / "LICENSE").unlink(), FileError, "cannot read.*LICENSE"),
         (lambda d: [path.unlink() for path in d.glob("*.pkl")], UnknownRankingError, "holds no file of the index"),
     ],
 )
@@ -386,5 +386,5 @@ def test_a_hostile_index_is_refused_by_name(tmp_path: Path, changes: dict[str, o
     with pytest.raises(RankingFormatError, match=names):
         load_index(tmp_path / "index.json")
     assert isinstance(load_index(), PullIndex)
-    with pytest.raises(RankingFormatError, match="larger"):
+    with pytest.raises(FileError, match="larger"):
         read_bounded(tmp_path / "index.json", 10)

@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from expert_registry import Ranking, RoutingCounts, SteerMoEError
+from expert_registry import Ranking, RoutingCounts
 from expert_registry.clusters import SUMMARY_AXES
-from expert_registry.errors import RankingFormatError
+from expert_registry.errors import FileError, RankingFormatError
 from expert_registry.format import (
     CARD_KEY,
     MAX_BYTES,
@@ -106,7 +106,7 @@ def test_a_writer_that_dies_leaves_neither_file_nor_rest(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "fsync", no_space)
     for overwrite in (False, True):
-        with pytest.raises(SteerMoEError, match="no space"):
+        with pytest.raises(FileError, match="no space"):
             write_ranking(make_ranking(), tmp_path / "v1.safetensors", overwrite=overwrite)
         assert list(tmp_path.iterdir()) == []
 
@@ -363,9 +363,9 @@ def test_a_file_that_is_too_large_is_refused_and_one_that_is_not_there_too(tmp_p
     with path.open("wb") as file:
         file.write(dump_ranking(make_ranking()))
         file.truncate(MAX_BYTES + 1)
-    with pytest.raises(SteerMoEError, match=str(MAX_BYTES)):
+    with pytest.raises(FileError, match=str(MAX_BYTES)):
         read_ranking(path)
     for read in (read_card, read_ranking):
         for missing in (tmp_path / "missing", tmp_path, path / "below"):
-            with pytest.raises(SteerMoEError, match="cannot read"):
+            with pytest.raises(FileError, match="cannot read"):
                 read(missing)

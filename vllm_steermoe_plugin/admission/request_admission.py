@@ -13,6 +13,7 @@ from expert_registry import Registry
 from expert_registry.errors import (
     ConfigurationError,
     EngineError,
+    FileError,
     PolicyError,
     RankingFormatError,
     RequestError,
@@ -44,7 +45,7 @@ class DefaultError(EngineError):
     code = "STEERMOE-E305"
 
 
-OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError)
+OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError, FileError)
 """Errors for which whoever asks is not at fault."""
 
 

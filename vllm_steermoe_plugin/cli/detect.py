@@ -24,7 +24,7 @@ _ACTIVATE, _DEACTIVATE = 5, 0
 def detect(
     out: Annotated[Path, typer.Option(help="Ranking file to write.")],
     model: Annotated[str, typer.Option(help="Hub id, folder, or steermoe-lab.")] = "steermoe-lab",
-    pairs: Annotated[Path | None, typer.Option(help="JSONL file of contrastive pairs.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="File of contrastive pairs (JSON, CSV, Parquet).")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Hub data set with the columns of such a file: OWNER/NAME or OWNER/NAME:SPLIT.")
     ] = None,

@@ -25,7 +25,7 @@ def print_summary(ranking: Ranking) -> None:
     low, high = intervals(counts, clusters)
     rates = stats.false_discovery_rates(stats.p_values(counts, clusters))
     permuted, adjusted = stats.permutation_p_values(clusters), stats.family_wise_p_values(clusters)
-    rows = ranking.shape.rows
+    odds, rows = stats.log_odds(counts), ranking.shape.rows
     certain, drawn = not np.isnan(low).any(), not np.isnan(permuted).any()
     # Files made before there was an adjusted one have only the other.
     family = drawn and not np.isnan(adjusted).any()
@@ -44,6 +44,7 @@ def print_summary(ranking: Ranking) -> None:
             + (f"  {_interval(low[at], high[at], unit)}  q {rates[at]:.1e}" if certain else "")
             + (f"  p {permuted[at]:.3f}" if certain and drawn else "")
             + (f" ({adjusted[at]:.3f})" if certain and family else "")
+            + f"  log-odds {odds[at]:+.2f}"
         )
     if not certain:
         return

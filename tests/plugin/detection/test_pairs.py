@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from vllm_steermoe_plugin.detection.pairs import MAX_LINE, ChatMessage, PairsError, PairSet, Side, read_pairs
+from vllm_steermoe_plugin.detection.pairs import MAX_TEXT, ChatMessage, PairsError, PairSet, Side, read_pairs
 from vllm_steermoe_plugin.detection.token_spans import TokenSpan, balanced, encode_side, encode_sides
 
 ALPHABET = sorted("abcdefghijklmnopqrstuvwxyz .,:?!<|>_\n0123456789")
@@ -174,7 +174,7 @@ def test_pairs_made_in_python_hash_as_the_file_that_they_would_be(tmp_path: Path
         (TEXT | {"cluster": [1]}, "cluster"),
         (b'{"text_1": "a", "text_2": "b", "cluster": ' + b"9" * 5000 + b"}", "line 2"),
         (b"[" * 100_000, "line 2"),
-        (b'{"text_1": "' + b"x" * MAX_LINE + b'", "text_2": "x"}', str(MAX_LINE)),
+        (b'{"text_1": "' + b"x" * (MAX_TEXT + 1) + b'", "text_2": "x"}', str(MAX_TEXT)),
     ],
     ids=range(28),
 )

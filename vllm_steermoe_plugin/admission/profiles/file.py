@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal
 
 from expert_registry.card import Slug
 from expert_registry.documents import Strict, parse_document
-from expert_registry.errors import EngineError, PolicyError, RankingFormatError, SteerMoEError
+from expert_registry.errors import EngineError, FileError, PolicyError, SteerMoEError
 from expert_registry.files import write_atomic
 from expert_registry.places import model_key
 from expert_registry.shape import MoEShape
@@ -141,7 +141,7 @@ class ProfileFile:
             raise PolicyError(f"the profile store would be larger than {MAX_STORE_BYTES} bytes; drop a profile")
         try:
             write_atomic(self._path, text + b"\n", overwrite=True)
-        except RankingFormatError:
+        except FileError:
             raise StoreError("the profile store cannot be written; is there room, and may the server write?") from None
 
     @contextmanager

@@ -13,10 +13,11 @@ from itertools import product
 from typing import Any
 
 from expert_registry import Recommended
-from vllm_steermoe_plugin.detection.datasets import DataError, DataSource, text_of
+from vllm_steermoe_plugin.detection.datasets import DataSource
 from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour, Draw, Line, Recipe
 from vllm_steermoe_plugin.detection.recipes.refusal_texts import refusal
+from vllm_steermoe_plugin.detection.rows import DataError, text_of
 from vllm_steermoe_plugin.lab.vocabulary import number_word
 
 SQUAD = DataSource("rajpurkar/squad", "validation", ("context", "question"), "CC BY-SA 4.0")

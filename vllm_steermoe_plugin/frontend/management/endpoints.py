@@ -24,6 +24,7 @@ from starlette.datastructures import State
 
 from expert_registry.errors import (
     EngineError,
+    FileError,
     PolicyError,
     RankingFormatError,
     RequestError,
@@ -55,6 +56,7 @@ STATUSES: tuple[tuple[type[SteerMoEError], HTTPStatus], ...] = (
     (PolicyError, HTTPStatus.CONFLICT),
     (EngineError, HTTPStatus.INTERNAL_SERVER_ERROR),
     (RankingFormatError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (FileError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 """What is answered to an error; any other is a bad request."""
 
