@@ -10,6 +10,7 @@ exists, and what to do. `code` is stable across releases, and no other class has
     STEERMOE-E104  UnknownProfileError      no loaded profile has the name
     STEERMOE-E105  UnknownRankingError      no ranking fits
     STEERMOE-E106  TooLargeError            an HTTP body is too large
+    STEERMOE-E107  FileError                a file cannot be read or written
     STEERMOE-E201  RankingFormatError       a ranking file is damaged
     STEERMOE-E202  PickleRefusedError       a released pickle holds something else than a table
     STEERMOE-E203  DownloadError            a download failed

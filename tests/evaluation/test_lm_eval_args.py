@@ -23,9 +23,8 @@ def text(**args: Any) -> str:
     return found
 
 
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
+def test_text() -> None:
+    for args, expected in [
         ({}, "none"),
         ({"steer": "none"}, "none"),
         ({"steer": "digits"}, "digits"),
@@ -45,10 +44,8 @@ def text(**args: Any) -> str:
         ({"experts": json.dumps(EXPERTS)}, EXPERTS_TEXT),
         # As lm-eval reads `experts={3: ...}` on its command line.
         ({"experts": {"activate": {3: [5, 7]}, "deactivate": {0: [1]}}}, EXPERTS_TEXT),
-    ],
-)
-def test_text(args: dict[str, Any], expected: str) -> None:
-    assert text(**args) == expected
+    ]:
+        assert text(**args) == expected
 
 
 def test_equal_requests_have_equal_texts() -> None:
@@ -63,9 +60,8 @@ def test_experts_from_a_file(tmp_path: Path) -> None:
     assert text(experts=str(path)) == text(experts=path) == EXPERTS_TEXT
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
+def test_errors_say_what_is_wrong() -> None:
+    for args, message in [
         ({"steer": 123}, "steer= arrived as int 123"),
         ({"steer": float("inf")}, "steer= arrived as float inf"),
         ({"steer": True}, "steer= arrived as bool True"),
@@ -99,11 +95,9 @@ def test_experts_from_a_file(tmp_path: Path) -> None:
         ({"experts": ""}, "experts= arrived as str"),
         ({"experts": "/no/such/file.json"}, "cannot read it: No such file"),
         ({"experts": '{"boost": {}}'}, "unknown key 'boost'"),
-    ],
-)
-def test_errors_say_what_is_wrong(args: dict[str, Any], message: str) -> None:
-    with pytest.raises((RequestError, UsageError), match=message.replace("(", r"\(")):
-        SteeringArgs(**args).text()
+    ]:
+        with pytest.raises((RequestError, UsageError), match=message.replace("(", r"\(")):
+            SteeringArgs(**args).text()
 
 
 def test_an_empty_expert_set_is_refused() -> None:

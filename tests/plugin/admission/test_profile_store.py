@@ -28,6 +28,7 @@ from expert_registry.lock import Pin, read_lock, write_lock
 from expert_registry.registry import publish
 from tests.support.front_ends import DIGITS, EXPERTS, MODEL, SHAPE, front_end, profile_in
 from tests.support.made_rankings import make_ranking
+from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.admission.policy import check_policy
 from vllm_steermoe_plugin.admission.profiles import file as profile_file
 from vllm_steermoe_plugin.admission.profiles import store as profile_store
@@ -120,9 +121,13 @@ def test_a_loaded_profile_composes_with_behaviours_and_other_profiles(registry: 
     assert asked(there, "refusal+@one") == SteeringProfile.merge([refusal, SteeringProfile.from_json(EXPERTS)])
 
 
-@pytest.mark.parametrize(
-    ("text", "error", "names"),
-    [
+def test_what_does_not_go_together_is_refused(registry: Registry) -> None:
+    there, manager = managed(registry)
+    manager.load("one", EXPERTS)
+    manager.load("against", '{"deactivate": {"3": [5]}}')
+    manager.load("full", '{"activate": {"3": [1, 2]}}')
+    manager.load("prompt", '{"activate": {"0": [1]}, "phase": "prompt"}')
+    rows: list[tuple[Any, ...]] = [
         ("@one+@against", ProfileError, "at once"),
         ("@one+@full", ProfileError, "at most 2"),
         ("@one+@prompt", ProfileError, "phase"),
@@ -139,18 +144,8 @@ def test_a_loaded_profile_composes_with_behaviours_and_other_profiles(registry: 
         ("@one+digits:reverse", PolicyError, "allow_reverse"),
         ("@one+digits:activate=1", PolicyError, "allow_experts"),
         ("@one+" + OTHER, RequestError, "no steering request"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(
-    registry: Registry, text: str, error: type[Exception], names: str
-) -> None:
-    there, manager = managed(registry)
-    manager.load("one", EXPERTS)
-    manager.load("against", '{"deactivate": {"3": [5]}}')
-    manager.load("full", '{"activate": {"3": [1, 2]}}')
-    manager.load("prompt", '{"activate": {"0": [1]}, "phase": "prompt"}')
-    with pytest.raises(error, match=names):
-        there.admit({STEER_KEY: text})
+    ]
+    assert not_refused(lambda text: there.admit({STEER_KEY: text}), rows) == []
 
 
 def test_any_caller_may_use_what_the_operator_has_loaded_unless_requests_may_not_steer() -> None:
@@ -164,34 +159,25 @@ def test_any_caller_may_use_what_the_operator_has_loaded_unless_requests_may_not
             check_policy(request, settings, served=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "error", "names"),
-    [
-        ("terse", "none", RequestError, "steers nothing"),
-        ("terse", "", RequestError, "no steering request"),
-        ("terse", "@other", RequestError, "not of @other"),
-        ("terse", "digit", UnknownRankingError, "did you mean 'digits'"),
-        ("terse", '{"activate": {"2": [0]}}', ProfileError, "layer 2"),
-        ("terse", '{"activate": {"3": [0, 1, 2]}}', ProfileError, "at most 2"),
-        ("terse", "{", RequestError, "not JSON"),
-        ("terse", '{"activate": {"3": [5], "3": [4]}}', RequestError, "twice"),
-        ("none", "digits", RequestError, "cannot name a profile"),
-        ("Terse", "digits", RequestError, "cannot name a profile"),
-        ("a/b", "digits", RequestError, "cannot name a profile"),
-        ("..", "digits", RequestError, "cannot name a profile"),
-        ("a\n", "digits", RequestError, "cannot name a profile"),
-        ("a" * 65, "digits", RequestError, "cannot name a profile"),
-        ("", "digits", RequestError, "cannot name a profile"),
-    ],
-)
-def test_what_cannot_be_loaded_changes_nothing(
-    registry: Registry, store: Path | None, name: str, text: str, error: type[Exception], names: str
-) -> None:
+def test_what_cannot_be_loaded_changes_nothing(registry: Registry, store: Path | None) -> None:
     there, manager = managed(registry, store)
     manager.load("terse", EXPERTS)
     before = manager.list()
-    with pytest.raises(error, match=names):
-        manager.load(name, text)
+    rows: list[tuple[Any, ...]] = [
+        (("terse", "none"), RequestError, "steers nothing"),
+        (("terse", ""), RequestError, "no steering request"),
+        (("terse", "@other"), RequestError, "not of @other"),
+        (("terse", "digit"), UnknownRankingError, "did you mean 'digits'"),
+        (("terse", '{"activate": {"2": [0]}}'), ProfileError, "layer 2"),
+        (("terse", '{"activate": {"3": [0, 1, 2]}}'), ProfileError, "at most 2"),
+        (("terse", "{"), RequestError, "not JSON"),
+        (("terse", '{"activate": {"3": [5], "3": [4]}}'), RequestError, "twice"),
+        *(
+            ((name, "digits"), RequestError, "cannot name a profile")
+            for name in ("none", "Terse", "a/b", "..", "a\n", "a" * 65, "")
+        ),
+    ]
+    assert not_refused(lambda row: manager.load(*row), rows) == []
     assert manager.list() == before and asked(there, "@terse") == SteeringProfile.from_json(EXPERTS)
 
 
@@ -215,21 +201,16 @@ def test_profiles_of_the_settings_need_nobody_who_manages(registry: Registry) ->
         front_end(registry, Settings(), served=True).admit({STEER_KEY: "@house"})
 
 
-@pytest.mark.parametrize(
-    ("settings", "error"),
-    [
+def test_settings_that_cannot_be_applied_stop_the_start(registry: Registry) -> None:
+    for settings, error in [
         ({"profiles": {"house": "digit"}}, UnknownRankingError),
         ({"profiles": {"house": "none"}}, RequestError),
         ({"profiles": {"house": "@other", "other": "digits"}}, RequestError),
         ({"default": "@house"}, UnknownProfileError),
-    ],
-)
-def test_settings_that_cannot_be_applied_stop_the_start(
-    registry: Registry, settings: dict[str, object], error: type[Exception]
-) -> None:
-    with pytest.raises(error):
-        managed(registry, **settings)
-    front_end(registry, Settings.model_validate({**settings, "enabled": False}))
+    ]:
+        with pytest.raises(error):
+            managed(registry, **settings)
+        front_end(registry, Settings.model_validate({**settings, "enabled": False}))
 
 
 def test_the_default_cannot_be_dropped_and_is_replaced_only_by_what_fits(registry: Registry, tmp_path: Path) -> None:
@@ -353,36 +334,33 @@ SPOILED: dict[str, Callable[[str], str | None]] = {
 }
 
 
-@pytest.mark.parametrize("how", SPOILED)
-def test_a_store_that_cannot_be_read_is_an_error_for_those_who_need_it_only(
-    registry: Registry, tmp_path: Path, how: str
-) -> None:
-    store = tmp_path / "profiles.json"
-    there, manager = managed(registry, store, profiles={"house": EXPERTS})
-    manager.load("terse", "digits")
-    plain = asked(there, "refusal")
-    good = store.read_text()
-    bad = SPOILED[how](good)
-    if bad is None or bad == ".":
+def test_a_store_that_cannot_be_read_is_an_error_for_those_who_need_it_only(registry: Registry, tmp_path: Path) -> None:
+    for how, spoiled in SPOILED.items():
+        store = tmp_path / how / "profiles.json"
+        there, manager = managed(registry, store, profiles={"house": EXPERTS})
+        manager.load("terse", "digits")
+        plain = asked(there, "refusal")
+        good = store.read_text()
+        bad = spoiled(good)
         store.unlink()
-    if bad == ".":
-        store.mkdir()
-    elif bad is not None:
-        store.write_text(bad)
-    for call in (lambda: there.admit({STEER_KEY: "@terse"}), manager.list, lambda: manager.load("new", "digits")):
-        with pytest.raises(StoreError, match="the profile store") as caught:
-            call()
-        assert str(tmp_path) not in str(caught.value)
-    assert there.admit(None) is None and there.admit({STEER_KEY: "none"}).salt is None  # type: ignore[union-attr]
-    assert asked(there, "refusal") == plain and asked(there, "digits") is not None
-    assert asked(there, "@house") == SteeringProfile.from_json(EXPERTS)
-    if bad is not None:
-        with pytest.raises(EngineError, match="the profile store"):
-            managed(registry, store)
-    if bad == ".":
-        store.rmdir()
-    store.write_text(good)
-    assert asked(there, "@terse") == asked(there, "digits") and asked(there, "refusal") == plain
+        if bad == ".":
+            store.mkdir()
+        elif bad is not None:
+            store.write_text(bad)
+        for call in (lambda: there.admit({STEER_KEY: "@terse"}), manager.list, lambda: manager.load("new", "digits")):  # noqa: B023
+            with pytest.raises(StoreError, match="the profile store") as caught:
+                call()
+            assert str(tmp_path) not in str(caught.value), how
+        assert there.admit(None) is None and there.admit({STEER_KEY: "none"}).salt is None  # type: ignore[union-attr]
+        assert asked(there, "refusal") == plain and asked(there, "digits") is not None
+        assert asked(there, "@house") == SteeringProfile.from_json(EXPERTS)
+        if bad is not None:
+            with pytest.raises(EngineError, match="the profile store"):
+                managed(registry, store)
+        if bad == ".":
+            store.rmdir()
+        store.write_text(good)
+        assert asked(there, "@terse") == asked(there, "digits") and asked(there, "refusal") == plain
 
 
 def test_a_damaged_store_is_read_once(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,18 +501,18 @@ def test_another_file_under_the_same_version_is_never_taken_for_it(registry: Reg
     assert asked(there, text) not in (None, before)
 
 
-@pytest.mark.parametrize("cut", [0, 7, 200, -1])
-def test_a_truncated_ranking_is_an_error_for_those_who_ask_for_it_only(registry: Registry, cut: int) -> None:
+def test_a_truncated_ranking_is_an_error_for_those_who_ask_for_it_only(registry: Registry) -> None:
     there, manager = managed(registry)
     path = registry.folders[0] / "org--tiny-moe" / "digits" / "v1.safetensors"
     whole = path.read_bytes()
-    path.write_bytes(whole[:cut])
-    with pytest.raises(SteerMoEError, match="v1") as caught:
-        there.admit({STEER_KEY: "digits"})
-    assert str(registry.folders[0]) not in there.describe(caught.value)
-    with pytest.raises(SteerMoEError):
-        manager.load("terse", "digits")
-    assert there.admit(None) is None and asked(there, "refusal") is not None
+    for cut in (0, 7, 200, -1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(SteerMoEError, match="v1") as caught:
+            there.admit({STEER_KEY: "digits"})
+        assert str(registry.folders[0]) not in there.describe(caught.value)
+        with pytest.raises(SteerMoEError):
+            manager.load("terse", "digits")
+        assert there.admit(None) is None and asked(there, "refusal") is not None
     path.write_bytes(whole)
     assert asked(there, "digits") is not None
 
@@ -584,17 +562,16 @@ def test_a_key_opens_for_itself_only(tmp_path: Path) -> None:
         assert SECRET not in repr(key) + str(key)
 
 
-@pytest.mark.parametrize("content", [None, "", "short", "with a blank inside it", "é" * 20, "x" * 5000])
-def test_what_is_no_key_stops_the_start_and_is_not_repeated(tmp_path: Path, content: str | None) -> None:
-    file = tmp_path / "key"
-    environment = {}
-    if content is not None:
-        file.write_text(content)
-        environment["NAME"] = content
-    for source in ("env:NAME", f"file:{file}"):
-        with pytest.raises(EngineError, match="manage") as caught:
-            read_key(source, environment)
-        assert not content or content not in str(caught.value)
+def test_what_is_no_key_stops_the_start_and_is_not_repeated(tmp_path: Path) -> None:
+    for content in [None, "", "short", "with a blank inside it", "é" * 20, "x" * 5000]:
+        file, environment = tmp_path / "key", {}
+        if content is not None:
+            file.write_text(content)
+            environment["NAME"] = content
+        for source in ("env:NAME", f"file:{file}"):
+            with pytest.raises(EngineError, match="manage") as caught:
+                read_key(source, environment)
+            assert not content or content not in str(caught.value)
 
 
 def test_the_allow_list_lets_in_our_routes_and_nothing_else_new() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_registry.errors import ProfileError, RequestError, SteerMoEError
+from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
 
 Experts = frozenset[tuple[int, int]]
@@ -114,9 +116,8 @@ def test_merging_nothing_is_an_error_of_ours() -> None:
         SteeringProfile.merge([])
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
+def test_hostile_json_is_refused_by_name() -> None:
+    rows: list[tuple[Any, ...]] = [
         ("", "not JSON"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
@@ -153,17 +154,14 @@ def test_merging_nothing_is_an_error_of_ours() -> None:
         ('{"activate": {"3": [5], "3": [6]}}', "twice"),
         ('{"activate": {"3": [5], "\\u0033": [6]}}', "twice"),
         ('{"phase": "both", "phase": "prompt", "activate": {"3": [5]}}', "twice"),
-    ],
-)
-def test_hostile_json_is_refused_by_name(text: str, names: str) -> None:
-    with pytest.raises(RequestError, match=names):
-        SteeringProfile.from_json(text)
+    ]
+    assert not_refused(SteeringProfile.from_json, rows, RequestError) == []
 
 
-@pytest.mark.parametrize("text", ['{"activate": {"3": [' + "9" * 5000 + "]}}", '{"phase": ' + "9" * 5000 + "}"])
-def test_a_number_of_thousands_of_digits_is_refused_like_any_other(text: str) -> None:
-    with pytest.raises(RequestError):
-        SteeringProfile.from_json(text)
+def test_a_number_of_thousands_of_digits_is_refused_like_any_other() -> None:
+    for text in ['{"activate": {"3": [' + "9" * 5000 + "]}}", '{"phase": ' + "9" * 5000 + "}"]:
+        with pytest.raises(RequestError):
+            SteeringProfile.from_json(text)
 
 
 def test_a_text_beyond_the_limit_is_not_even_parsed() -> None:

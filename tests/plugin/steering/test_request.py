@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expert_registry.errors import ProfileError, RequestError, SteerMoEError
+from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, SteeringProfile
 from vllm_steermoe_plugin.steering.request import MAX_PARTS, Named, SteeringRequest, parse_request
 
@@ -51,9 +54,8 @@ def test_what_is_spelled_out_is_what_is_read(parts: list[tuple[str, Named]], spa
     assert parse_request(text) == SteeringRequest(named=tuple(part for _, part in parts))
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
+def test_the_forms_of_the_docstring() -> None:
+    for text, named in [
         ("faithfulness", [Named("faithfulness")]),
         ("faithfulness@2", [Named("faithfulness", version=2)]),
         ("faithfulness@latest", [Named("faithfulness")]),
@@ -67,26 +69,21 @@ def test_what_is_spelled_out_is_what_is_read(parts: list[tuple[str, Named]], spa
         ("faithfulness@3:reverse + digits:activate=1", [Named("faithfulness", 3, True), Named("digits", activate=1)]),
         ("none", []),
         ("  none\n", []),
-    ],
-)
-def test_the_forms_of_the_docstring(text: str, named: list[Named]) -> None:
-    request = parse_request(text)
-    assert request == SteeringRequest(named=tuple(named))
-    assert bool(request) == bool(named)
+    ]:
+        request = parse_request(text)
+        assert request == SteeringRequest(named=tuple(named))
+        assert bool(request) == bool(named)
 
 
-@pytest.mark.parametrize(
-    ("text", "named", "profiles"),
-    [
+def test_loaded_profiles_are_named_with_an_at() -> None:
+    for text, named, profiles in [
         ("@terse", [], ["terse"]),
         (" @terse + @house-2 ", [], ["terse", "house-2"]),
         ("@terse+digits@2:reverse", [Named("digits", 2, True)], ["terse"]),
         ("digits+@digits", [Named("digits")], ["digits"]),
-    ],
-)
-def test_loaded_profiles_are_named_with_an_at(text: str, named: list[Named], profiles: list[str]) -> None:
-    request = parse_request(text)
-    assert request == SteeringRequest(named=tuple(named), profiles=tuple(profiles)) and bool(request)
+    ]:
+        request = parse_request(text)
+        assert request == SteeringRequest(named=tuple(named), profiles=tuple(profiles)) and bool(request)
 
 
 def test_an_explicit_set_is_the_profile_that_its_json_says() -> None:
@@ -101,15 +98,14 @@ def test_an_explicit_set_that_contradicts_itself_is_refused() -> None:
         parse_request('{"activate": {"3": [5]}, "deactivate": {"3": [5]}}')
 
 
-@pytest.mark.parametrize("value", [None, 3, True, 2.5, ["digits"], {"activate": {"3": [5]}}, b"digits"])
-def test_what_is_no_text_is_refused_by_its_type(value: object) -> None:
-    with pytest.raises(RequestError, match=type(value).__name__):
-        parse_request(value)
+def test_what_is_no_text_is_refused_by_its_type() -> None:
+    for value in [None, 3, True, 2.5, ["digits"], {"activate": {"3": [5]}}, b"digits"]:
+        with pytest.raises(RequestError, match=type(value).__name__):
+            parse_request(value)
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
+def test_what_is_no_request_is_refused_by_name() -> None:
+    rows: list[tuple[Any, ...]] = [
         ("", "no steering request"),
         ("   ", "no steering request"),
         ("Faithfulness", "Faithfulness"),
@@ -159,17 +155,14 @@ def test_what_is_no_text_is_refused_by_its_type(value: object) -> None:
         ("digits@1+digits@2", "'digits' stands twice"),
         ("+".join(f"d{i}" for i in range(MAX_PARTS + 1)), f"at most {MAX_PARTS}"),
         ("digits" + " " * MAX_TEXT, str(MAX_TEXT)),
-    ],
-)
-def test_what_is_no_request_is_refused_by_name(text: str, names: str) -> None:
-    with pytest.raises(RequestError, match=names):
-        parse_request(text)
+    ]
+    assert not_refused(parse_request, rows, RequestError) == []
 
 
-@pytest.mark.parametrize("option", ["direction=reverse", "direction=forward", "direction", "direction="])
-def test_a_direction_that_the_grammar_does_not_know_is_refused_rather_than_ignored(option: str) -> None:
-    with pytest.raises(RequestError, match="direction"):
-        parse_request(f"digits:{option}")
+def test_a_direction_that_the_grammar_does_not_know_is_refused_rather_than_ignored() -> None:
+    for option in ["direction=reverse", "direction=forward", "direction", "direction="]:
+        with pytest.raises(RequestError, match="direction"):
+            parse_request(f"digits:{option}")
 
 
 def test_a_hint_never_suggests_what_was_written() -> None:
@@ -178,21 +171,20 @@ def test_a_hint_never_suggests_what_was_written() -> None:
     assert "unknown steering option 'reverse'" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["digits\n:reverse", "digits@2\n:reverse", "digits:activate=4\n:reverse"])
-def test_a_line_break_inside_a_behaviour_is_refused(text: str) -> None:
-    with pytest.raises(RequestError):
-        parse_request(text)
+def test_a_line_break_inside_a_behaviour_is_refused() -> None:
+    for text in ["digits\n:reverse", "digits@2\n:reverse", "digits:activate=4\n:reverse"]:
+        with pytest.raises(RequestError):
+            parse_request(text)
 
 
-@pytest.mark.parametrize("text", ["none:reverse", "none+digits", "none@1", "digits+none"])
-def test_none_goes_together_with_nothing(text: str) -> None:
-    with pytest.raises(RequestError, match="none"):
-        parse_request(text)
+def test_none_goes_together_with_nothing() -> None:
+    for text in ["none:reverse", "none+digits", "none@1", "digits+none"]:
+        with pytest.raises(RequestError, match="none"):
+            parse_request(text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_a_refusal_is_short_however_long_the_request() -> None:
+    for text in [
         "x" * 500_000,
         "digits:" + "x" * 500_000,
         "digits:phase=" + "x" * 500_000,
@@ -202,13 +194,10 @@ def test_none_goes_together_with_nothing(text: str) -> None:
         '{"phase": "' + "x" * 500_000 + '"}',
         '{"activate": {"' + "x" * 500_000 + '": [1]}}',
         '{"activate": {"1": ["' + "x" * 500_000 + '"]}}',
-    ],
-    ids=lambda text: text[:16],
-)
-def test_a_refusal_is_short_however_long_the_request(text: str) -> None:
-    with pytest.raises(RequestError) as caught:
-        parse_request(text)
-    assert len(str(caught.value)) < LONGEST_MESSAGE
+    ]:
+        with pytest.raises(RequestError) as caught:
+            parse_request(text)
+        assert len(str(caught.value)) < LONGEST_MESSAGE
 
 
 PIECES = [
