@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-EPSILON = 0.1
+EPSILON = 0.01
 """Margin in log-probability units (arXiv 2509.09660, algorithm 2)."""
 
 _EXPONENT_BITS = 0x7F800000
