@@ -11,7 +11,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedFeatureError
 from vllm_steermoe_plugin.compat.versions import DISTRIBUTION
 
 EXTENSION = "vllm_steermoe_plugin.worker.extension.SteerMoEWorker"
@@ -73,7 +73,7 @@ def why_not_all(answers: Sequence[Sequence[WorkerStatus]]) -> str | None:
         for rank, answer in enumerate(workers):
             who = f"worker {rank} of engine {engine}"
             if answer["fault"] is not None:
-                raise EngineError(f"{who}: {answer['fault']}")
+                raise UnsupportedFeatureError(f"{who}: {answer['fault']}")
             if (why := _why_not(answer, expected)) is not None:
                 wrong.append(f"{who} ({why})")
     if not wrong and all(answers):

@@ -45,7 +45,7 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
                 _check(self, request)
                 keep_apart(taken[0], request.sampling_params.extra_args, self.scheduler)
             except SteerMoEError as error:
-                raise VALIDATION_ERROR.load()(f"steermoe: {error}", parameter=STEER_KEY) from error
+                raise VALIDATION_ERROR.load()(f"steermoe: {error} [{error.code}]", parameter=STEER_KEY) from error
         return taken
 
     return preprocess_add_request

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, SteerMoEError
+from expert_registry.errors import ConfigurationError, EngineError, SteerMoEError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.request_admission import OPERATORS_ERRORS, FrontEnd
 from vllm_steermoe_plugin.compat.handshake import EXTENSION
@@ -47,7 +47,7 @@ def refusal(front_end: FrontEnd | None, error: SteerMoEError) -> Exception:
         front_end: of the engine; None if the request was refused before any was asked.
         error: why.
     """
-    text = f"steermoe: {error if front_end is None else front_end.describe(error)}"
+    text = f"steermoe: {error if front_end is None else front_end.describe(error)} [{error.code}]"
     if isinstance(error, OPERATORS_ERRORS):
         answer: Exception = SERVER_ERROR.load()(text, HTTPStatus.INTERNAL_SERVER_ERROR)
     else:
@@ -74,7 +74,7 @@ def _make_front_end(vllm_config: Any) -> FrontEnd:
         # Again in each worker, which may be configured by another process.
         refuse_unsupported(language_model_of(model.hf_config, shape.architecture), vllm_config, settings)
         if not parallel.worker_extension_cls.startswith(EXTENSION):
-            raise EngineError(
+            raise ConfigurationError(
                 f"the workers are configured with {parallel.worker_extension_cls or 'no extension'}, not with "
                 f"{EXTENSION}: vLLM did not ask {shape.architecture} to prepare the configuration, or it was changed "
                 "afterwards. Pass your own extension as worker_extension_cls, and the plugin adds its methods"
@@ -88,7 +88,7 @@ def _check_manageable(settings: Settings, parallel: Any) -> None:
     read_key(settings.manage)
     check_routes_allowed()
     if settings.profile_store is None and (parallel._api_process_count > 1 or parallel.data_parallel_size > 1):
-        raise EngineError(
+        raise ConfigurationError(
             "setting 'manage' with several front-end processes (--api-server-count, --data-parallel-size): a profile "
             "loaded into one would be unknown to the others; set 'profile_store' to a file that they share"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from expert_registry.errors import EngineError, RequestError, SteerMoEError
+from expert_registry.errors import RequestError, SteerMoEError, UnsupportedFeatureError
 from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
 from vllm_steermoe_plugin.compat.handshake import METHOD, why_not_all
 from vllm_steermoe_plugin.compat.internal import wrap_once
@@ -128,7 +128,7 @@ def _admit(front_end: FrontEnd, params: Any, *, resumable: bool) -> AdmittedRequ
     if resumable and (admitted.salt or admitted.counted):
         # vLLM keeps the salt of the first piece and takes the steering of each: cached blocks would be wrong for
         # whoever finds them if the two differ, as after a profile was replaced.
-        raise EngineError("streaming input cannot be steered or counted; send the prompt as a whole")
+        raise UnsupportedFeatureError("streaming input cannot be steered or counted; send the prompt as a whole")
     if admitted.by_phase and not front_end.served and params.skip_clone and params.max_tokens == 1 and params.logprobs:
         raise RequestError(
             "vLLM's beam search asks for one token at a time, with what it has so far as the prompt, so steering of "

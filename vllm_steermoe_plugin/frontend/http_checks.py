@@ -57,7 +57,7 @@ def _checked_line(original: Callable[..., Any]) -> Callable[..., Any]:
             check_body(request.url, fields)
             check_beams(request.url, fields)
         except RequestError as error:
-            return BATCH_ERROR.load()(request, error_msg=f"steermoe: {error}")
+            return BATCH_ERROR.load()(request, error_msg=f"steermoe: {error} [{error.code}]")
         return original(request, *args, **kwargs)
 
     return handle_endpoint_request

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import EngineError, UnsupportedModelError
 from vllm_steermoe_plugin.compat.handshake import WorkerStatus, users_extension, worker_status
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.worker.runners.lookup import state_of
@@ -54,7 +54,7 @@ class SteerMoEWorker:
     def _steermoe_state(self) -> SteeringState:
         state = state_of(self.model_runner)
         if state is None:
-            raise EngineError("this worker's model is not steerable, or steering is switched off")
+            raise UnsupportedModelError("this worker's model is not steerable, or steering is switched off")
         return state
 
 

@@ -73,6 +73,7 @@ def refused(answer: httpx.Response) -> str:
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["code"] == 400 and error["param"] == "steermoe" and error["message"].startswith("steermoe: ")
+    assert "[STEERMOE-E1" in error["message"], "a code that is stable across releases"
     return str(error["message"])
 
 

@@ -195,7 +195,7 @@ print("RESULT" + json.dumps([
 def test_engines_with_the_wrong_runner_do_not_start_or_do_not_answer(checkpoint: Any) -> None:
     custom, right, skipping, switched_off, unbound, absent = run_alone(_STARTS, str(checkpoint("OlmoeForCausalLM")))
     assert right == custom == ["answered", "", ""]
-    assert skipping[:2] == ["start", "EngineError"] and "_prepare_inputs of its own" in skipping[2]
+    assert skipping[:2] == ["start", "UnsupportedFeatureError"] and "_prepare_inputs of its own" in skipping[2]
     assert switched_off == ["answered", "", ""], "without steering the runner is nobody's business"
-    assert unbound[:2] == ["start", "EngineError"] and "not bound" in unbound[2]
+    assert unbound[:2] == ["start", "UnsupportedFeatureError"] and "not bound" in unbound[2]
     assert absent[:2] == ["request", "VLLMValidationError"] and "its model is vLLM's own" in absent[2]

@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 
 from expert_registry.errors import (
+    ConfigurationError,
     EngineError,
     FileError,
     PolicyError,
@@ -93,7 +94,7 @@ class ProfileEndpoints:
         self._front_end = front_end_of(engine_client.input_processor)
         self._key = read_key(manage)
         if any(self._key.is_key(key) for key in callers_keys(args)):
-            raise EngineError(
+            raise ConfigurationError(
                 "setting 'manage': the key is also an API key of the model, so every caller could manage profiles; "
                 "take another one"
             )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from expert_registry.errors import EngineError, FileError
+from expert_registry.errors import ConfigurationError, FileError
 from expert_registry.files import read_bounded
 
 MIN_LENGTH = 16
@@ -50,9 +50,9 @@ def read_key(source: str, environment: Mapping[str, str] = os.environ) -> Operat
         try:
             key = read_bounded(Path(place), _MAX_BYTES).decode("ascii").strip()
         except (FileError, UnicodeDecodeError) as error:
-            raise EngineError(f"setting 'manage': no key can be read from {place}: {error}") from None
+            raise ConfigurationError(f"setting 'manage': no key can be read from {place}: {error}") from None
     if not _KEY.fullmatch(key):
-        raise EngineError(
+        raise ConfigurationError(
             f"setting 'manage': {source} must hold a key of at least {MIN_LENGTH} printable characters without "
             f"spaces; what is there has {len(key)} characters"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedFeatureError, UnsupportedModelError
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import SWITCH_OFF
 from vllm_steermoe_plugin.worker.routed_ids import count_selections
@@ -25,14 +25,14 @@ def guard_model(model: torch.nn.Module) -> None:
         EngineError: its class does not call `forward` as torch does, so that a call could pass by the guard.
     """
     if type(model).__call__ is not torch.nn.Module.__call__:
-        raise EngineError(
+        raise UnsupportedModelError(
             f"{type(model).__name__} has a __call__ of its own (is it compiled as a whole?), so it cannot be kept from "
             f"running before its runner is known. Switch steering off with {SWITCH_OFF}"
         )
 
     @functools.wraps(model.forward)
     def refuse(*_: Any, **__: Any) -> Any:
-        raise EngineError(
+        raise UnsupportedFeatureError(
             f"{type(model).__name__} is to be steered, but no supported model runner was found in this worker (a "
             "custom worker class?); every request would run unsteered"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import CompatibilityError, EngineError, UnsupportedFeatureError
 from vllm_steermoe_plugin.compat.internal import SENTINEL
 from vllm_steermoe_plugin.compat.symbols.worker import V1_METHODS, V1_RUNNER, V2_RUNNER
 from vllm_steermoe_plugin.device.steering_state import SteeringState
@@ -35,7 +35,7 @@ def _meet(runner: Any) -> SteeringState | None:
     state: SteeringState | None = states[0]
     if state is None:
         if not is_left_unbound(model):
-            raise EngineError(f"{type(model).__name__} is to be steered, but its gates were not bound")
+            raise CompatibilityError(f"{type(model).__name__} is to be steered, but its gates were not bound")
         return None
     check_live_runner(runner, state, configured_v2=runner.vllm_config.use_v2_model_runner)
     lift_guard(model, state)
@@ -71,7 +71,7 @@ def check_live_runner(runner: Any, state: SteeringState, *, configured_v2: bool)
 
 
 def _wrong(runner: str, why: str) -> EngineError:
-    return EngineError(
+    return UnsupportedFeatureError(
         f"steering would not reach the model runner {runner}: {why}. Use vLLM's own runner, or switch steering off "
         f"with {SWITCH_OFF}"
     )

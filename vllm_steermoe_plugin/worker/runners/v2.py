@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import CompatibilityError
 from vllm_steermoe_plugin.compat.symbols.worker import (
     V2_ADD_REQUEST,
     V2_BATCH,
@@ -100,7 +100,7 @@ def begin_v2_step(state: SteeringState, input_batch: Any) -> None:
     if known.isdisjoint(ids):
         stranger = next((i for i in ids if not i.startswith("req_")), None)
         if stranger is not None:
-            raise EngineError(f"request {stranger!r} is in the batch but the ModelState was never told of it")
+            raise CompatibilityError(f"request {stranger!r} is in the batch but the ModelState was never told of it")
         state.clear_step()
         return
     starts = input_batch.query_start_loc_np
