@@ -30,7 +30,7 @@ from expert_registry.shape import MoEShape
 from tests.engine.test_isolation import run
 from tests.support.planted import planted_registry
 from tests.support.random_steering import as_text, prompt, random_rules
-from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
+from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.models import lab_checkpoint
@@ -253,7 +253,7 @@ def test_hostile_arguments_are_refused_or_fit_a_worker(
 ) -> None:
     shape = shape_in(lab_checkpoint.MODEL_DIR)
     try:
-        prepared: Prepared | None = front_end(planted, served=served).prepare(extra_args)
+        prepared: AdmittedRequest | None = front_end(planted, served=served).prepare(extra_args)
     except SteerMoEError as error:
         assert len(str(error)) < 2000, "a refusal must not echo at length"
         return

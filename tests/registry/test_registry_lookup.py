@@ -412,7 +412,7 @@ def test_the_operator_names_a_base_model_and_a_lock(
                 kv_transfer_config=None,
             )
         )
-        made.hear_workers(None)
+        made.set_worker_status(None)
         return made
 
     with pytest.raises(UnknownRankingError, match="no ranking for the model"):

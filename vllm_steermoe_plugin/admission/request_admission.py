@@ -1,6 +1,6 @@
-"""The front end: check a request, resolve its steering, and say how the worker and the prefix cache see it.
+"""The front end: checks a request, resolves its steering expression, and derives worker arguments and cache salt.
 
-It knows no vLLM. `frontend/hooks.py` puts it in vLLM's way.
+Independent of vLLM; `frontend/hooks.py` installs it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError)
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """How a request goes on.
+class AdmittedRequest:
+    """A request that was checked.
 
     Attributes:
         extra_args: for the engine's core and the worker; steering stands in it as canonical JSON.
@@ -82,8 +82,8 @@ class FrontEnd:
 
     Attributes:
         served: whether requests come to a server rather than from this process.
-        resolver: what a text means here.
-        awaits_workers: whether no request may be steered until `hear_workers`.
+        resolver: resolves steering expressions for this engine.
+        awaits_workers: whether no request may be steered until `set_worker_status`.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class FrontEnd:
         self.resolver = Resolver(settings=settings, shape=shape, models=models, registry=registry)
 
     def resolve(self, text: str) -> Resolved | None:
-        """The profile that a text asks for, policy aside; None for `none`."""
+        """The profile of a steering expression, policy aside; None for `none`."""
         return self.resolver.resolve(parse_request(text))
 
-    def hear_workers(self, absent: str | None) -> None:
-        """Take note of whether all workers steer.
+    def set_worker_status(self, absent: str | None) -> None:
+        """Record the result of the worker handshake.
 
         Args:
-            absent: why steering would not reach all of them; all that asks for it is then refused. None if it does.
+            absent: why steering would not reach all workers; steered requests are then refused. None if it would.
 
         Raises:
             EngineError: it would not, and there is a default.
@@ -137,11 +137,11 @@ class FrontEnd:
         store = self.resolver.store
         return store is not None and store.has_changed() and self._may_read(dict(extra_args or {}).get(STEER_KEY))
 
-    def _may_read(self, asked: object) -> bool:
-        if lists_experts(asked):
+    def _may_read(self, spec: object) -> bool:
+        if lists_experts(spec):
             return False
         try:
-            return self.resolver.reads_store(None if asked is None else parse_request(asked))
+            return self.resolver.reads_store(None if spec is None else parse_request(spec))
         except SteerMoEError:
             return False
 
@@ -152,10 +152,10 @@ class FrontEnd:
                 self.resolver.store.current()
 
     def describe(self, error: SteerMoEError) -> str:
-        """What a caller may know of an error: a server does not tell where the operator's files are."""
+        """The message for whoever sent the request: a server leaves out where the operator's files are."""
         return error.public if self.served else str(error)
 
-    def prepare(self, extra_args: Mapping[str, object] | None) -> Prepared | None:
+    def prepare(self, extra_args: Mapping[str, object] | None) -> AdmittedRequest | None:
         """Check what a request asks for; None if it asks for nothing and there is no default.
 
         Raises:
@@ -169,7 +169,7 @@ class FrontEnd:
         steer, count = args.pop(STEER_KEY, None), args.pop(COUNT_KEY, None)
         resolved = self._steering(steer)
         if resolved is not None and self.awaits_workers:
-            raise EngineError("the workers of this engine have not yet been asked whether they steer")
+            raise EngineError("the worker handshake of this engine is not complete")
         if not named and resolved is None:
             return None
         counted = None
@@ -180,7 +180,7 @@ class FrontEnd:
             counted = self._counted(count)
             args |= {COUNT_KEY: count, SHARED_KEY: [counted.ranges[0][0], uuid.uuid4().hex]}
         by_phase = resolved is not None and resolved.profile.phase != "both"
-        return Prepared(args, STEERED + resolved.digest if resolved is not None else None, by_phase, counted)
+        return AdmittedRequest(args, STEERED + resolved.digest if resolved is not None else None, by_phase, counted)
 
     def check_made(self, extra_args: Mapping[str, object] | None) -> None:
         """Check a request that was made before it came here, and so perhaps not by `prepare`.
@@ -191,18 +191,17 @@ class FrontEnd:
         """
         if is_unchecked(extra_args) or (not was_checked(extra_args) and self._steering(None) is not None):
             raise RequestError(
-                "an EngineCoreRequest that the plugin has not prepared is neither steered, as asked for or by default, "
-                "nor counted; give the engine a prompt and SamplingParams instead"
+                "EngineCoreRequest was not processed by the plugin; pass a prompt and SamplingParams instead"
             )
 
-    def _steering(self, asked: object) -> Resolved | None:
+    def _steering(self, spec: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""
-        if asked is not None:
-            if lists_experts(asked):
+        if spec is not None:
+            if lists_experts(spec):
                 # Policy first: reading a large list takes a while, and it asks for the same whatever it says.
                 check_policy(_SOME_EXPERTS, self._settings, served=self.served)
-                return self.resolver.resolve_experts(asked)
-            request = parse_request(asked)
+                return self.resolver.resolve_experts(spec)
+            request = parse_request(spec)
             check_policy(request, self._settings, served=self.served)
             return self.resolver.resolve(request)
         try:
@@ -222,7 +221,7 @@ class FrontEnd:
         return spans
 
     @staticmethod
-    def check_counted(prepared: Prepared, prompt_token_ids: Sequence[int] | None, samples: int) -> None:
+    def check_counted(prepared: AdmittedRequest, prompt_token_ids: Sequence[int] | None, samples: int) -> None:
         """Check that what is to be counted is there, and once.
 
         Args:

@@ -172,7 +172,7 @@ def _tasks(original: Callable[..., Any]) -> Callable[..., Any]:
         tasks = original(self)
         front_end = front_end_of(self.input_processor)
         if front_end.awaits_workers:
-            front_end.hear_workers(why_not_all([self.collective_rpc(CALL)]))
+            front_end.set_worker_status(why_not_all([self.collective_rpc(CALL)]))
         return tasks
 
     return get_supported_tasks
@@ -185,7 +185,7 @@ def _tasks_of_server(original: Callable[..., Any]) -> Callable[..., Any]:
         if front_end.awaits_workers:
             # To all engines: of several, `AsyncLLM.collective_rpc` gives the first one's answer only.
             answers = await self.engine_core.call_utility_all_async("collective_rpc", CALL, None, (), None)
-            front_end.hear_workers(why_not_all(answers))
+            front_end.set_worker_status(why_not_all(answers))
         return tasks
 
     return get_supported_tasks

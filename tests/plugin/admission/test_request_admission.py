@@ -16,7 +16,7 @@ from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
 from expert_registry.registry import publish
 from tests.support.made_rankings import make_ranking
-from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
+from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
@@ -54,7 +54,7 @@ def front_end(
     return FrontEnd(settings=settings or Settings(), shape=shape, models=[MODEL], registry=registry, served=served)
 
 
-def profile_in(prepared: Prepared | None) -> SteeringProfile | None:
+def profile_in(prepared: AdmittedRequest | None) -> SteeringProfile | None:
     """What the worker will read."""
     assert prepared is not None
     text = prepared.extra_args.get(STEER_KEY)
@@ -78,7 +78,7 @@ def test_a_named_behaviour_becomes_what_its_ranking_recommends(registry: Registr
     prepared = front_end(registry, served=True).prepare({STEER_KEY: "digits", "other": 3})
     expected = select_experts(DIGITS, activate=2, deactivate=2).profile
     assert profile_in(prepared) == expected
-    assert prepared == Prepared(CHECKED | {STEER_KEY: expected.to_json(), "other": 3}, STEERED + expected.digest)
+    assert prepared == AdmittedRequest(CHECKED | {STEER_KEY: expected.to_json(), "other": 3}, STEERED + expected.digest)
     reverse = front_end(registry).prepare({STEER_KEY: "digits:reverse"})
     assert profile_in(reverse) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
     numbers = front_end(registry).prepare({STEER_KEY: "digits:activate=0:phase=prompt"})
@@ -115,7 +115,7 @@ def test_a_default_steers_and_none_lifts_it(registry: Registry) -> None:
     assert there.prepare(None) == there.prepare({}) == asked
     assert there.prepare({"other": 1}) is not None
     lifted = there.prepare({STEER_KEY: "none", "other": 1})
-    assert lifted == Prepared(CHECKED | {"other": 1}, None)
+    assert lifted == AdmittedRequest(CHECKED | {"other": 1}, None)
     assert admitted(lifted.extra_args).steered_requests == 0
     assert profile_in(there.prepare({STEER_KEY: "refusal"})) != profile_in(asked)
 
@@ -361,7 +361,7 @@ def test_counted_positions_must_lie_in_the_prompt(registry: Registry) -> None:
     for prompt in ([0] * 5, [], None):
         with pytest.raises(RequestError, match="end at 6"):
             FrontEnd.check_counted(prepared, prompt, 1)
-    FrontEnd.check_counted(Prepared({}, None), None, 1)
+    FrontEnd.check_counted(AdmittedRequest({}, None), None, 1)
 
 
 @pytest.mark.parametrize("samples", [2, 5])
@@ -431,7 +431,7 @@ def test_a_model_that_cannot_be_steered_serves_those_who_do_not_ask(registry: Re
 
 def test_a_model_that_cannot_be_steered_serves_those_who_ask_not_to_be_steered(registry: Registry) -> None:
     there = front_end(registry, shape=EngineError("LlamaForCausalLM cannot be steered"))
-    assert there.prepare({STEER_KEY: "none"}) == Prepared(CHECKED, None)
+    assert there.prepare({STEER_KEY: "none"}) == AdmittedRequest(CHECKED, None)
 
 
 def test_refusing_again_and_again_gathers_nothing(registry: Registry) -> None:
@@ -607,7 +607,7 @@ def test_a_servers_door_refuses_as_the_engine_would(registry: Registry) -> None:
     good: tuple[dict[str, object] | None, ...] = (None, {}, {"other": 1}, {STEER_KEY: None}, {STEER_KEY: "refusal"})
     for extra_args in good:
         knock(there, extra_args)
-    for wrong, reason in (("digitz", "did you mean"), ("digits:reverse", "allow_reverse"), (["digits"], "text")):
+    for wrong, reason in (("digitz", "did you mean"), ("digits:reverse", "allow_reverse"), (["digits"], "string")):
         with pytest.raises(VLLMValidationError, match=reason):
             knock(there, {STEER_KEY: wrong})
         asyncio.run(_check(None, {STEER_KEY: wrong}))  # A server that only renders.
@@ -623,16 +623,16 @@ def test_nothing_is_steered_before_all_workers_are_known_to_steer(registry: Regi
         return FrontEnd(**values, served=False, awaits_workers=True)
 
     there = waiting()
-    with pytest.raises(EngineError, match="not yet been asked"):
+    with pytest.raises(EngineError, match="handshake"):
         there.prepare({STEER_KEY: text})
     assert there.prepare(None) is None and there.prepare({STEER_KEY: "none"}) is not None
-    there.hear_workers(None)
+    there.set_worker_status(None)
     assert there.prepare({STEER_KEY: text}) is not None
     there = waiting()
-    there.hear_workers("worker 1 of engine 0 is absent")
+    there.set_worker_status("worker 1 of engine 0 is absent")
     with pytest.raises(EngineError, match="worker 1"):
         there.prepare({STEER_KEY: text})
     assert there.prepare(None) is None and there.prepare({STEER_KEY: "none"}) is not None
     with pytest.raises(EngineError, match="worker 1"):
-        waiting(default=text).hear_workers("worker 1 of engine 0 is absent")
+        waiting(default=text).set_worker_status("worker 1 of engine 0 is absent")
     assert not waiting(enabled=False).awaits_workers
