@@ -24,7 +24,7 @@ SUFFIX = ".safetensors"
 CARD_KEY = "steermoe"
 MAX_BYTES = 64 << 20
 MAX_CARD_BYTES = 1 << 16
-"""Of the whole header: the card and the entries of the tensors."""
+"""Of the whole header: the ranking card and the entries of the tensors."""
 _ENTRIES = 4096
 """What the entries of the tensors take at most."""
 _NDIM = {"activations_1": 2, "activations_2": 2, "tokens": 1, "layers": 1}
@@ -46,7 +46,7 @@ def dump_ranking(ranking: Ranking) -> bytes:
 
 
 def check_card_size(card: RankingCard) -> None:
-    """Raise RankingFormatError if a file with this card could not be read again.
+    """Raise RankingFormatError if a file with this ranking card could not be read again.
 
     Each of its texts is bounded, but in JSON a character can take fourteen bytes.
     """

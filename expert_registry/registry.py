@@ -117,7 +117,7 @@ class Registry:
             if first is not entry:
                 trace.append(f"{entry.name}: rejected, {entry.path} is shadowed by {first.path}")
                 continue
-            reason = wanted.objection_to(entry)
+            reason = wanted.rejection_reason(entry)
             if reason is None:
                 data = entry.read()
                 ranking, digest = parse_ranking(data, str(entry.path)), content_hash(data)

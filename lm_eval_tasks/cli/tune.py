@@ -16,26 +16,29 @@ if TYPE_CHECKING:
 def tune(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or steermoe-lab.")],
     behaviour: Annotated[str, typer.Option(help="Behaviour, or behaviour@version.")],
-    tasks: Annotated[str, typer.Option(help="Tasks whose gain counts, separated by commas.")],
-    controls: Annotated[str, typer.Option(help="Tasks that must hold, separated by commas.")] = "",
+    tasks: Annotated[str, typer.Option(help="Tasks whose metric to maximise, separated by commas.")],
+    controls: Annotated[str, typer.Option(help="Control tasks, separated by commas.")] = "",
     test_tasks: Annotated[
-        str, typer.Option(help="Tasks and controls to judge on; default: the other half of the documents.")
+        str, typer.Option(help="Held-out tasks and controls; default: the other half of the documents.")
     ] = "",
-    out: Annotated[Path, typer.Option(help="Folder for log, result, plots; a log there is continued.")] = Path("tuned"),
-    reverse: Annotated[bool, typer.Option(help="Away from the behaviour.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for log, result, plots; resumes from a log there.")] = Path("tuned"),
+    reverse: Annotated[bool, typer.Option(help="Steer away from the behaviour.")] = False,
     phases: Annotated[str, typer.Option(help="Phases to consider, separated by commas.")] = "both",
     most: Annotated[
         tuple[int, int] | None,
         typer.Option(help="Largest numbers to activate and deactivate; default: all that the ranking has."),
     ] = None,
     budget: Annotated[int, typer.Option(help="How many settings to try.", min=1)] = 40,
-    margin: Annotated[float, typer.Option(help="What a control may lose; 0.03 is three points.")] = 0.03,
+    margin: Annotated[float, typer.Option(help="Non-inferiority margin for controls; 0.03 is three points.")] = 0.03,
     chat_template: Annotated[bool, typer.Option(help="Apply the model's chat template.")] = True,
     publish: Annotated[bool, typer.Option(help="Store the numbers as a new version in your registry.")] = False,
-    plot: Annotated[bool, typer.Option(help="Draw the plots (needs matplotlib).")] = True,
+    plot: Annotated[bool, typer.Option(help="Write the plots (needs matplotlib).")] = True,
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
-    """Search for the numbers of experts with the largest gain and the controls held; judge them on other documents."""
+    """Tune expert counts: maximise the target metric subject to non-inferiority on controls.
+
+    The result is reported on held-out documents.
+    """
     from vllm_steermoe_plugin.cli.inputs import check_writable, json_object, need
 
     need("lm_eval", "eval")

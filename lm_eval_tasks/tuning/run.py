@@ -144,7 +144,7 @@ def new_version(found: Found, goal: Goal, chosen: Setting, comparison: Compariso
     """The ranking with the chosen numbers in its card, as the next version.
 
     Raises:
-        ComparisonError: the test documents do not bear them out, or a card cannot say them.
+        ComparisonError: the test documents do not bear them out, or a ranking card cannot hold them.
     """
     verdicts = {c.task: c.verdict for c in comparison.changes if c.profile == "tuned" and c.main}
     bad = [f"{task}: {verdict}" for task, verdict in verdicts.items() if verdict not in ("better", "held")]
@@ -152,7 +152,7 @@ def new_version(found: Found, goal: Goal, chosen: Setting, comparison: Compariso
         raise ComparisonError(f"not published, for the test documents say: {'; '.join(bad)}")
     if chosen.phase != "both":
         raise ComparisonError(
-            f"not published: a card holds numbers of experts, and phase={chosen.phase} is more than that"
+            f"not published: a ranking card holds numbers of experts, and phase={chosen.phase} is more than that"
         )
     card = found.ranking.card
     numbers = Recommended(activate=chosen.activate, deactivate=chosen.deactivate)

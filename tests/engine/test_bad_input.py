@@ -37,7 +37,7 @@ BAD = {
     "too many activated": ('{"activate": {"0": [0, 1, 2, 3]}}', "at most 3"),
     "too many deactivated": ('{"deactivate": {"2": [0, 1, 2, 3, 4, 5]}}', "at most 5"),
     "nothing to steer": ('{"activate": {}}', "names no expert"),
-    "no text": (["digits"], "text"),
+    "no text": (["digits"], "must be a string"),
 }
 
 

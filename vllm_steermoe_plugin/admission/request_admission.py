@@ -1,6 +1,6 @@
-"""The front end: check a request, resolve its steering, and say how the worker and the prefix cache see it.
+"""The front end: checks a request, resolves its steering expression, and derives worker arguments and cache salt.
 
-It knows no vLLM. `frontend/hooks.py` puts it in vLLM's way.
+Independent of vLLM; `frontend/hooks.py` installs it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class FrontEnd:
 
     Attributes:
         served: whether requests come to a server rather than from this process.
-        resolver: what a text means here.
+        resolver: resolves steering expressions for this engine.
         awaits_workers: whether no request may be steered until `set_worker_status`.
     """
 
@@ -123,14 +123,14 @@ class FrontEnd:
         self.resolver = Resolver(settings=settings, shape=shape, models=models, registry=registry)
 
     def resolve(self, text: str) -> Resolved | None:
-        """The profile that a text asks for, policy aside; None for `none`."""
+        """The profile of a steering expression, policy aside; None for `none`."""
         return self.resolver.resolve(parse_request(text))
 
     def set_worker_status(self, absent: str | None) -> None:
-        """Take note of whether all workers steer.
+        """Record the result of the worker handshake.
 
         Args:
-            absent: why steering would not reach all of them; all that asks for it is then refused. None if it does.
+            absent: why steering would not reach all workers; steered requests are then refused. None if it would.
 
         Raises:
             EngineError: it would not, and there is a default.
@@ -145,16 +145,16 @@ class FrontEnd:
         store = self.resolver.store
         return store is not None and store.has_changed() and self._may_read(dict(extra_args or {}).get(STEER_KEY))
 
-    def _may_read(self, asked: object) -> bool:
-        if lists_experts(asked):
+    def _may_read(self, spec: object) -> bool:
+        if lists_experts(spec):
             return False
         try:
-            return self.resolver.reads_store(None if asked is None else parse_request(asked))
+            return self.resolver.reads_store(None if spec is None else parse_request(spec))
         except SteerMoEError:
             return False
 
     def describe(self, error: SteerMoEError) -> str:
-        """What a caller may know of an error: a server does not tell where the operator's files are."""
+        """The message for whoever sent the request: a server leaves out where the operator's files are."""
         return error.public if self.served else str(error)
 
     def admit(self, extra_args: Mapping[str, object] | None, decided: Decision | None = None) -> AdmittedRequest | None:
@@ -175,7 +175,7 @@ class FrontEnd:
         steer, count = args.pop(STEER_KEY, None), args.pop(COUNT_KEY, None)
         resolved = decided.resolved if decided is not None and decided.spec == steer else self._steering(steer)
         if resolved is not None and self.awaits_workers:
-            raise EngineError("the workers of this engine have not yet been asked whether they steer")
+            raise EngineError("the worker handshake of this engine is not complete")
         if not named and resolved is None:
             return None
         counted = None
@@ -189,14 +189,14 @@ class FrontEnd:
         salt = STEERED + resolved.digest if resolved is not None else None
         return AdmittedRequest(args, salt, by_phase, counted, Decision(steer, resolved))
 
-    def _steering(self, asked: object) -> Resolved | None:
+    def _steering(self, spec: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""
-        if asked is not None:
-            if lists_experts(asked):
+        if spec is not None:
+            if lists_experts(spec):
                 # Policy first: reading a large list takes a while, and it asks for the same whatever it says.
                 check_policy(_SOME_EXPERTS, self._settings, served=self.served)
-                return self.resolver.resolve_experts(asked)
-            request = parse_request(asked)
+                return self.resolver.resolve_experts(spec)
+            request = parse_request(spec)
             check_policy(request, self._settings, served=self.served)
             return self.resolver.resolve(request)
         try:

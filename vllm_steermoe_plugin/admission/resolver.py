@@ -111,8 +111,8 @@ class Resolver:
         Args:
             request: None stands for the default.
         """
-        asked = self._default if request is None else request
-        return self.store is not None and bool(asked.named or set(asked.profiles) - set(self.store.fixed))
+        spec = self._default if request is None else request
+        return self.store is not None and bool(spec.named or set(spec.profiles) - set(self.store.fixed))
 
     def make_profile(self, text: str, *, fixed: bool = False) -> LoadedProfile:
         """Resolve a text to a profile that can be loaded under a name.

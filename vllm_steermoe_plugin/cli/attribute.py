@@ -16,10 +16,10 @@ def attribute(
     ranking: Annotated[Path, typer.Argument(help="Ranking file.")],
     text: Annotated[str | None, typer.Option(help="A plain text.")] = None,
     file: Annotated[Path | None, typer.Option(help="File with a plain text.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What a user says, in a chat.")] = None,
-    answer: Annotated[str | None, typer.Option(help="What the model answers (with --prompt).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="User message (chat).")] = None,
+    answer: Annotated[str | None, typer.Option(help="Assistant message (with --prompt).")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, folder, or steermoe-lab; default: the ranking's.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Only the first N experts of the ranking weigh.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Use only the top N experts.")] = None,
     html: Annotated[Path | None, typer.Option(help="HTML file to write.")] = None,
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:

@@ -19,13 +19,13 @@ def plot(
     kind: Annotated[
         str,
         typer.Option(
-            help="heatmap: layer by expert. experts: the first ones with intervals. depth: in which layers they are. "
-            "overlap: what two rankings have in common."
+            help="heatmap: layer by expert. experts: the top ones with intervals. depth: experts by layer. "
+            "overlap: of the top experts of two rankings."
         ),
     ] = "heatmap",
     top: Annotated[int, typer.Option(min=1, max=100_000, help="How many experts (not for heatmap).")] = 30,
 ) -> None:
-    """Draw risk differences."""
+    """Plot a ranking (heatmap, top experts, depth, overlap)."""
     from vllm_steermoe_plugin.cli.inputs import check_writable, need
 
     need("matplotlib", "plot")

@@ -19,22 +19,30 @@ from vllm_steermoe_plugin.settings import KEY, read_settings
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Hub id, folder, or steermoe-lab.")],
-    default: Annotated[str | None, typer.Option(help="Steering of requests that name none.")] = None,
-    allow_override: Annotated[bool, typer.Option(help="Requests may change the default.")] = True,
-    allow_reverse: Annotated[bool, typer.Option(help="Requests may steer away from a behaviour.")] = False,
-    allow_experts: Annotated[bool, typer.Option(help="Requests may list experts themselves.")] = False,
-    base_model: Annotated[str | None, typer.Option(help="MODEL is a fine-tune of it; use its rankings.")] = None,
-    locked: Annotated[Path | None, typer.Option(help="Lock file: only the rankings that it pins.")] = None,
+    default: Annotated[str | None, typer.Option(help="Steering expression for requests without one.")] = None,
+    allow_override: Annotated[
+        bool, typer.Option(help="Allow requests to override the default (including with `none`).")
+    ] = True,
+    allow_reverse: Annotated[
+        bool, typer.Option(help="Allow requests to steer away from a behaviour (`:reverse`).")
+    ] = False,
+    allow_experts: Annotated[
+        bool, typer.Option(help="Allow requests to list experts or change their numbers.")
+    ] = False,
+    base_model: Annotated[
+        str | None, typer.Option(help="Base model whose rankings to use for a fine-tuned MODEL.")
+    ] = None,
+    locked: Annotated[Path | None, typer.Option(help="Only use rankings pinned in this lock file.")] = None,
     profile: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=TEXT", help="A profile that requests may name as @NAME.")
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="A profile that requests use as @NAME.")
     ] = None,
     manage: Annotated[
         str | None,
-        typer.Option(metavar="env:NAME|file:PATH", help="Where the key is that lets an operator manage profiles."),
+        typer.Option(metavar="env:NAME|file:PATH", help="Source of the admin API key."),
     ] = None,
-    profile_store: Annotated[Path | None, typer.Option(help="File that keeps profiles loaded over HTTP.")] = None,
+    profile_store: Annotated[Path | None, typer.Option(help="File that stores profiles loaded over HTTP.")] = None,
 ) -> None:
-    """Serve a model over HTTP. All other options go to `vllm serve` as they are."""
+    """Serve a model over HTTP. All other options are passed to `vllm serve`."""
     from vllm_steermoe_plugin.compat.plugin_allowlist import (
         VARIABLE,
         allow_list,

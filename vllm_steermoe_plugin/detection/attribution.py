@@ -31,7 +31,7 @@ class AttributedToken:
 
     Attributes:
         text: its characters; empty for tokens without any, such as a beginning of text.
-        score: mean over the MoE layers of the summed risk differences of its experts; above 0 for side 1. Of
+        score: mean over the MoE layers of the summed risk differences of its experts; above 0 for the positive side. Of
             several tokens, their mean.
         experts: those that weigh most.
     """

@@ -1,4 +1,4 @@
-"""The card of a ranking that was detected, and whether it can be written at all."""
+"""The ranking card of a detection, and whether it can be written at all."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def detection_card(
 
 
 def check_described(model_id: str, behaviour: Behaviour, pairs: PairSet) -> None:
-    """Refuse before anything is counted what could not stand in the card afterwards.
+    """Refuse before anything is counted what could not stand in the ranking card afterwards.
 
     Args:
         model_id: name under which the ranking will be looked up.
-        behaviour: goes into the card.
+        behaviour: goes into the ranking card.
         pairs: their name and rule do.
 
     Raises:
@@ -61,10 +61,10 @@ def check_described(model_id: str, behaviour: Behaviour, pairs: PairSet) -> None
         model = ModelRef(id=model_id, architecture="any")
         check_card_size(detection_card(model, shape, behaviour, data, pairs.rule, [_MOST_NOTES * "x"]))
     except RankingFormatError as error:
-        raise UsageError(f"a ranking's card cannot hold what describes {behaviour.name}: {error}") from None
+        raise UsageError(f"a ranking card cannot hold what describes {behaviour.name}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         if field == "id":
             field = "the model's name"
-        raise UsageError(f"a ranking's card cannot hold {field} {first['input']!r:.80}: {first['msg']}") from None
+        raise UsageError(f"a ranking card cannot hold {field} {first['input']!r:.80}: {first['msg']}") from None

@@ -40,8 +40,8 @@ def detect(
     Args:
         engine: started with the setting `count_groups`, best `COUNT_GROUPS` (see `start_engine`).
         model_id: name under which the ranking will be looked up.
-        pairs: side 1 shows the behaviour.
-        behaviour: goes into the card.
+        pairs: the positive side shows the behaviour.
+        behaviour: goes into the ranking card.
         revision: of the checkpoint; by default what is known of the engine's.
         options: see there.
 

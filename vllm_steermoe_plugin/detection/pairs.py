@@ -105,7 +105,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class ContrastivePair:
-    """Side 1 shows the behaviour, side 2 does not. `origin` names file and line in errors.
+    """The positive side (1) shows the behaviour, the negative (2) does not. `origin` names file and line in errors.
 
     Pairs with the same `cluster` (7 and "7" are the same) share something; None for a pair that shares nothing.
     """
@@ -118,7 +118,7 @@ class ContrastivePair:
 
 @dataclass(frozen=True, slots=True)
 class PairSet:
-    """Pairs with the name, the hash and the rule of what counts that stand in a ranking's card.
+    """Pairs with the name, the hash and the rule of what counts that stand in a ranking card.
 
     `skipped` says of each line that was left out why; there are none unless that was asked for.
     """

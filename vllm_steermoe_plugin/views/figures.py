@@ -30,7 +30,7 @@ MOST_EXPERTS = 500
 
 
 def draw_heatmaps(rankings: Sequence[Ranking], path: Path) -> None:
-    """Write an image with one panel per ranking; one scale for all, as far below zero (side 2) as above (side 1).
+    """Write an image with one panel per ranking; one scale for all, symmetric about zero (positive: positive side).
 
     Raises:
         UsageError: it cannot be written.
@@ -94,7 +94,7 @@ def draw_experts(rankings: Sequence[Ranking], path: Path, top: int) -> None:
 
 
 def draw_depth(rankings: Sequence[Ranking], path: Path, top: int) -> None:
-    """How many of the first `top` experts each layer has, side 1 upwards and side 2 downwards.
+    """How many of the first `top` experts each layer has, the positive side upwards and the negative side downwards.
 
     Raises:
         UsageError: the image cannot be written.

@@ -133,17 +133,17 @@ def test_the_summary_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str
     ) in out
     first = out.splitlines()[1]
     assert first.split()[:4] == ["layer", "1", "expert", "0"] and "  p 0.010 (0.010)  log-odds +" in first
-    assert "independent ones" in out and "two halves of the pairs share" in out
+    assert "effective sample size" in out and "(halves of the pairs)" in out
     out, _ = printed(capsys, 60, 99, pairs=300)
-    assert "intervals by cluster (60 of 300 pairs); q" in out and "two halves of the clusters share" in out
+    assert "intervals by cluster (60 of 300 pairs); q" in out and "(halves of the clusters)" in out
 
 
 def test_few_clusters_are_cautioned_about_and_not_turned_into_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = printed(capsys, 29, 99, pairs=300)
-    assert "independent ones" not in out and "only 29 clusters:" in err
+    assert "effective sample size" not in out and "only 29 clusters:" in err
     assert "  p " in out and "[" in out
     out, err = printed(capsys, 30, 99, pairs=300)
-    assert "independent ones" in out and "only" not in err
+    assert "effective sample size" in out and "only" not in err
 
 
 def test_a_ranking_of_before_has_the_p_values_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,4 +165,4 @@ def test_no_interval_of_no_width_is_printed(capsys: pytest.CaptureFixture[str]) 
     selections[:, 0, :, :2] = 3
     selections[:, 1, :, 2:4] = 3
     print_summary(ranking_of(*summed(selections, np.full((40, 2), 3), permutations=9)))
-    assert capsys.readouterr().out.count("+1.000  [alike in all pairs]  q ") == 4
+    assert capsys.readouterr().out.count("+1.000  [zero variance]  q ") == 4

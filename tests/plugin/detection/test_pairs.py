@@ -337,7 +337,9 @@ def test_a_target_whose_place_is_unsure_is_refused(tokenizer: Any) -> None:
         tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
         # The answer's own `yes ` loses its space; the question's must not be taken for it.
         side = chat(("user", "yes no"), ("assistant", "yes "), target="yes ")
-        with pytest.raises(PairsError, match=r"here: it is unsure where the span 'yes ' stands.*name a longer target"):
+        with pytest.raises(
+            PairsError, match=r"here: the target 'yes ' is ambiguous after the chat template.*use a longer target"
+        ):
             encode_side(side, tokenizer, "here")
     finally:
         tokenizer.chat_template = TEMPLATE

@@ -125,7 +125,7 @@ class ProfileEndpoints:
         if self._front_end is None or self._key is None:
             return _error(HTTPStatus.SERVICE_UNAVAILABLE, "the server is starting")
         # Before anything else of the request is looked at.
-        if not self._key.opens(request.headers.get("authorization")):
+        if not self._key.matches(request.headers.get("authorization")):
             return _error(HTTPStatus.UNAUTHORIZED, "this needs the operator's key: Authorization: Bearer KEY")
         try:
             body = await _body(request) if reads_body else ""

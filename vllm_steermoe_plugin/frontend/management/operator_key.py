@@ -27,7 +27,7 @@ class OperatorKey:
 
     digest: bytes
 
-    def opens(self, authorization: str | None) -> bool:
+    def matches(self, authorization: str | None) -> bool:
         """Whether an `Authorization` header carries the key, as `Bearer KEY`. Takes equally long for all wrong ones."""
         scheme, _, key = (authorization or "").partition(" ")
         return scheme.lower() == "bearer" and self.is_key(key)
