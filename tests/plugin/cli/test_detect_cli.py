@@ -132,9 +132,7 @@ def test_the_summary_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str
         "(in brackets family-wise, among all)"
     ) in out
     first = out.splitlines()[1]
-    assert (
-        first.split()[:4] == ["layer", "1", "expert", "0"] and "  p 0.010 (0.010)  log-odds +" in first
-    )
+    assert first.split()[:4] == ["layer", "1", "expert", "0"] and "  p 0.010 (0.010)  log-odds +" in first
     assert "independent ones" in out and "two halves of the pairs share" in out
     out, _ = printed(capsys, 60, 99, pairs=300)
     assert "intervals by cluster (60 of 300 pairs); q" in out and "two halves of the clusters share" in out
