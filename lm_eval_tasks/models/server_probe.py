@@ -45,6 +45,8 @@ def _ask(url: str, headers: dict[str, str], model: str, steering: str) -> tuple[
     body: dict[str, Any] = {"model": model, "max_tokens": 1, "temperature": 0, "user": USER}
     body |= {"messages": [{"role": "user", "content": "a"}]} if "/chat/" in url else {"prompt": "a"}
     body[BODY_KEY] = {STEER_KEY: steering}
+    # lm-eval's `Bearer ` without a key ends in a space, which httpx does not send.
+    headers = {name: value.strip() for name, value in headers.items()}
     try:
         reply = httpx.post(url, json=body, headers=headers, timeout=TIMEOUT_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:

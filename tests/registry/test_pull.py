@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
-import io
 import json
 import multiprocessing
 import socket
 import time
-import urllib.request
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -21,7 +20,7 @@ from expert_registry import Registry
 from expert_registry.errors import FileError, PolicyError, RankingFormatError, UnknownRankingError
 from expert_registry.files import read_bounded
 from expert_registry.format import content_hash
-from expert_registry.published.download import DownloadError, _Redirects, download
+from expert_registry.published.download import DownloadError, download
 from expert_registry.published.index import PullIndex, load_index
 from expert_registry.published.pickle_tree import PickleRefusedError
 from expert_registry.published.pull import import_folder, pull
@@ -255,14 +254,22 @@ def test_a_redirect_or_an_address_to_nowhere_good_is_refused(tmp_path: Path) -> 
             fetch(url, tmp_path / "part")
 
 
-def test_a_redirect_does_not_leave_https() -> None:
-    secure = urllib.request.Request("https://example.org/a")
+def test_a_redirect_does_not_leave_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(str(request.url))
+        onward = {"/down": "http://example.org/a", "/on": "https://example.org/a"}.get(request.url.path)
+        return (
+            httpx.Response(302, headers={"Location": onward})
+            if onward
+            else httpx.Response(200, stream=httpx.ByteStream(BYTES))
+        )
+
+    seen: list[str] = []
+    monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(answer)))
     with pytest.raises(DownloadError, match="which is not followed"):
-        _Redirects().redirect_request(secure, io.BytesIO(), 302, "", http.client.HTTPMessage(), "http://example.org/b")
-    there = _Redirects().redirect_request(
-        secure, io.BytesIO(), 302, "", http.client.HTTPMessage(), "https://example.org/b"
-    )
-    assert there is not None and there.full_url == "https://example.org/b"
+        fetch("https://example.org/down", tmp_path / "part")
+    assert seen == ["https://example.org/down"]
+    assert fetch("https://example.org/on", tmp_path / "part") == BYTES
 
 
 def _pull(url: str, folder: Path) -> list[bool]:

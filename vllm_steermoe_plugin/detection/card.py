@@ -12,9 +12,11 @@ from expert_registry import DataRef, ModelRef, MoEShape, RankingCard
 from expert_registry.errors import RankingFormatError, UsageError
 from expert_registry.format import check_card_size
 from vllm_steermoe_plugin.compat.versions import tool_versions
+from vllm_steermoe_plugin.detection.loop import STABLE_CHUNKS, DetectionOptions
 
 if TYPE_CHECKING:
     from vllm_steermoe_plugin.detection.pairs import PairSet
+    from vllm_steermoe_plugin.detection.progress_file import Progress
     from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 
 
@@ -23,9 +25,26 @@ _MOST_NOTES = 1000
 
 
 def detection_card(
-    model: ModelRef, shape: MoEShape, behaviour: Behaviour, data: DataRef, span: str, notes: Sequence[str]
+    model: ModelRef,
+    shape: MoEShape,
+    behaviour: Behaviour,
+    pairs: PairSet,
+    *,
+    counted: int,
+    balance: bool,
+    notes: Sequence[str],
 ) -> RankingCard:
-    """The card, of today; `notes` follow the behaviour's own."""
+    """The card, of today.
+
+    Args:
+        model: that was looked at.
+        shape: of it.
+        behaviour: that is detected.
+        pairs: their name, hash and rule stand in the card.
+        counted: number of pairs that were.
+        balance: as in `DetectionOptions`.
+        notes: follow the behaviour's own.
+    """
     return RankingCard(
         model=model,
         num_experts=shape.num_experts,
@@ -33,8 +52,8 @@ def detection_card(
         behaviour=behaviour.name,
         version=behaviour.version,
         sides=behaviour.sides,
-        data=data,
-        span=span,
+        data=DataRef(name=pairs.name, sha256=pairs.sha256, pairs=counted),
+        span=pairs.rule + ("; as many tokens of the longer side as the shorter has" if balance else ""),
         safety=behaviour.safety,
         recommended=behaviour.recommended,
         tools=tool_versions(),
@@ -42,6 +61,25 @@ def detection_card(
         license=behaviour.license,
         note=" ".join([behaviour.note, *notes] if behaviour.note else notes),
     )
+
+
+def counting_notes(
+    dtype: str, chat_template: bool, progress: Progress, pairs: PairSet, options: DetectionOptions, stopped: bool
+) -> list[str]:
+    """What else the counts, and what is drawn at random, depend on."""
+    notes = [f"Counted in {dtype}; halves and permutations by seed {options.seed}."]
+    if stopped:
+        notes.append(
+            f"Stopped after {progress.done} of {len(pairs.pairs)} pairs: the first {options.stop_when_stable} "
+            f"experts had not changed for {STABLE_CHUNKS} chunks."
+        )
+    if progress.skipped:
+        notes.append(f"{len(progress.skipped)} bad pairs were skipped.")
+    if progress.merged:
+        notes.append(f"{progress.merged} tokens reach over the edge of what is counted; they count.")
+    if not chat_template:
+        notes.append("The model has no chat template; chats were written as lines 'Role: content'.")
+    return notes
 
 
 def check_described(model_id: str, behaviour: Behaviour, pairs: PairSet) -> None:
@@ -57,9 +95,9 @@ def check_described(model_id: str, behaviour: Behaviour, pairs: PairSet) -> None
     """
     shape = MoEShape("any", (0,), 1, 1)
     try:
-        data = DataRef(name=pairs.name, sha256=pairs.sha256, pairs=len(pairs.pairs))
-        model = ModelRef(id=model_id, architecture="any")
-        check_card_size(detection_card(model, shape, behaviour, data, pairs.rule, [_MOST_NOTES * "x"]))
+        model, notes = ModelRef(id=model_id, architecture="any"), [_MOST_NOTES * "x"]
+        card = detection_card(model, shape, behaviour, pairs, counted=len(pairs.pairs), balance=True, notes=notes)
+        check_card_size(card)
     except RankingFormatError as error:
         raise UsageError(f"a ranking card cannot hold what describes {behaviour.name}: {error}") from None
     except ValidationError as error:

@@ -55,7 +55,7 @@ def scan_rows(data: bytes, name: str) -> Scanned:
         data: what the file holds.
         name: of the file.
     """
-    scan = _SCANNERS.get(Path(name).suffix, _json)
+    scan = _SCANNERS.get(Path(name).suffix.lower(), _json)
     for number, found in enumerate(scan(data.removeprefix(codecs.BOM_UTF8), name), start=1):
         if number > MAX_ROWS:
             yield name, DataError(f"{name} has more than {MAX_ROWS} rows")

@@ -150,7 +150,7 @@ def test_a_ranking_of_before_has_the_p_values_that_it_has(capsys: pytest.Capture
     counts, clusters = summed(*routed(4, 60, effect=2.0), permutations=99)
     print_summary(ranking_of(counts, replace(clusters, exceeded_by_any=None)))
     out = capsys.readouterr().out
-    assert "family-wise" not in out and "  p 0.010\n" in out
+    assert "family-wise" not in out and "  p 0.010  log-odds" in out
 
 
 def test_the_summary_leaves_out_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour, Line, PairSampling, Recipe
 from vllm_steermoe_plugin.detection.recipes.refusal_texts import refusal
 from vllm_steermoe_plugin.detection.rows import DataError, text_of
-from vllm_steermoe_plugin.lab.vocabulary import number_word
 
 SQUAD = DataSource("rajpurkar/squad", "validation", ("context", "question"), "CC BY-SA 4.0")
 BEAVERTAILS = DataSource("PKU-Alignment/BeaverTails", "30k_train", ("prompt", "response", "is_safe"), "CC BY-NC 4.0")
@@ -57,6 +56,15 @@ _COUNTING = (
 )
 _SEPARATORS = (" ", ", ", "\n")
 _TARGETS = range(3, 41)
+_TO_19 = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_UNITS = _TO_19.split()
+_WORDS = _UNITS + [
+    word for ten in ("twenty", "thirty", "forty") for word in (ten, *(f"{ten}-{unit}" for unit in _UNITS[:9]))
+]
+"""The numbers from 1 to 49."""
 
 
 def faithfulness(model: str, sampling: PairSampling) -> Recipe:
@@ -135,8 +143,8 @@ def digits(model: str, sampling: PairSampling) -> Recipe:
 
     def lines() -> Iterator[tuple[str, Line]]:
         for number, (last, template, separator) in enumerate(product(_TARGETS, _COUNTING, _SEPARATORS)):
-            asked = {"role": "user", "content": template.format(word=number_word(last))}
-            written = ([str(n) for n in range(1, last + 1)], [number_word(n) for n in range(1, last + 1)])
+            asked = {"role": "user", "content": template.format(word=_WORDS[last - 1])}
+            written = ([str(n) for n in range(1, last + 1)], _WORDS[:last])
             one, two = (separator.join(numbers) for numbers in written)
             yield (
                 f"recipe 'digits', pair {number}",
