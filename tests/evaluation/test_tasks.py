@@ -90,17 +90,16 @@ def row_of(results: Any, task: str) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("task", CASES)
-def test_a_task_scores_right_and_wrong_answers(task: str, manager: TaskManager) -> None:
-    right, best, wrong, worst = CASES[task]
-    answers = iter(right)
-    good = run(CannedLM(lambda _steering, _prompt: next(answers)), [task], manager)
-    assert row_of(good, task) == best
-    assert row_of(run(CannedLM(lambda _steering, _prompt: wrong), [task], manager), task) == worst
-    assert good["n-samples"][task]["effective"] == 2
-    assert bool(good["configs"][task]["metadata"].get("control")) is (task in GROUPS["steermoe_control"])
-    folder = (TASKS / next(TASKS.rglob(f"{task}.yaml")).parent / "README.md").read_text()
-    assert f"`{task}`" in folder
+def test_a_task_scores_right_and_wrong_answers(manager: TaskManager) -> None:
+    for task, (right, best, wrong, worst) in CASES.items():
+        answers = iter(right)
+        good = run(CannedLM(lambda *_, answers=answers: next(answers)), [task], manager)
+        assert row_of(good, task) == best
+        assert row_of(run(CannedLM(lambda *_, wrong=wrong: wrong), [task], manager), task) == worst
+        assert good["n-samples"][task]["effective"] == 2
+        assert bool(good["configs"][task]["metadata"].get("control")) is (task in GROUPS["steermoe_control"])
+        folder = (TASKS / next(TASKS.rglob(f"{task}.yaml")).parent / "README.md").read_text()
+        assert f"`{task}`" in folder
 
 
 def test_groups_hold_the_papers_eleven_sets_and_fluency(manager: TaskManager) -> None:
@@ -149,14 +148,14 @@ def test_a_template_is_read_from_the_users_file(manager: TaskManager, monkeypatc
     assert docs[0]["prompt"] == "BEFORE PLACEHOLDER REQUEST 1 AFTER {other}"
 
 
-@pytest.mark.parametrize("text", ["no place", "{prompt} {prompt}"])
-def test_a_template_needs_one_place(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "template.txt"
-    path.write_text(text)
-    with pytest.raises(DataError, match="exactly once"):
-        read_template(str(path), "strongreject")
-    with pytest.raises(DataError, match="cannot read"):
-        read_template(str(tmp_path / "none.txt"), "strongreject")
+def test_a_template_needs_one_place(tmp_path: Path) -> None:
+    for text in ["no place", "{prompt} {prompt}"]:
+        path = tmp_path / "template.txt"
+        path.write_text(text)
+        with pytest.raises(DataError, match="exactly once"):
+            read_template(str(path), "strongreject")
+        with pytest.raises(DataError, match="cannot read"):
+            read_template(str(tmp_path / "none.txt"), "strongreject")
 
 
 def test_without_a_template_the_error_says_what_to_do() -> None:
@@ -175,9 +174,8 @@ def test_without_data_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch,
         load_rows("mctest")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_broken_files_are_errors(tmp_path: Path) -> None:
+    for name, content, message in [
         ("tdc2023.json", '{"a": 1}', "must be a list"),
         ("tdc2023.json", "[1]", "row 1: a row is an object or a text, got int"),
         ("tdc2023.json", "[" * 100_000, "cannot be read as json"),
@@ -185,12 +183,11 @@ def test_without_data_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch,
         ("tdc2023.jsonl", '{"request": "x"}', "no 'prompt' or 'behavior'; it has request"),
         ("tdc2023.csv", "behavior\n\n", "no rows"),
         ("tdc2023.txt", "\n \n", "no rows"),
-    ],
-)
-def test_broken_files_are_errors(name: str, content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        load_rows("tdc2023", str(tmp_path))
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match=message):
+            load_rows("tdc2023", str(tmp_path))
+        (tmp_path / name).unlink()
 
 
 def test_a_file_that_is_no_text_and_a_second_one_are_errors(tmp_path: Path) -> None:

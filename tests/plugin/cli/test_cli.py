@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from expert_registry import read_ranking, write_ranking
-from expert_registry.errors import EngineError, PolicyError, RequestError
+from expert_registry.errors import EngineError, PolicyError, SteerMoEError
 from tests.support.loopback import Loopback
 from tests.support.planted import VERSION, planted_ranking, planted_registry
 from vllm_steermoe_plugin.cli import app
@@ -103,9 +103,8 @@ def test_plot_writes_a_picture(tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
+def test_errors_are_one_line_and_status_1(registry: Path) -> None:
+    for arguments, reason in [
         (("registry", "show", "nobody/nothing", "digits"), "unknown model"),
         (("registry", "show", lab_checkpoint.NAME, "digit"), "did you mean 'digits'"),
         (("registry", "show", lab_checkpoint.NAME, "digits@9"), "digits@9"),
@@ -115,12 +114,10 @@ def test_plot_writes_a_picture(tmp_path: Path) -> None:
         (("detect", "--out", "x", "--recipe", "singing"), "unknown recipe 'singing'"),
         (("detect", "--out", "x", "--pairs", "missing.jsonl", "--behaviour", "b"), "cannot read missing.jsonl"),
         (("plot", "pyproject.toml"), "not a ranking file"),
-    ],
-)
-def test_errors_are_one_line_and_status_1(arguments: tuple[str, ...], reason: str, registry: Path) -> None:
-    done = steermoe(*arguments)
-    assert done.returncode == 1
-    assert reason in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+    ]:
+        done = steermoe(*arguments)
+        assert done.returncode == 1
+        assert reason in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
 
 
 def test_detect_writes_a_ranking(tmp_path: Path) -> None:
@@ -187,13 +184,10 @@ def test_serve_hands_profiles_and_who_manages_them_to_vllm(tmp_path: Path, monke
     assert "steermoe" in os.environ["VLLM_PLUGINS"].split(",")
 
 
-@pytest.mark.parametrize("options", [["terse"], ["a=digits", "a=refusal"]])
-def test_a_profile_option_is_a_name_and_a_text(options: list[str]) -> None:
-    with pytest.raises(RequestError, match="NAME=TEXT"):
-        profiles_of(options)
-
-
-@pytest.mark.parametrize(("option", "names"), [("--manage=secret", "manage"), ("--profile=Terse=digits", "profiles")])
-def test_settings_that_are_none_stop_serve(option: str, names: str) -> None:
-    with pytest.raises(PolicyError, match=names):
-        RUN.invoke(app, ["serve", lab_checkpoint.NAME, option], catch_exceptions=False)
+def test_a_profile_option_is_a_name_and_a_text_and_settings_that_are_none_stop_serve() -> None:
+    for options in (["terse"], ["a=digits", "a=refusal"]):
+        with pytest.raises(SteerMoEError, match="NAME=TEXT"):
+            profiles_of(options)
+    for option, words in (("--manage=secret", "manage"), ("--profile=Terse=digits", "profiles")):
+        with pytest.raises(PolicyError, match=words):
+            RUN.invoke(app, ["serve", lab_checkpoint.NAME, option], catch_exceptions=False)
