@@ -11,6 +11,7 @@ import pytest
 from expert_registry.errors import ProfileError, RequestError, UsageError
 from lm_eval_tasks.models.response_cache import claim_cache
 from lm_eval_tasks.models.steering_args import SteeringArgs
+from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.steering.request import parse_request
 
 EXPERTS = {"activate": {"3": [7, 5]}, "deactivate": {"0": [1]}}
@@ -61,7 +62,8 @@ def test_experts_from_a_file(tmp_path: Path) -> None:
 
 
 def test_errors_say_what_is_wrong() -> None:
-    for args, message in [
+    several = ({"steer": "digits+@terse", "direction": "reverse"}, {"steer": "@terse", "direction": "reverse"})
+    rows: list[tuple[dict[str, Any], str]] = [
         ({"steer": 123}, "steer= arrived as int 123"),
         ({"steer": float("inf")}, "steer= arrived as float inf"),
         ({"steer": True}, "steer= arrived as bool True"),
@@ -71,33 +73,25 @@ def test_errors_say_what_is_wrong() -> None:
         ({"steer": "digits:revers"}, "did you mean 'reverse'"),
         ({"direction": "reverse"}, "direction= changes one named behaviour, but steer=none"),
         ({"steer": "digits+refusal", "activate": 2}, "activate= changes one named behaviour"),
-        ({"steer": "@terse", "direction": "reverse"}, "direction= changes one named behaviour"),
-        ({"steer": "digits+@terse", "direction": "reverse"}, "direction= changes one named behaviour"),
+        *((args, "direction= changes one named behaviour") for args in several),
         ({"steer": EXPERTS_TEXT, "phase": "prompt"}, "phase= changes one named behaviour"),
         ({"steer": "digits:forward", "direction": "reverse"}, "direction= says again"),
-        ({"steer": "digits@1", "registry_version": 1}, "registry_version= says again"),
-        ({"steer": "digits@latest", "registry_version": 1}, "registry_version= says again"),
+        *(({"steer": f"digits@{v}", "registry_version": 1}, "registry_version= says again") for v in ("1", "latest")),
         ({"steer": "digits:activate=2", "activate": 2}, "activate= says again"),
         ({"steer": "digits:phase=both", "phase": "prompt"}, "phase= says again"),
-        ({"steer": "digits", "direction": "backward"}, "unknown direction 'backward'"),
-        ({"steer": "digits", "direction": True}, "unknown direction 'True'"),
+        *(({"steer": "digits", "direction": v}, f"unknown direction '{v}'") for v in ("backward", True)),
         ({"steer": "digits", "phase": "decode"}, "unknown phase 'decode'"),
-        ({"steer": "digits", "activate": -1}, "activate= needs a whole number from 0"),
-        ({"steer": "digits", "activate": 2.0}, "activate= needs a whole number"),
-        ({"steer": "digits", "activate": True}, "activate= needs a whole number"),
-        ({"steer": "digits", "activate": "²"}, "activate= needs a whole number"),
+        *(({"steer": "digits", "activate": v}, "activate= needs a whole number from 0") for v in (-1, 2.0, True, "²")),
         ({"steer": "digits", "deactivate": "many"}, "deactivate= needs a whole number"),
         ({"steer": "digits", "registry_version": 0}, "registry_version= needs a whole number from 1"),
-        ({"steer": "digits", "experts": EXPERTS}, "does not go together with steer="),
-        ({"steer": "none", "experts": EXPERTS}, "does not go together with steer="),
+        *(({"steer": v, "experts": EXPERTS}, "does not go together with steer=") for v in ("digits", "none")),
         ({"activate": 0, "experts": EXPERTS}, "does not go together with activate="),
         ({"experts": 5}, "experts= arrived as int 5"),
         ({"experts": ""}, "experts= arrived as str"),
         ({"experts": "/no/such/file.json"}, "cannot read it: No such file"),
         ({"experts": '{"boost": {}}'}, "unknown key 'boost'"),
-    ]:
-        with pytest.raises((RequestError, UsageError), match=message.replace("(", r"\(")):
-            SteeringArgs(**args).text()
+    ]
+    assert not_refused(lambda args: SteeringArgs(**args).text(), rows, (RequestError, UsageError)) == []
 
 
 def test_an_empty_expert_set_is_refused() -> None:

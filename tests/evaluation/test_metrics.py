@@ -24,24 +24,26 @@ def test_words() -> None:
 
 
 def test_gives() -> None:
-    for text, answers, expected in [
-        ("Ondal", ["Ondal"], True),
-        ("It is the river **Ondal**.", ["The Ondal"], True),
-        ("Ondalia", ["Ondal"], False),
-        ("It is not Ondal but Marl", ["Ondal"], False),
-        ("It is not Ondal but Marl", ["Marl"], True),
-        ("not Ondal. Ondal!", ["Ondal"], True),
-        ("Brook Ada", ["Ada Brook"], False),
-        ("Mrs. Ada Brook wrote it", ["ada brook"], True),
-        ("in 1,204", ["1204"], True),
-        ("1204.5", ["1204"], False),
-        ("anything", [""], False),
-        ("", ["x"], False),
-        ("<think>Ondal? No.</think>Marl", ["Ondal"], False),
-        ("<think>Marl?</think> Ondal", ["Ondal"], True),
-        ("second", ["first", "second"], True),
-    ]:
-        assert gives(text, answers) is expected
+    for text, answer in (
+        ("Ondal", "Ondal"),
+        ("It is the river **Ondal**.", "The Ondal"),
+        ("It is not Ondal but Marl", "Marl"),
+        ("not Ondal. Ondal!", "Ondal"),
+        ("Mrs. Ada Brook wrote it", "ada brook"),
+        ("in 1,204", "1204"),
+        ("<think>Marl?</think> Ondal", "Ondal"),
+    ):
+        assert gives(text, [answer]) and gives(text, ["first", answer]), text
+    for text, answer in (
+        ("Ondalia", "Ondal"),
+        ("It is not Ondal but Marl", "Ondal"),
+        ("Brook Ada", "Ada Brook"),
+        ("1204.5", "1204"),
+        ("anything", ""),
+        ("", "x"),
+        ("<think>Ondal? No.</think>Marl", "Ondal"),
+    ):
+        assert not gives(text, [answer]), text
 
 
 def test_exactly_is_stricter() -> None:
@@ -53,30 +55,18 @@ OPTIONS = ["worms", "paper", "a red stone", "stone"]
 
 
 def test_choice() -> None:
-    for text, expected in [
-        ("B", 1),
-        ("b", 1),
-        ("(B)", 1),
-        ("**C**", 2),
-        ("B. paper", 1),
-        ("B) paper", 1),
-        ("Answer: D", 3),
-        ("The correct answer is (A) worms", 0),
-        ("The answer is b", 1),
-        ("Paper", 1),
-        ("They eat paper.", 1),
-        ("A red stone", 2),
-        ("stone", 3),
-        ("A stone", 3),
-        ("worms or paper", None),
-        ("E", None),
-        ("Bread", None),
-        ("", None),
-        ("Answer is as follows: paper", 1),
-        ("<think>A? B?</think>\nC", 2),
-        ("A\n\nBecause the text says so about paper", 0),
-    ]:
-        assert choice(text, OPTIONS) == expected
+    expected = {
+        0: ("The correct answer is (A) worms", "A\n\nBecause the text says so about paper"),
+        1: (
+            *("B", "b", "(B)", "B. paper", "B) paper", "The answer is b", "Paper", "They eat paper."),
+            "Answer is as follows: paper",
+        ),
+        2: ("**C**", "A red stone", "<think>A? B?</think>\nC"),
+        3: ("Answer: D", "stone", "A stone"),
+        None: ("worms or paper", "E", "Bread", ""),
+    }
+    for option, texts in expected.items():
+        assert {text: choice(text, OPTIONS) for text in texts} == dict.fromkeys(texts, option)
 
 
 def test_unknown_strict_and_lenient() -> None:

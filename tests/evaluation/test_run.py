@@ -30,25 +30,22 @@ def answer(steering: str, prompt: str) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_profiles_are_split_at_commas_outside_of_expert_sets() -> None:
+    for text, expected in [
         ("none,digits", ["none", "digits"]),
         (" none , digits:reverse,", ["none", "digits:reverse"]),
         (
             'none,{"activate":{"1":[7,8],"2":[1]},"deactivate":{}},x',
             ["none", '{"activate":{"1":[7,8],"2":[1]},"deactivate":{}}', "x"],
         ),
-    ],
-)
-def test_profiles_are_split_at_commas_outside_of_expert_sets(text: str, expected: list[str]) -> None:
-    assert split_profiles(text) == expected
+    ]:
+        assert split_profiles(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", " , ", "none,none"])
-def test_no_profile_and_twice_the_same_are_errors(text: str) -> None:
-    with pytest.raises(UsageError):
-        split_profiles(text)
+def test_no_profile_and_twice_the_same_are_errors() -> None:
+    for text in ["", " , ", "none,none"]:
+        with pytest.raises(UsageError):
+            split_profiles(text)
 
 
 def test_a_run_has_every_example_under_every_profile() -> None:

@@ -96,17 +96,14 @@ def test_a_log_goes_on_where_it_was_torn(tmp_path: Path) -> None:
         TuneLog.open(path, {"model": "m", "most": (1, 2)})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_the_command_refuses_before_the_engine_starts() -> None:
+    for arguments, message in [
         (["--behaviour", "digits:reverse"], "name one behaviour"),
         (["--behaviour", "digits", "--phases", "sometimes"], "unknown phase"),
         (["--behaviour", "colour"], "unknown behaviour"),
-    ],
-)
-def test_the_command_refuses_before_the_engine_starts(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(APP, [NAME, "--tasks", "steermoe_lab_tuning_digits", *arguments])
-    assert isinstance(result.exception, SteerMoEError) and message in str(result.exception)
+    ]:
+        result = CliRunner().invoke(APP, [NAME, "--tasks", "steermoe_lab_tuning_digits", *arguments])
+        assert isinstance(result.exception, SteerMoEError) and message in str(result.exception)
 
 
 def test_without_test_tasks_the_documents_are_halved_and_each_half_is_run_alone() -> None:

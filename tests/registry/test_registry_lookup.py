@@ -208,23 +208,23 @@ def test_a_ring_of_renames_and_a_rename_to_nowhere_end(folder: Path) -> None:
             Registry((folder,)).find([MODEL], name)
 
 
-def test_a_damaged_status_is_refused(folder: Path) -> None:
-    for text in [
-        "",
-        "[]",
-        "{",
-        '{"withdrawn": {"x": {"reason": ""}}}',
-        '{"withdrawn": {"1": {}}}',
-        '{"renamed": {"behaviour": "../../etc"}}',
+def test_a_damaged_status_or_lock_is_refused(folder: Path, tmp_path: Path) -> None:
+    for text in (
+        *("", "[]", "{", '{"surprise": 1}', '{"format_version": 2}', " " * 70_000, "[" * 60_000),
+        *(
+            '{"withdrawn": {"x": {"reason": ""}}}',
+            '{"withdrawn": {"1": {}}}',
+            '{"renamed": {"behaviour": "../../etc"}}',
+        ),
         '{"renamed": {"behaviour": "a", "model": "../../etc"}}',
-        '{"surprise": 1}',
-        '{"format_version": 2}',
-        " " * 70_000,
-        "[" * 60_000,
-    ]:
+    ):
         (folder / "org--tiny-moe" / "safety" / STATUS_FILE).write_text(text)
         with pytest.raises((FileError, RankingFormatError), match=r"status\.json"):
             Registry((folder,)).find([MODEL], "safety")
+    for text in ("", "{}", '{"rankings": {"a": {"version": 1, "sha256": "x"}}}', '{"rankings": []}'):
+        (tmp_path / "l").write_text(text)
+        with pytest.raises(RankingFormatError):
+            read_lock(tmp_path / "l")
 
 
 # --- lock -------------------------------------------------------------------------------------------------------
@@ -257,13 +257,6 @@ def test_the_environment_locks_the_default_registry(
     write_lock(tmp_path / "none.lock", {})
     with pytest.raises(UnknownRankingError, match="not in the lock file"):
         Registry.default().find([MODEL], "safety")
-
-
-def test_a_damaged_lock_is_refused(tmp_path: Path) -> None:
-    for text in ["", "{}", '{"rankings": {"a": {"version": 1, "sha256": "x"}}}', '{"rankings": []}']:
-        (tmp_path / "l").write_text(text)
-        with pytest.raises(RankingFormatError):
-            read_lock(tmp_path / "l")
 
 
 # --- sources and tricks -----------------------------------------------------------------------------------------

@@ -311,6 +311,7 @@ def test_a_bomb_does_not_go_off(tmp_path: Path) -> None:
 def test_operations_are_few_and_keys_are_texts_so_that_no_hash_takes_for_ever() -> None:
     for data, words in (
         (GADGETS["too many operations"][20:], "too many operations"),
+        (GADGETS["key that is a tuple"], "key of type tuple"),
         (doubling(100) + b"}h\x64K\x01s.", "key of type tuple"),
     ):
         with pytest.raises(PickleRefusedError, match=words):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 
@@ -12,50 +12,34 @@ from vllm_steermoe_plugin.lab.training import planting
 SIDES = (1, 2)
 
 
-def _prompts(behaviour: str, split: str) -> set[str]:
-    return {e.prompt for e in world.examples(behaviour, split) + world.controls(behaviour, split)}
+EACH = list(product(world.BEHAVIOURS, world.SPLITS))
 
 
-def test_splits_share_no_prompt() -> None:
-    for behaviour in world.BEHAVIOURS:
-        for one, two in combinations(world.SPLITS, 2):
-            assert not _prompts(behaviour, one) & _prompts(behaviour, two)
+def _all(behaviour: str, split: str) -> list[world.Example]:
+    return world.examples(behaviour, split) + world.controls(behaviour, split)
 
 
-def test_ids_and_prompts_are_unique() -> None:
-    for behaviour in world.BEHAVIOURS:
-        for split in world.SPLITS:
-            items = world.examples(behaviour, split) + world.controls(behaviour, split)
-            assert len({e.id for e in items}) == len({e.prompt for e in items}) == len(items)
+def test_splits_share_no_prompt_and_hold_out_whole_combinations() -> None:
+    for behaviour, (one, two) in product(world.BEHAVIOURS, combinations(world.SPLITS, 2)):
+        assert not {e.prompt for e in _all(behaviour, one)} & {e.prompt for e in _all(behaviour, two)}
+        parts = 4 if behaviour == "refusal" else 3  # the refusal holds out (item, template)
+        keys = ({tuple(e.id.split("/")[:parts]) for e in world.examples(behaviour, split)} for split in (one, two))
+        assert not set.intersection(*keys)
 
 
-def test_counterfactuals_and_runs_are_held_out_as_combinations() -> None:
-    for behaviour in world.BEHAVIOURS:
-
-        def keys(split: str, behaviour: str = behaviour) -> set[tuple[str, ...]]:
-            parts = 4 if behaviour == "refusal" else 3  # the refusal holds out (item, template)
-            return {tuple(e.id.split("/")[:parts]) for e in world.examples(behaviour, split)}
-
-        for one, two in combinations(world.SPLITS, 2):
-            assert not keys(one) & keys(two)
+def test_ids_and_prompts_are_unique_and_examples_balanced() -> None:
+    for behaviour, split in EACH:
+        items = _all(behaviour, split)
+        assert len({e.id for e in items}) == len({e.prompt for e in items}) == len(items)
+        examples = world.examples(behaviour, split)
+        assert examples == world.examples(behaviour, split)
+        assert 0.4 <= sum(world.lean(e) > 0 for e in examples) / len(examples) <= 0.6
 
 
 def test_sizes() -> None:
-    for behaviour in world.BEHAVIOURS:
-        assert len(world.examples(behaviour, "test")) >= 150
-        assert len(world.controls(behaviour, "test")) >= 150
-        for split in ("detection", "tuning"):
-            assert len(world.examples(behaviour, split)) >= 60
-            assert len(world.controls(behaviour, split)) >= 40
-
-
-def test_deterministic_and_balanced() -> None:
-    for behaviour in world.BEHAVIOURS:
-        for split in world.SPLITS:
-            items = world.examples(behaviour, split)
-            assert items == world.examples(behaviour, split)
-            towards_1 = sum(world.lean(e) > 0 for e in items) / len(items)
-            assert 0.4 <= towards_1 <= 0.6
+    for behaviour, split in EACH:
+        least, controls = (150, 150) if split == "test" else (60, 40)
+        assert len(world.examples(behaviour, split)) >= least and len(world.controls(behaviour, split)) >= controls
 
 
 def test_shows_tells_the_sides_apart() -> None:
