@@ -10,39 +10,61 @@ from typing import Any
 
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 Rules = dict[tuple[int, int], int]
 """(layer, expert) -> +1 or -1."""
 
 
 def rewrite_row(logits: list[float], rules: dict[int, int], dtype: torch.dtype) -> list[float]:
-    """One token's rewrite, in Python floats (float64), rounded through `dtype` one value at a time."""
+    """One token's rewrite, in Python floats (float64), rounded through `dtype`."""
     if not rules:
         return logits
     top = max(logits)
     total = top + math.log(sum(math.exp(z - top) for z in logits))
     scores = [z - total for z in logits]
 
-    def rounded(value: float) -> torch.Tensor:
-        return torch.tensor(value, dtype=torch.float64).to(dtype)
+    values = torch.tensor([*scores, max(scores) + 0.01, min(scores) - 0.01], dtype=torch.float64).to(dtype)
+    *rounded, above, below = values.tolist()
+    upwards, downwards = (torch.nextafter(values, torch.tensor(end, dtype=dtype)) for end in (math.inf, -math.inf))
+    rewritten = {1: max(above, *upwards[:-2].tolist()), -1: min(below, *downwards[:-2].tolist())}
+    return [rewritten[rules[e]] if e in rules else rounded[e] for e in range(len(logits))]
 
-    def step(value: torch.Tensor, towards: float) -> torch.Tensor:
-        return torch.nextafter(value, torch.tensor(towards, dtype=dtype))
 
-    high, low = max(scores), min(scores)
-    above = max(rounded(high + 0.01), step(rounded(high), math.inf))
-    below = min(rounded(low - 0.01), step(rounded(low), -math.inf))
-    values = {1: above, -1: below}
-    return [float(values[rules[e]]) if e in rules else float(rounded(scores[e])) for e in range(len(logits))]
+class Roundings(TorchDispatchMode):
+    """Every result that a bfloat16 model would round, here float64, is off by the unit roundoff, up or down by chance.
+
+    What transformers computes in float32 whatever the model's dtype stays exact, and so does what only moves values.
+    """
+
+    UNIT = 2.0**-8
+    COPIES = frozenset({"aten::index", "aten::_unsafe_view", "aten::cat", "aten::embedding", "aten::clone"})
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.chance = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view and func.name().partition(".")[0] not in self.COPIES:
+            for value in out if isinstance(out, tuple) else (out,):
+                if isinstance(value, torch.Tensor) and value.dtype is torch.float64:
+                    signs = torch.randint(0, 2, value.shape, generator=self.chance) * 2 - 1
+                    value.mul_(1 + self.UNIT * signs.double())
+        return out
 
 
 class ReferenceModel:
-    """transformers' own model with the router rewritten token by token in a loop."""
+    """transformers' own model with the router rewritten token by token in a loop.
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    It computes in `dtype`; weights and rewritten logits are those of a model in `rounds_to`, `dtype` unless given.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, rounds_to: torch.dtype | None = None) -> None:
+        self.rounds_to = rounds_to or dtype
         # Phi-3.5-MoE's published architecture name is unknown to transformers; its model type is not.
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        self.model.eval()
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        self.model: Any = load(folder, dtype=self.rounds_to, experts_implementation="eager").to(dtype).eval()
         self.routers: dict[int, Any] = {}
         for layer, block in enumerate(self.model.model.layers):
             for module in block.modules():
@@ -51,17 +73,21 @@ class ReferenceModel:
 
     def run(self, token_ids: list[int], rules: Rules) -> tuple[torch.Tensor, dict[int, list[list[int]]]]:
         """Log-probabilities `[T, V]` and, per layer, the sorted experts of each token."""
-        chosen: dict[int, list[list[int]]] = {}
-        with torch.no_grad(), self._steered(rules, chosen):
-            logits = self.model(torch.tensor([token_ids])).logits[0]
-        return torch.log_softmax(logits.float(), dim=-1), chosen
+        logprobs, chosen = self._run(torch.tensor([token_ids]), rules)
+        return logprobs[0], chosen
 
-    def route(self, layer: int, hidden: torch.Tensor, rules: Rules) -> list[list[int]]:
-        """The sorted experts of each token, given what a layer's router is fed, `[T, H]`."""
+    def run_rounded(
+        self, token_ids: list[int], rules: Rules, copies: int
+    ) -> tuple[torch.Tensor, dict[int, list[list[int]]]]:
+        """The same under `Roundings`, each copy by its own chance: `[N, T, V]` and the experts of N * T tokens."""
+        with Roundings(seed=0):
+            return self._run(torch.tensor([token_ids] * copies), rules)
+
+    def _run(self, token_ids: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, dict[int, list[list[int]]]]:
         chosen: dict[int, list[list[int]]] = {}
         with torch.no_grad(), self._steered(rules, chosen):
-            self.routers[layer](hidden)
-        return chosen[layer]
+            logits = self.model(token_ids).logits
+            return torch.log_softmax(logits.float(), dim=-1), chosen
 
     def exact_logits(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """A router's logits `[T, E]` in float64, before any rule."""
@@ -78,8 +104,9 @@ class ReferenceModel:
 
             def slow_linear(x: Any, w: Any, b: Any = None, mine: dict[int, int] = mine) -> torch.Tensor:
                 logits = linear(x, w, b)
-                rows = [rewrite_row(row, mine, logits.dtype) for row in logits.flatten(0, -2).tolist()]
-                return torch.tensor(rows, dtype=logits.dtype).view_as(logits)
+                with _disable_current_modes():  # The rewrite has roundings of its own.
+                    rows = [rewrite_row(row, mine, self.rounds_to) for row in logits.flatten(0, -2).tolist()]
+                    return torch.tensor(rows, dtype=logits.dtype).view_as(logits)
 
             def before(module: Any, args: Any, slow_linear: Any = slow_linear) -> None:
                 torch.nn.functional.linear = slow_linear
