@@ -123,6 +123,7 @@ def test_errors_are_one_line_and_status_1(arguments: tuple[str, ...], reason: st
     assert reason in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
 
 
+@pytest.mark.engine
 def test_detect_writes_a_ranking(tmp_path: Path) -> None:
     out = tmp_path / "digits.safetensors"
     done = steermoe("detect", "--recipe", "digits", "--out", str(out), "--seed", "3")
