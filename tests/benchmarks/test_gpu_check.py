@@ -28,9 +28,9 @@ from benchmarks.gpu.reference import expected, fault
 from benchmarks.gpu.report import Report, make_report, write_report
 from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
 from benchmarks.gpu.serve_report import ServeReport, Speed
-from tests.plugin.device.test_rewrite import routed
 from tests.support.folders import ROOT
 from tests.support.oracle import rewrite_row
+from tests.support.routed import routed
 from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
 from vllm_steermoe_plugin.device.ops import count_, rewrite_
 from vllm_steermoe_plugin.device.rewrite import apply_rules
