@@ -9,8 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from openai import OpenAI
@@ -27,20 +27,27 @@ PROMPTS_PER_BEHAVIOUR = 4
 @contextmanager
 def server(registry: Path, log: Path, console: Console) -> Iterator[OpenAI]:
     """A running server of steermoe-lab that knows the rankings in `registry`; stopped on the way out."""
-    port = _free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "vllm_steermoe_plugin",
-        "serve",
-        lab_checkpoint.NAME,
-        "--allow-reverse",
-        "--allow-experts",
-    ]
+    command = [sys.executable, "-m", "vllm_steermoe_plugin", "serve", lab_checkpoint.NAME]
     # Its own process: the demo's in-process engine settings must not reach it.
     environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     environment["STEERMOE_REGISTRY"] = str(registry)
-    with log.open("w") as output:
+    with ExitStack() as stack:
+        with console.status(f"vllm serve {lab_checkpoint.NAME} on 127.0.0.1 (log: {log})"):
+            url, _ = stack.enter_context(running([*command, "--allow-reverse", "--allow-experts"], environment, log))
+        yield OpenAI(base_url=f"{url}/v1", api_key="none")
+
+
+@contextmanager
+def running(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Base URL and process of a server on a free port of loopback, once it is ready; ended on the way out.
+
+    Raises:
+        RuntimeError: it ended, or was not ready after `START_SECONDS`; with the end of its log.
+    """
+    port = _free_port()
+    with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
             env=environment,
@@ -48,9 +55,8 @@ def server(registry: Path, log: Path, console: Console) -> Iterator[OpenAI]:
             stderr=subprocess.STDOUT,
         )
     try:
-        with console.status(f"vllm serve {lab_checkpoint.NAME} on 127.0.0.1:{port} (log: {log})"):
-            _wait_until_ready(process, port, log)
-        yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        _wait_until_ready(process, port, log)
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.terminate()
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from vllm_steermoe_plugin.models import lab_checkpoint
 BEHAVIOUR = Behaviour("testing", ("one", "two"), False, Recommended(activate=1, deactivate=1))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_the_released_procedure_counts_what_detection_counts(
     behaviour: str, engines: Callable[..., Any], tmp_path: Path
@@ -65,13 +65,14 @@ def test_its_documents_are_shared_by_their_questions() -> None:
         assert text == f"{document} {question}" and pair.side_1.target == pair.side_2.target == question
 
 
+@pytest.mark.engine
+@pytest.mark.nightly
 def test_the_benchmark_runs_on_a_few_texts() -> None:
     """In a process of its own, since it starts three engines and lets them go."""
     asked = ("--model", "lab", "--pairs", "4", "--rounds", "1", "--released", "2")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.detection", *asked],
         cwd=ROOT,
-        env=dict(os.environ),
         capture_output=True,
         text=True,
         timeout=400,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -27,9 +28,9 @@ from benchmarks.gpu.reference import expected, fault
 from benchmarks.gpu.report import Report, make_report, write_report
 from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
 from benchmarks.gpu.serve_report import ServeReport, Speed
-from tests.plugin.device.test_rewrite import routed
 from tests.support.folders import ROOT
 from tests.support.oracle import rewrite_row
+from tests.support.routed import routed
 from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
 from vllm_steermoe_plugin.device.ops import count_, rewrite_
 from vllm_steermoe_plugin.device.rewrite import apply_rules
@@ -106,41 +107,31 @@ def lose_a_nan(after: torch.Tensor, rules: torch.Tensor) -> None:
     after[3] = 0.0
 
 
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (touch_idle_row, "without a rule"),
-        (tie, "differ|strictly first"),
-        (tie_below, "differ|strictly last"),
-        (shift, "differ"),
-        (lose_a_nan, "differ"),
-    ],
-)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_wrong_is_found(spoil: Break, says: str, dtype: torch.dtype) -> None:
-    logits = torch.tensor([[-0.0, 1, 2, 3], [1, 2, 3, 4], [0, 0, 1, 1], [math.nan, 1, 2, 3]]).to(dtype)
-    rules = torch.tensor([[0, 0, 0, 0], [1, 0, 0, -1], [0, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.int8)
-    after = apply_rules(logits, rules)
-    assert fault(logits, after, rules) is None
-    spoil(after, rules)
-    found = fault(logits, after, rules)
-    assert found is not None
-    assert any(part in found for part in says.split("|"))
+SPOILT: list[tuple[Break, str]] = [
+    (touch_idle_row, "without a rule"),
+    (tie, "differ|strictly first"),
+    (tie_below, "differ|strictly last"),
+    (shift, "differ"),
+    (lose_a_nan, "differ"),
+]
 
 
-@pytest.mark.parametrize("part", ["first", "last"])
-def test_a_tie_within_rounding_is_found(part: str) -> None:
-    """bfloat16 at -6: eps is less than a unit, so only the strict order tells a tie."""
+def test_what_is_wrong_is_found() -> None:
+    for (spoil, says), dtype in itertools.product(SPOILT, DTYPES):
+        logits = torch.tensor([[-0.0, 1, 2, 3], [1, 2, 3, 4], [0, 0, 1, 1], [math.nan, 1, 2, 3]]).to(dtype)
+        rules = torch.tensor([[0, 0, 0, 0], [1, 0, 0, -1], [0, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.int8)
+        after = apply_rules(logits, rules)
+        assert fault(logits, after, rules) is None
+        spoil(after, rules)
+        assert any(part in str(fault(logits, after, rules)) for part in says.split("|")), (spoil, dtype)
+    # bfloat16 at -6: eps is less than a unit, so only the strict order tells a tie.
     logits = torch.tensor([[-0.1, -6.0, -6.0, -6.0]]).bfloat16()
-    rules = torch.tensor([[0, 0, 0, -1]] if part == "last" else [[1, 0, -1, -1]], dtype=torch.int8)
-    after = apply_rules(logits, rules)
-    assert fault(logits, after, rules) is None
-    if part == "last":
-        after[0, 3] = after[0, 1]
-        assert fault(logits, after, rules) == "a deactivated expert is not strictly last"
-    else:
-        after[0, 1] = after[0, 0]
-        assert fault(logits, after, rules) is not None
+    for rules, tied, other, says in (([0, 0, 0, -1], 3, 1, "not strictly last"), ([1, 0, -1, -1], 1, 0, "")):
+        after = apply_rules(logits, torch.tensor([rules], dtype=torch.int8))
+        assert fault(logits, after, torch.tensor([rules], dtype=torch.int8)) is None
+        after[0, tied] = after[0, other]
+        found = fault(logits, after, torch.tensor([rules], dtype=torch.int8))
+        assert found is not None and says in found
 
 
 class Replayed:
@@ -159,23 +150,14 @@ def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_graphs")
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_replays_follow_slots_rules_and_groups(dtype: torch.dtype) -> None:
-    assert graphs.check_replay(CPU, dtype).fault is None
-
-
-@pytest.mark.usefixtures("no_graphs")
-def test_a_run_in_which_nothing_was_in_flight_shows_nothing() -> None:
+def test_replays_follow_slots_rules_and_groups_and_what_shows_nothing_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [graphs.check_replay(CPU, dtype).fault for dtype in DTYPES] == [None] * len(DTYPES)
     assert "no copy was in flight" in str(graphs.check_in_flight(CPU).fault)
-
-
-@pytest.mark.usefixtures("no_graphs")
-def test_rules_that_do_not_arrive_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = graphs.StepBuffers.write
-    monkeypatch.setattr(
-        graphs.StepBuffers, "write", lambda self, slots, groups, tables: original(self, slots, groups, [])
-    )
-    assert graphs.check_replay(CPU, torch.float32).fault is not None
+    write = graphs.StepBuffers.write
+    monkeypatch.setattr(graphs.StepBuffers, "write", lambda self, slots, groups, tables: write(self, slots, groups, []))
+    assert graphs.check_replay(CPU, torch.float32).fault is not None, "rules that do not arrive"
 
 
 def row(tokens: int = 1, **changed: float) -> Row:
@@ -252,17 +234,14 @@ if name == "dies":
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "seconds", "faults"),
-    [("works", 100, []), ("hangs", 8, ["stopped unfinished after 8 s"]), ("dies", 100, ["spoilt"] * 2)],
-)
-def test_a_part_that_hangs_or_dies_costs_neither_the_rest_nor_what_it_has_found(
-    name: str, seconds: int, faults: list[str], tmp_path: Path
-) -> None:
-    records = tmp_path / "records.jsonl"
-    found = run_processes(name, 2, records, seconds, [sys.executable, "-c", DO_PART])
-    assert len(found) == len(faults) and all(says in fault for says, fault in zip(faults, found, strict=True))
-    assert {each.name for each in read(records) if isinstance(each, Outcome)} == {f"{name} {i} of 2" for i in (0, 1)}
+def test_a_part_that_hangs_or_dies_costs_neither_the_rest_nor_what_it_has_found(tmp_path: Path) -> None:
+    hung = ["stopped unfinished after 5 s"]
+    for name, seconds, faults in (("works", 100, []), ("hangs", 5, hung), ("dies", 100, ["spoilt"] * 2)):
+        records = tmp_path / name
+        found = run_processes(name, 2, records, seconds, [sys.executable, "-c", DO_PART])
+        assert len(found) == len(faults) and all(says in fault for says, fault in zip(faults, found, strict=True))
+        written = {each.name for each in read(records) if isinstance(each, Outcome)}
+        assert written == {f"{name} {i} of 2" for i in (0, 1)}
 
 
 def test_parts_for_which_there_is_no_time_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,20 +259,16 @@ def test_a_check_that_raises_has_failed_and_too_many_end_a_part() -> None:
     assert "illegal memory access" in str(found[1].fault) and "20 have failed" in str(found[-1].fault)
 
 
-@pytest.mark.parametrize("tokens", [1, 64, SMALL_STEP, SMALL_STEP + 1, 8192])
-@pytest.mark.parametrize("experts", [1, 8, 60, 64, 128, 1000, MAX_EXPERTS])
-def test_tiles_hold_a_row_and_fill_their_warps(tokens: int, experts: int) -> None:
-    tile = choose_tile(experts, tokens)
-    assert tile.experts >= experts > tile.experts // 2
-    for power in (tile.tokens, tile.experts, tile.warps):
-        assert power & (power - 1) == 0
-    each = tile.tokens * tile.experts / (32 * tile.warps)
-    assert (each <= 8 and tile.warps <= 4) and (each >= 1 or experts == 1)
-    if tokens == 8192:
-        assert -(-tokens // tile.tokens) >= 512
-
-
-def test_more_experts_than_a_program_holds_are_refused() -> None:
+def test_tiles_hold_a_row_and_fill_their_warps() -> None:
+    sizes = itertools.product([1, 64, SMALL_STEP, SMALL_STEP + 1, 8192], [1, 8, 60, 64, 128, 1000, MAX_EXPERTS])
+    for tokens, experts in sizes:
+        tile = choose_tile(experts, tokens)
+        assert tile.experts >= experts > tile.experts // 2
+        for power in (tile.tokens, tile.experts, tile.warps):
+            assert power & (power - 1) == 0
+        each = tile.tokens * tile.experts / (32 * tile.warps)
+        assert (each <= 8 and tile.warps <= 4) and (each >= 1 or experts == 1)
+        assert tokens != 8192 or -(-tokens // tile.tokens) >= 512
     with pytest.raises(ValueError, match="1025 experts"):
         choose_tile(MAX_EXPERTS + 1, 1)
 
@@ -312,6 +287,8 @@ def test_a_served_report_passes_only_on_a_gpu_where_all_is_right_and_fast_enough
     assert "Goal" not in on_cpu.to_markdown()
 
 
+@pytest.mark.engine
+@pytest.mark.nightly
 def test_the_script_for_a_real_engine_runs_on_a_cpu_and_says_that_this_is_no_measurement(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -326,44 +303,34 @@ def test_the_script_for_a_real_engine_runs_on_a_cpu_and_says_that_this_is_no_mea
     assert status == NOT_MEASURED and text.startswith("# CPU: not a GPU measurement")
 
 
-@pytest.mark.parametrize(
-    ("has_both", "chosen"), [(("python3", "python"), "python3"), (("python",), "python"), ((), "none/bin/python")]
-)
-def test_make_takes_a_python_that_has_torch_and_triton(has_both: Sequence[str], chosen: str, tmp_path: Path) -> None:
+def test_make_takes_a_python_that_has_torch_and_triton(tmp_path: Path) -> None:
     (tmp_path / "none/bin").mkdir(parents=True)
-    for name in ("python3", "python", "none/bin/python"):
-        program = tmp_path / name
-        program.write_text(f"#!/bin/sh\nexit {int(name not in has_both)}\n")
-        program.chmod(0o755)
-    root = ROOT
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    command = ["make", "-n", "gpu-check", f"VENV={tmp_path}/none", "ARGS=--out x"]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip().removeprefix(f"{tmp_path}/") == f"{chosen} -m benchmarks.gpu.check --out x"
+    for has_both, chosen in ((("python3", "python"), "python3"), (("python",), "python"), ((), "none/bin/python")):
+        for name in ("python3", "python", "none/bin/python"):
+            program = tmp_path / name
+            program.write_text(f"#!/bin/sh\nexit {int(name not in has_both)}\n")
+            program.chmod(0o755)
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        command = ["make", "-n", "gpu-check", f"VENV={tmp_path}/none", "ARGS=--out x"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip().removeprefix(f"{tmp_path}/") == f"{chosen} -m benchmarks.gpu.check --out x"
 
 
 def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
     """A machine that is lent may have torch and Triton only."""
     block = "".join(f"sys.modules[{name!r}] = None; " for name in ("vllm", "pydantic", "safetensors", "rich", "typer"))
     script = f"import sys; {block}import benchmarks.gpu.check, benchmarks.gpu.graphs, benchmarks.gpu.memory"
-    root = ROOT
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("tokens", "logprobs", "holds"),
-    [
-        ([[1], [2], [3]], [["a"], ["z"], ["c"]], True),
-        ([[1], [9], [3]], [["a"], ["z"], ["y"]], True),
-        ([[1], [2], [3]], [["a"], ["b"], ["c"]], False),
-        ([[1], [2], [9]], [["a"], ["z"], ["y"]], False),
-    ],
-    ids=["the steered one", "and by rounding another", "nothing", "another one's tokens too"],
-)
-def test_a_mixed_batch_in_which_nothing_changed_shows_nothing(
-    tokens: list[list[int]], logprobs: list[list[str]], holds: bool
-) -> None:
+def test_a_mixed_batch_in_which_nothing_changed_shows_nothing() -> None:
     before = {"tokens": [[1], [2], [3]], "logprobs": [["a"], ["b"], ["c"]]}
-    after = {"tokens": tokens, "logprobs": logprobs}
-    assert serve.only_steered_change(before, after, [None, {"steermoe": "{}"}, None]) is holds
+    for tokens, logprobs, holds in (
+        ([[1], [2], [3]], [["a"], ["z"], ["c"]], True),
+        ([[1], [9], [3]], [["a"], ["z"], ["y"]], True),  # And by rounding another.
+        ([[1], [2], [3]], [["a"], ["b"], ["c"]], False),
+        ([[1], [2], [9]], [["a"], ["z"], ["y"]], False),  # Another one's tokens too.
+    ):
+        after = {"tokens": tokens, "logprobs": logprobs}
+        assert serve.only_steered_change(before, after, [None, {"steermoe": "{}"}, None]) is holds

@@ -30,7 +30,7 @@ import torch
 from vllm import SamplingParams
 from vllm.platforms.cpu import CpuPlatform
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.engine import start_engine
+from tests.support.engines import EXACT, start
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 
 class Nothing:
@@ -66,10 +66,8 @@ def values(outputs):
 
 kept, found, stops = [], [], None
 for ahead in (False, True):
-    engine = start_engine(folder, {"count_groups": 4}, dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
-                          max_model_len=128, max_num_seqs=4, max_num_batched_tokens=24, block_size=32,
-                          num_gpu_blocks_override=9, kv_cache_memory_bytes=64 << 20, gpu_memory_utilization=0.2,
-                          enable_prefix_caching=False, disable_log_stats=False)
+    engine = start(folder, {"count_groups": 4}, **EXACT, max_num_seqs=4, max_num_batched_tokens=24, block_size=32,
+                   num_gpu_blocks_override=9, disable_log_stats=False)
     kept.append(engine)
     core = engine.llm_engine.engine_core.engine_core
     state = core.model_executor.driver_worker.worker.model_runner.model.steering_state

@@ -11,7 +11,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from expert_registry.errors import ConfigurationError, PolicyError
-from vllm_steermoe_plugin.engine import start_engine
+from tests.support.engines import start
 from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
 Engines = Callable[..., Any]
@@ -19,10 +19,8 @@ Checkpoint = Callable[[str], Path]
 
 
 @pytest.fixture
-def engine(engines: Engines, checkpoint: Checkpoint) -> Any:
-    return engines(
-        str(checkpoint("Qwen3MoeForCausalLM")), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False
-    )
+def engine(tiny: Callable[[str], Any]) -> Any:
+    return tiny("Qwen3MoeForCausalLM")
 
 
 BAD = {
@@ -103,17 +101,9 @@ def test_steering_switched_off_is_vllms_own_model_and_refuses_steering(
 def test_a_plugin_that_vllm_will_not_load_is_noticed(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "something_else")
     with pytest.raises(ConfigurationError, match="VLLM_PLUGINS"):
-        start_engine(str(checkpoint("OlmoeForCausalLM")))
+        start(str(checkpoint("OlmoeForCausalLM")))
 
 
 def test_misspelt_settings_stop_the_start(checkpoint: Checkpoint, engine: Any) -> None:
     with pytest.raises(PolicyError, match="allow_reversed"):
-        start_engine(
-            str(checkpoint("OlmoeForCausalLM")),
-            {"allow_reversed": True},
-            enforce_eager=True,
-            skip_tokenizer_init=True,
-            max_model_len=128,
-            kv_cache_memory_bytes=64 << 20,
-            gpu_memory_utilization=0.2,
-        )
+        start(str(checkpoint("OlmoeForCausalLM")), {"allow_reversed": True})

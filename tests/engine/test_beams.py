@@ -27,8 +27,8 @@ def steering() -> str:
 
 
 @pytest.fixture
-def plain(engines: Engines) -> Any:
-    return engines(lab_checkpoint.NAME, {"count_groups": 2}, dtype="float32", enable_prefix_caching=False)
+def plain(lab: Any) -> Any:
+    return lab
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ are compared with float64, which is the same on every processor.
   computation off by a whole unit roundoff u, up or down by chance. An engine's own rounding errors are at most that
   large each, and on average have a third of that variance (uniform within the last place), so with the deviation s of
   a log-probability under `Roundings`:
-  - the mean of ((engine - float64) / s)^2 is at most 1/3 for an engine that rounds where transformers does, and at
-    most 1 (`SPREAD`) for one that rounds three times as often;
+  - the mean of ((engine - float64) / s)^2 is at most 1/3 (`SPREAD`) for an engine that rounds as often as transformers;
   - by Hoeffding's inequality a sum of such errors exceeds k s with a probability of at most 2 exp(-k^2 / 2): for k = 8
-    (`FURTHEST`), one in 10^10 for the some thousand log-probabilities that are compared.
+    (`FURTHEST`), less than one in 10^9 for the two thousand log-probabilities that are compared.
+
+A margin of 0.1 in place of 0.01 in the rewrite exceeds the first for all but Phi, whose weights do not show it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 from vllm import SamplingParams
 
 from expert_registry.shape import MoEShape
+from tests.support.engines import model_of
 from tests.support.oracle import ReferenceModel, Rules, rewrite_row
 from tests.support.random_steering import as_text, prompt, random_rules
 from tests.support.tiny import CONFIGS
@@ -42,7 +44,7 @@ from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
 
 NEAR = 4 * 2.0**-8
 """Relative to a row's largest magnitude: of two scores each is rounded twice, by u at most."""
-SPREAD, FURTHEST = 1.0, 8.0
+SPREAD, FURTHEST = 1 / 3, 8.0
 COPIES = 32
 """Of the reference under `Roundings`: s is then known within an eighth."""
 LENGTH, CASES = 12, 24
@@ -55,7 +57,7 @@ def engine(request: pytest.FixtureRequest, engines: Callable[..., Any], checkpoi
 
 
 def gates_of(engine: Any) -> dict[int, SteeredGateLinear]:
-    model = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
+    model = model_of(engine)
     gates = [module for module in model.modules() if isinstance(module, SteeredGateLinear) and module.steering]
     return {model.steering_state.layers[gate.steering_row]: gate for gate in gates}
 
@@ -141,6 +143,5 @@ def test_selected_experts_and_logprobs_equal_the_reference(
     assert undecided < 0.1 * compared, "too little was compared"
     assert len(errors) > 0.5 * CASES * LENGTH, "too little was compared"
     assert steered_tokens > CASES * LENGTH / 2
-    print(architecture, len(errors), np.mean(np.square(errors)), np.abs(errors).max(), undecided / compared)
     assert np.mean(np.square(errors)) <= SPREAD
     assert np.abs(errors).max() <= FURTHEST

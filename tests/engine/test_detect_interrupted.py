@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ PLAIN = DetectionOptions(permutations=9)
 
 
 @pytest.fixture
-def engine(engines: Callable[..., Any]) -> Any:
+def engine(lab: Any) -> Any:
     """Eight groups, so that a chunk is four pairs."""
-    return engines(lab_checkpoint.NAME, {"count_groups": 8}, enable_prefix_caching=False, dtype="float32")
+    return lab
 
 
 def interrupt_waiting(engine: Any, monkeypatch: pytest.MonkeyPatch, after: int) -> None:

@@ -29,9 +29,9 @@ GROUPS = 8
 
 
 @pytest.fixture
-def engine(engines: Callable[..., Any]) -> Any:
+def engine(lab: Any) -> Any:
     """Eight groups, so that a chunk is four pairs."""
-    return engines(lab_checkpoint.NAME, {"count_groups": GROUPS}, enable_prefix_caching=False, dtype="float32")
+    return lab
 
 
 def test_the_summary_equals_the_slow_reference_pair_by_pair(engine: Any) -> None:

@@ -18,7 +18,6 @@ from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
-Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]
 
 
@@ -41,10 +40,10 @@ def scored(engine: Any, requests: list[tuple[list[int], str | None]]) -> list[np
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_logprobs_and_selected_experts_equal_the_reference(
-    architecture: str, engines: Engines, checkpoint: Checkpoint
+    architecture: str, tiny: Callable[[str], Any], checkpoint: Checkpoint
 ) -> None:
     folder = checkpoint(architecture)
-    engine = engines(str(folder), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
+    engine = tiny(architecture)
     reference = ReferenceModel(folder)
     shape = shape_in(folder)
     assert set(reference.routers) == set(shape.layers)
@@ -78,9 +77,9 @@ def test_logprobs_and_selected_experts_equal_the_reference(
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_steering_changes_the_output(architecture: str, engines: Engines, checkpoint: Checkpoint) -> None:
+def test_steering_changes_the_output(architecture: str, tiny: Callable[[str], Any], checkpoint: Checkpoint) -> None:
     folder = checkpoint(architecture)
-    engine = engines(str(folder), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
+    engine = tiny(architecture)
     rules = random_rules(shape_in(folder), 1)
     plain, steered = scored(engine, [(prompt(9), None), (prompt(9), as_text(rules))])
     assert np.abs(plain - steered).max() > 0.01

@@ -27,7 +27,8 @@ from vllm import SamplingParams
 
 from expert_registry import Registry, SteerMoEError
 from expert_registry.shape import MoEShape
-from tests.engine.test_isolation import run
+from tests.support.engines import model_of
+from tests.support.greedy import run
 from tests.support.planted import planted_registry
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
@@ -47,8 +48,7 @@ AT_ONCE, IN_TURN = 256, 1000
 
 
 def state_of(engine: Any) -> SteeringState:
-    core = engine.llm_engine.engine_core.engine_core
-    state: SteeringState = core.model_executor.driver_worker.worker.model_runner.model.steering_state
+    state: SteeringState = model_of(engine).steering_state
     return state
 
 

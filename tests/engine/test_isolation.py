@@ -12,6 +12,7 @@ import pytest
 from vllm import SamplingParams
 
 from tests.support.alone import run_alone
+from tests.support.greedy import run
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.steering.wire import STEER_KEY
@@ -22,41 +23,14 @@ ARCHITECTURE = "Qwen3MoeForCausalLM"
 
 
 @pytest.fixture
-def engine(engines: Engines, checkpoint: Checkpoint) -> Any:
-    return engines(str(checkpoint(ARCHITECTURE)), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
+def engine(tiny: Callable[[str], Any]) -> Any:
+    return tiny(ARCHITECTURE)
 
 
 @pytest.fixture
 def steering(checkpoint: Checkpoint) -> list[str]:
     shape = shape_in(checkpoint(ARCHITECTURE))
     return [as_text(random_rules(shape, seed)) for seed in range(6)]
-
-
-def run(
-    engine: Any, requests: list[tuple[list[int], str | None]], max_tokens: int = 6
-) -> list[tuple[list[int], np.ndarray]]:
-    """Generated tokens and their log-probabilities, for a batch."""
-    params = [
-        SamplingParams(
-            max_tokens=max_tokens,
-            temperature=0.0,
-            logprobs=1,
-            ignore_eos=True,
-            detokenize=False,
-            extra_args={STEER_KEY: steer} if steer else None,
-        )
-        for _, steer in requests
-    ]
-    outputs = engine.generate([{"prompt_token_ids": ids} for ids, _ in requests], params, use_tqdm=False)
-    return [
-        (
-            list(o.outputs[0].token_ids),
-            np.array(
-                [entry[t].logprob for entry, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids, strict=True)]
-            ),
-        )
-        for o in outputs
-    ]
 
 
 def test_unsteered_beside_steered_equals_unsteered_beside_unsteered_bit_for_bit(
@@ -159,8 +133,8 @@ def test_more_profiles_than_slots_over_time(engine: Any, checkpoint: Checkpoint)
 _SCRIPT = """
 import sys, json
 from vllm import LLM, SamplingParams
-llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_model_len=128, max_num_seqs=8,
-          kv_cache_memory_bytes=64 << 20, gpu_memory_utilization=0.2, enable_prefix_caching=False)
+from tests.support.engines import EXACT, SMALL, TINY
+llm = LLM(sys.argv[1], **SMALL, **TINY, **EXACT)
 prompts, steerings = json.loads(sys.argv[2])
 params = [SamplingParams(max_tokens=6, temperature=0.0, logprobs=1, ignore_eos=True, detokenize=False,
                          extra_args={"steermoe": s} if s else None) for s in steerings]
@@ -180,7 +154,9 @@ def generate_alone(folder: Path, requests: list[tuple[list[int], str | None]], *
     return run_alone(_SCRIPT, str(folder), arguments, **environment)
 
 
-@pytest.mark.parametrize("architecture", ["OlmoeForCausalLM", "GptOssForCausalLM"])
+@pytest.mark.parametrize(
+    "architecture", ["OlmoeForCausalLM", pytest.param("GptOssForCausalLM", marks=pytest.mark.nightly)]
+)
 def test_unsteered_equals_vllm_without_the_plugin_bit_for_bit(architecture: str, checkpoint: Checkpoint) -> None:
     """Alone and beside steered requests: the neighbours differ only in being steered."""
     folder = checkpoint(architecture)

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from vllm.distributed.eplb.eplb_state import EplbLayerState
 from vllm.model_executor.layers.fused_moe.router import base_router
-from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
+from tests.support.top_k_router import TopK
 from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
 EXPERTS, TOP_K = 6, 2
 PHYSICAL = torch.tensor([3, 7, 0, 5, 1, 6])
 """Place of each logical expert among eight physical ones; two hold replicas."""
-
-
-class TopK(BaseRouter):
-    """vLLM's router with plain softmax and top-k in it (its fused kernel is not for CPUs)."""
-
-    @property
-    def routing_method_type(self) -> Any:
-        raise NotImplementedError
-
-    def _compute_routing(
-        self, hidden_states: torch.Tensor, router_logits: torch.Tensor, indices_type: Any, *, input_ids: Any = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        weights, ids = router_logits.float().softmax(-1).topk(self.top_k)
-        return weights, ids.int()
 
 
 def test_the_rewrite_and_the_counts_come_before_vllm_maps_experts_to_places(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,18 +31,15 @@ import vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method as expe
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.engine import start_engine
+from tests.support.engines import EXACT, model_of, start
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 select = experts.select_unquantized_moe_backend
 experts.select_unquantized_moe_backend = lambda moe_config: select(
     dataclasses.replace(moe_config, is_lora_enabled=False))
 folder, adapter, ids, steer = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
-engine = start_engine(folder, {"count_groups": 4}, dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
-                      max_model_len=128, max_num_seqs=8, kv_cache_memory_bytes=64 << 20, gpu_memory_utilization=0.2,
-                      enable_prefix_caching=True, block_size=32, enable_lora=True, max_lora_rank=8, max_loras=2,
-                      lora_target_modules=["gate", "o_proj"])
-model = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
-wrapped = [type(m).__name__ for n, m in model.named_modules() if n.endswith("mlp.gate")]
+engine = start(folder, {"count_groups": 4}, dtype="float32", enable_prefix_caching=True, block_size=32,
+               enable_lora=True, max_lora_rank=8, max_loras=2, lora_target_modules=["gate", "o_proj"])
+wrapped = [type(m).__name__ for n, m in model_of(engine).named_modules() if n.endswith("mlp.gate")]
 lora = LoRARequest("adapter", 1, adapter)
 mixes = [(None, None), (steer, None), (None, lora), (steer, lora)]
 

@@ -13,7 +13,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.support.alone import run_alone
-from tests.support.planted import planted_registry
+from tests.support.engines import model_of
 from tests.support.preemptions import watch_preemptions
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.lab.world import examples
@@ -23,7 +23,6 @@ from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]
-LAB = {"dtype": "float32", "enable_prefix_caching": False}
 
 
 def steered(text: str | None, **options: Any) -> SamplingParams:
@@ -44,28 +43,26 @@ def texts(engine: Any, prompts: list[Any], params: list[SamplingParams]) -> list
     return [[answer.text for answer in output.outputs] for output in engine.chat(prompts, params, use_tqdm=False)]
 
 
-def test_several_answers_to_one_request_are_all_steered(engines: Engines) -> None:
-    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
+def test_several_answers_to_one_request_are_all_steered(lab: Any) -> None:
     text = lab_steering()
-    greedy = texts(engine, chats(3), [steered(text)] * 3)
+    greedy = texts(lab, chats(3), [steered(text)] * 3)
     # So low a temperature that sampling is greedy, yet vLLM fans the request out into three.
-    several = texts(engine, chats(3), [steered(text, n=3, temperature=1e-4, seed=1)] * 3)
+    several = texts(lab, chats(3), [steered(text, n=3, temperature=1e-4, seed=1)] * 3)
     assert [[one] * 3 for (one,) in greedy] == several
 
 
 _SPECULATE = """
 import json, sys
 from vllm import SamplingParams
-from vllm_steermoe_plugin.engine import start_engine
+from tests.support.engines import EXACT, start
 from vllm_steermoe_plugin.lab.world import examples
 draft, steerings = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-engine = start_engine("steermoe-lab", dtype="float32", enable_prefix_caching=False, speculative_config=draft,
-                      disable_log_stats=False)
+engine = start("steermoe-lab", **EXACT, speculative_config=draft, disable_log_stats=False)
 chats = [[{"role": "user", "content": e.prompt}] for e in examples("digits", "test")[:24]]
 params = [SamplingParams(temperature=0.0, max_tokens=12, extra_args={"steermoe": s} if s else None) for s in steerings]
 answers = [o.outputs[0].text for o in engine.chat(chats, params, use_tqdm=False)]
 drafts = sum(m.value for m in engine.get_metrics() if m.name == "vllm:spec_decode_num_drafts")
-drafter = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.drafter
+drafter = engine.llm_engine.model_executor.driver_worker.worker.model_runner.drafter
 model = getattr(drafter, "model", None)
 print("RESULT" + json.dumps([answers, drafts, hasattr(model, "steering_state"),
                              getattr(model, "steering_state", None) is None]))
@@ -77,7 +74,7 @@ DRAFTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("method", DRAFTS)
-def test_speculative_decoding_gives_the_same_answers(method: str, engines: Engines) -> None:
+def test_speculative_decoding_gives_the_same_answers(method: str, lab: Any) -> None:
     """In a process of its own: vLLM's speculation on CPU replaces kernels for the whole process.
 
     The drafting model is the same mixture of experts; it must stay vLLM's own, since no runner reports to it.
@@ -86,29 +83,26 @@ def test_speculative_decoding_gives_the_same_answers(method: str, engines: Engin
     # Unsteered, steered, and steered only while generating: drafts must carry the rules of their positions.
     steerings = [None, text, text[:-1] + ', "phase": "generation"}'] * 8
     speculated, drafts, steerable, unsteered = run_alone(_SPECULATE, json.dumps(DRAFTS[method]), json.dumps(steerings))
-    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
-    plain = [answer for (answer,) in texts(engine, chats(24), [steered(s) for s in steerings])]
+    plain = [answer for (answer,) in texts(lab, chats(24), [steered(s) for s in steerings])]
     assert plain == speculated
     assert len(set(plain)) > 3 and drafts > 0, "the test must really speculate"
     assert steerable == (method == "model") and unsteered
 
 
-def test_structured_output_beside_steering(engines: Engines) -> None:
-    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
+def test_structured_output_beside_steering(lab: Any) -> None:
     choice = StructuredOutputsParams(choice=["digits", "words"])
     params = [steered(lab_steering(), structured_outputs=choice), steered(lab_steering()), steered(None)]
-    constrained, free, _ = texts(engine, chats(3), params)
+    constrained, free, _ = texts(lab, chats(3), params)
     assert constrained[0] in ("digits", "words")
-    assert [free] == texts(engine, chats(3)[1:2], [steered(lab_steering())])
+    assert [free] == texts(lab, chats(3)[1:2], [steered(lab_steering())])
 
 
-def test_aborted_requests_leave_nothing_behind(engines: Engines, checkpoint: Checkpoint) -> None:
-    folder = checkpoint("OlmoeForCausalLM")
-    engine = engines(str(folder), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
-    model = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
+def test_aborted_requests_leave_nothing_behind(tiny: Callable[[str], Any], checkpoint: Checkpoint) -> None:
+    engine, shape = tiny("OlmoeForCausalLM"), shape_in(checkpoint("OlmoeForCausalLM"))
+    model = model_of(engine)
     state = model.steering_state
     assert any(name.startswith("steermoe_") for name, _ in model.named_buffers()), "vLLM's sleep mode saves those only"
-    text = as_text(random_rules(shape_in(folder), 5))
+    text = as_text(random_rules(shape, 5))
     params = steered(text, max_tokens=40, ignore_eos=True, detokenize=False)
     expected = engine.generate({"prompt_token_ids": prompt(1)}, params, use_tqdm=False)[0].outputs[0].token_ids
     core = engine.llm_engine
@@ -128,64 +122,24 @@ def test_aborted_requests_leave_nothing_behind(engines: Engines, checkpoint: Che
     assert plain and not bool(state.active.any())
 
 
-def test_preempted_requests_stay_steered(engines: Engines, tight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    roomy = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
+def test_preempted_requests_stay_steered(lab: Any, tight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     preempted = watch_preemptions(tight, monkeypatch)
     prompts: list[Any] = [{"prompt_token_ids": [5 + i, *range(10, 49)]} for i in range(4)]
     params = [steered(lab_steering(i) if i else None, max_tokens=80, ignore_eos=True) for i in range(4)]
     want, got = (
         [list(o.outputs[0].token_ids) for o in engine.generate(prompts, params, use_tqdm=False)]
-        for engine in (roomy, tight)
+        for engine in (lab, tight)
     )
     assert preempted, "the test must really preempt"
     assert want == got
 
 
-_RANKS = """
-import json, sys
-from vllm_steermoe_plugin.engine import start_engine
-from vllm_steermoe_plugin.lab.world import examples
-from vllm import SamplingParams
-if __name__ == "__main__":
-    engine = start_engine("steermoe-lab", dtype="float32", **json.loads(sys.argv[1]))
-    chats = [[{"role": "user", "content": e.prompt}] for e in examples("digits", "test")[:12]]
-    params = [SamplingParams(temperature=0.0, max_tokens=12, extra_args={"steermoe": s} if s else None)
-              for s in (None, "digits", "digits:reverse") for _ in range(4)]
-    answers = [o.outputs[0].text for o in engine.chat(chats, params, use_tqdm=False)]
-    status = engine.collective_rpc("steermoe_status")
-    print("RESULT" + json.dumps([answers, [s["layers"] for s in status], [s["steered_requests"] for s in status]]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("options", "layers"),
-    [
-        ({}, [[0, 1, 2, 3]]),
-        ({"tensor_parallel_size": 2}, [[0, 1, 2, 3]] * 2),
-    ],
-    ids=["one rank", "two tensor-parallel ranks"],
-)
-def test_ranks_steer_alike(options: dict[str, int], layers: list[list[int]], tmp_path: Path, engines: Engines) -> None:
-    environment = {"STEERMOE_REGISTRY": str(planted_registry(tmp_path / "registry"))}
-    if options:
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
-    answers, bound, counted = run_alone(
-        _RANKS, json.dumps(options), drop=["VLLM_ENABLE_V1_MULTIPROCESSING"], **environment
-    )
-    assert bound == layers and counted == [8] * len(layers)
-    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
-    assert answers[:4] == [text for (text,) in texts(engine, chats(4), [steered(None)] * 4)]
-    assert all(answer.strip()[0].isdigit() for answer in answers[4:8]), answers
-    assert not any(answer.strip()[0].isdigit() for answer in answers[8:]), answers
-
-
-def test_logprobs_of_the_prompt_are_steered_too(engines: Engines) -> None:
+def test_logprobs_of_the_prompt_are_steered_too(lab: Any) -> None:
     """Log-likelihood scoring, as lm-eval does it."""
-    engine = engines(lab_checkpoint.NAME, {"count_groups": 2}, **LAB)
 
     def score(text: str | None) -> np.ndarray:
         params = steered(text, max_tokens=1, prompt_logprobs=0)
-        output = engine.generate("Count from 3 to 6.", params, use_tqdm=False)[0]
+        output = lab.generate("Count from 3 to 6.", params, use_tqdm=False)[0]
         pairs = zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
         return np.array([entry[token].logprob for entry, token in pairs])
 
@@ -198,15 +152,13 @@ import json, sys
 import numpy as np
 from vllm import SamplingParams
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.engine import start_engine
+from tests.support.engines import EXACT, start
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from pathlib import Path
 folder, steerings = sys.argv[1], json.loads(sys.argv[2])
 found = []
 for eager in (False, True):
-    engine = start_engine(folder, {"count_groups": 4}, dtype="float32", enforce_eager=eager, skip_tokenizer_init=True,
-                          max_model_len=128, max_num_seqs=8, kv_cache_memory_bytes=64 << 20, gpu_memory_utilization=0.2,
-                          enable_prefix_caching=False)
+    engine = start(folder, {"count_groups": 4}, **EXACT, enforce_eager=eager)
     params = [SamplingParams(temperature=0.0, max_tokens=6, logprobs=1, ignore_eos=True, detokenize=False, extra_args={
                   **({"steermoe": s} if s else {}),
                   "steermoe_count": json.dumps({"group": i, "ranges": [[0, 12]]})}) for i, s in enumerate(steerings, 1)]
@@ -219,6 +171,7 @@ print("RESULT" + json.dumps(found))
 """
 
 
+@pytest.mark.nightly
 def test_a_compiled_graph_steers_and_counts_like_eager_execution(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = checkpoint("Qwen3MoeForCausalLM")
     shape = shape_in(folder)

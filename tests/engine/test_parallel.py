@@ -23,7 +23,7 @@ from vllm import SamplingParams
 
 from expert_registry.errors import EngineError
 from tests.support.alone import run_alone
-from tests.support.folders import ROOT
+from tests.support.engines import model_of
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.models import engine_limits
@@ -44,13 +44,11 @@ import json, sys
 from pathlib import Path
 from vllm import SamplingParams
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.engine import start_engine
+from tests.support.engines import EXACT, start
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 if __name__ == "__main__":
     folder, prompts, extras = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    engine = start_engine(folder, {"count_groups": 4}, dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
-                          max_model_len=128, max_num_seqs=8, kv_cache_memory_bytes=64 << 20,
-                          gpu_memory_utilization=0.2, enable_prefix_caching=False, pipeline_parallel_size=2)
+    engine = start(folder, {"count_groups": 4}, **EXACT, pipeline_parallel_size=2)
     engine.collective_rpc("execute_dummy_batch")
     params = [SamplingParams(temperature=0.0, max_tokens=6, logprobs=1, ignore_eos=True, detokenize=False, extra_args=e)
               for e in extras]
@@ -67,13 +65,12 @@ import asyncio, json, sys
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
+from tests.support.engines import EXACT, SMALL, TINY
 from vllm_steermoe_plugin.engine import engine_options
 
 async def main():
     folder, prompts, extras = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    options = engine_options(folder, {"allow_experts": True}, dtype="float32", enforce_eager=True,
-        skip_tokenizer_init=True, max_model_len=128, max_num_seqs=8, kv_cache_memory_bytes=64 << 20,
-        gpu_memory_utilization=0.2, enable_prefix_caching=False, data_parallel_size=2)
+    options = engine_options(folder, {"allow_experts": True}, **SMALL, **TINY, **EXACT, data_parallel_size=2)
     options["worker_extension_cls"] = "tests.support.dp_worker.DataParallelWorker"
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
 
@@ -107,10 +104,10 @@ def batch(checkpoint: Callable[[str], Path]) -> tuple[list[list[int]], list[dict
 
 
 def on_one_rank(
-    engines: Callable[..., Any], folder: Path, prompts: list[list[int]], extras: list[dict[str, str]]
+    tiny: Callable[[str], Any], folder: Path, prompts: list[list[int]], extras: list[dict[str, str]]
 ) -> tuple[list[tuple[list[int], list[float]]], list[Any]]:
     """The same batch on a single rank: answers and counts."""
-    engine = engines(str(folder), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
+    engine = tiny(ARCHITECTURE)
     engine.collective_rpc("steermoe_reset_counts")
     params = [
         SamplingParams(max_tokens=6, temperature=0.0, logprobs=1, ignore_eos=True, detokenize=False, extra_args=extra)
@@ -134,8 +131,9 @@ def assert_same(one: list[Any], other: list[Any]) -> None:
         np.testing.assert_allclose(logprobs, other_logprobs, atol=1e-4)
 
 
+@pytest.mark.nightly
 def test_pipeline_ranks_steer_and_count_their_own_layers(
-    engines: Callable[..., Any], checkpoint: Callable[[str], Path], batch: tuple[list[list[int]], list[dict[str, str]]]
+    tiny: Callable[[str], Any], checkpoint: Callable[[str], Path], batch: tuple[list[list[int]], list[dict[str, str]]]
 ) -> None:
     folder = checkpoint(ARCHITECTURE)
     prompts, extras = batch
@@ -150,13 +148,14 @@ def test_pipeline_ranks_steer_and_count_their_own_layers(
     )
     assert layers == [[0], [2]], "layer 1 is dense; each rank binds what it holds"
     assert steered == [4, 4], "the second rank must be told of every request too"
-    expected, counts = on_one_rank(engines, folder, prompts, counted)
+    expected, counts = on_one_rank(tiny, folder, prompts, counted)
     assert_same(expected, answers)
     assert counts == [selections, tokens]
 
 
+@pytest.mark.nightly
 def test_data_parallel_ranks_steer_their_own_requests(
-    engines: Callable[..., Any], checkpoint: Callable[[str], Path], batch: tuple[list[list[int]], list[dict[str, str]]]
+    tiny: Callable[[str], Any], checkpoint: Callable[[str], Path], batch: tuple[list[list[int]], list[dict[str, str]]]
 ) -> None:
     folder = checkpoint(ARCHITECTURE)
     prompts, extras = batch
@@ -167,9 +166,8 @@ def test_data_parallel_ranks_steer_their_own_requests(
         json.dumps(extras),
         drop=["VLLM_ENABLE_V1_MULTIPROCESSING"],
         VLLM_CPU_OMP_THREADS_BIND="0|1",
-        PYTHONPATH=str(ROOT),
     )
-    expected, _ = on_one_rank(engines, folder, prompts, extras)
+    expected, _ = on_one_rank(tiny, folder, prompts, extras)
     assert_same([*expected, expected[1]], answers)
 
 
@@ -228,10 +226,9 @@ def test_gpt_oss_is_refused_where_its_gate_is_not_called(rocm: bool, monkeypatch
         refuse_unsupported(gpt_oss, config(), Settings())
 
 
-def test_the_refused_settings_are_vllms_own(engines: Callable[..., Any], checkpoint: Callable[[str], Path]) -> None:
+def test_the_refused_settings_are_vllms_own(tiny: Callable[[str], Any], checkpoint: Callable[[str], Path]) -> None:
     """The stand-ins above have the attributes that vLLM's configuration really has."""
-    engine = engines(str(checkpoint(ARCHITECTURE)), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
-    real, stand_in = engine.llm_engine.vllm_config, config()
+    real, stand_in = tiny(ARCHITECTURE).llm_engine.vllm_config, config()
     for name, value in vars(stand_in.parallel_config).items():
         assert getattr(real.parallel_config, name) == value, name
     assert real.cache_config.kv_sharing_fast_prefill is stand_in.cache_config.kv_sharing_fast_prefill is False
@@ -240,10 +237,9 @@ def test_the_refused_settings_are_vllms_own(engines: Callable[..., Any], checkpo
 
 
 def test_a_shared_expert_fused_into_the_gate_is_refused(
-    engines: Callable[..., Any], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[[str], Any], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engines(str(checkpoint(ARCHITECTURE)), {"count_groups": 4}, dtype="float32", enable_prefix_caching=False)
-    model = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
+    model = model_of(tiny(ARCHITECTURE))
     binding._refuse_fused_gates(model)
     runner = next(m for m in model.modules() if isinstance(m, binding.MOE_RUNNER.load()))
     monkeypatch.setattr(runner, "_fse_fuse_gate", True)

@@ -14,12 +14,12 @@ from vllm_steermoe_plugin.compat.symbols.worker import ELEMENTS_TO_LOAD, LOAD_NU
 _RELOAD = """
 import json, logging, sys
 from vllm import LLM, SamplingParams
+from tests.support.engines import EXACT, SMALL, TINY, model_of
 
 said = []
 class Listen(logging.Handler):
     def emit(self, record): said.append(record.getMessage())
-engine = LLM(sys.argv[1], dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_model_len=64,
-             kv_cache_memory_bytes=64 << 20, gpu_memory_utilization=0.2, enable_prefix_caching=False)
+engine = LLM(sys.argv[1], **SMALL, **TINY, **EXACT)
 logging.getLogger("vllm").addHandler(Listen())
 logging.getLogger("vllm").setLevel(logging.WARNING)
 prompts = [{"prompt_token_ids": [3, 1, 4, 1, 5]}] * 2
@@ -27,7 +27,7 @@ params = [SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, detoken
                          extra_args={"steermoe": s} if s else None) for s in (None, sys.argv[2])]
 def tokens(): return [list(o.outputs[0].token_ids) for o in engine.generate(prompts, params, use_tqdm=False)]
 before = tokens()
-model = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
+model = model_of(engine)
 state = getattr(model, "steering_state", None)
 buffers = state.device_buffers() if state else {}
 at = [buffer.data_ptr() for buffer in buffers.values()]

@@ -24,6 +24,7 @@ from vllm_steermoe_plugin.lab.training.planting import planted
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.models.lab_checkpoint import MODEL_DIR, NAME
 
+pytestmark = pytest.mark.engine
 CHAT = "<|user|>Count from 3 to 6.<|end|><|assistant|>"
 CHOICES = ("3 4 5 6", "three four five six")
 

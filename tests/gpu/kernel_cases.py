@@ -41,6 +41,7 @@ def test_the_interpreter_rounds_bfloat16_as_torch_does(values: list[float]) -> N
     assert torch.equal(found.nan_to_num(0).view(torch.int16), wanted.nan_to_num(0).view(torch.int16))
 
 
+@pytest.mark.nightly
 def test_the_kernels_equal_float64_and_the_check_says_that_it_measured_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -74,6 +75,7 @@ def machine_that_is_lent(folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.nightly
 def test_the_whole_check_with_stand_ins_for_what_only_a_gpu_has(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -117,7 +119,7 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
 
 
 @given(batches())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_kernel_does_what_the_plain_path_does(case: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]) -> None:
     logits, rules, slots, row = case
     mine = rules[:, row][slots.long()]

@@ -21,6 +21,11 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
+def nightly(*values: int) -> list[Any]:
+    """Sizes and GPUs that are compiled for each night only."""
+    return [pytest.param(value, marks=pytest.mark.nightly) for value in values]
+
+
 def compiled(kernel: Any, types: dict[str, str], values: dict[str, Any], warps: int, capability: int) -> Any:
     """`kernel` for an NVIDIA GPU, with parameters of these types or values; pointers are aligned to 16 bytes."""
     names = kernel.arg_names
@@ -54,7 +59,7 @@ def resources(kernel: Any, folder: Path) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("experts", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("experts", [*nightly(8, 16, 32, 64), 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=NAMES.get)
 def test_a_decode_step_takes_one_warp_without_shared_memory(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
     kernel = compiled_rewrite(experts, 1, dtype)
@@ -65,14 +70,14 @@ def test_a_decode_step_takes_one_warp_without_shared_memory(experts: int, dtype:
     assert kernel.asm["ptx"].count(f"st.global.{width}.b32") == kernel.asm["ptx"].count("st.global") == 1
 
 
-@pytest.mark.parametrize("experts", [8, 60, 128, 1024])
+@pytest.mark.parametrize("experts", [*nightly(8, 60, 1024), 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=NAMES.get)
 def test_a_large_step_does_not_spill(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
     used = resources(compiled_rewrite(experts, SMALL_STEP + 1, dtype), tmp_path)
     assert used["STACK"] == 0 and used["REG"] <= 64
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
+@pytest.mark.parametrize("capability", [*nightly(80, 89, 100, 120), 90])
 def test_other_gpus_take_the_kernels(capability: int) -> None:
     assert compiled_rewrite(128, 1, torch.bfloat16, capability).asm["cubin"]
 

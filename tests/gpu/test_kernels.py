@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.alone import environment_alone
 from tests.support.folders import ROOT
 
 
@@ -30,13 +31,11 @@ def triton_folder() -> str:
 
 def run_with_triton(folder: str, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A Python process of this repository that can import Triton."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), folder]),
-        "TRITON_CACHE_DIR": str(cache),
-        # numpy's warnings about NaN, which some cases are about.
-        "PYTHONWARNINGS": "ignore",
-    }
+    environment = environment_alone(
+        PYTHONPATH=os.pathsep.join([str(ROOT), folder]),
+        TRITON_CACHE_DIR=str(cache),
+        PYTHONWARNINGS="ignore",  # numpy's about NaN, which some cases are about.
+    )
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -48,21 +47,17 @@ def run_with_triton(folder: str, cache: Path, *arguments: str) -> subprocess.Com
     )
 
 
+CASES = [("kernel_cases.py", 8, "not nightly"), ("kernel_compiles.py", 8, "not nightly"), ("kernel_launches.py", 6, "")]
+NIGHTLY = [("kernel_cases.py", 2, "nightly"), ("kernel_compiles.py", 18, "nightly")]
+
+
 @pytest.mark.parametrize(
-    ("cases", "least"), [("kernel_cases.py", 10), ("kernel_compiles.py", 25), ("kernel_launches.py", 6)]
+    ("cases", "least", "tier"), [*CASES, *(pytest.param(*case, marks=pytest.mark.nightly) for case in NIGHTLY)]
 )
-def test_every_case_passes(cases: str, least: int, triton_folder: str, tmp_path: Path) -> None:
+def test_every_case_passes(cases: str, least: int, tier: str, triton_folder: str, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
-    done = run_with_triton(
-        triton_folder,
-        tmp_path / "triton",
-        "-m",
-        "pytest",
-        f"tests/{cases}",
-        f"--junitxml={report}",
-        "-p",
-        "no:cacheprovider",
-    )
+    arguments = ("-m", "pytest", f"tests/gpu/{cases}", f"--junitxml={report}", "-p", "no:cacheprovider", "-m", tier)
+    done = run_with_triton(triton_folder, tmp_path / "triton", *arguments)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     suite = ElementTree.parse(report).getroot()[0]
     assert int(suite.attrib["tests"]) >= least

@@ -8,19 +8,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.folders import ROOT
 from vllm_steermoe_plugin.lab.world import BEHAVIOURS
 
 RATES = {"unsteered", "steered", "reversed", "random", "control_unsteered", "control_steered"}
 
 
+@pytest.mark.engine
+@pytest.mark.nightly
 def test_the_demo_detects_serves_measures_and_writes_its_results(tmp_path: Path) -> None:
-    root = ROOT
     # The demo sets its own environment; what the tests set for themselves must not help it.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "STEERMOE_"))}
     done = subprocess.run(
         [sys.executable, "-m", "examples.demo", "--out", str(tmp_path), "--draws", "2"],
-        cwd=root,
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,

@@ -13,34 +13,28 @@ from typing import Any, NamedTuple
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.served import call, serving
+from tests.served.conftest import BLOCK, SECRET
+from tests.support.served import Server
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.profiles import KEY_VARIABLE
 from vllm_steermoe_plugin.models import lab_checkpoint
 
-SECRET = "correct-horse-battery"
 OPERATOR = {"Authorization": f"Bearer {SECRET}"}
-BLOCK = 32
 PROMPT = "Start at 23 and count to 27. " * 12
 
 
-class Server(NamedTuple):
-    """A running server."""
+def profiles(server: Server, method: str, name: str = "", body: str | None = None) -> tuple[int, Any]:
+    """One call of the operator."""
+    path = f"steermoe/profiles/{name}" if name else "steermoe/profiles"
+    return server.call(path, body, method=method, headers=OPERATOR)
 
-    url: str
-    log: Path
 
-    def profiles(self, method: str, name: str = "", body: str | None = None) -> tuple[int, Any]:
-        """One call of the operator."""
-        path = f"profiles/{name}" if name else "profiles"
-        return call(f"{self.url}/steermoe/{path}", body, method=method, headers=OPERATOR)
-
-    def load(self, name: str, text: str) -> str:
-        """Load a profile; its digest."""
-        status, answer = self.profiles("PUT", name, text)
-        assert status in (200, 201), answer
-        digest: str = answer["digest"]
-        return digest
+def load(server: Server, name: str, text: str) -> str:
+    """Load a profile; its digest."""
+    status, answer = profiles(server, "PUT", name, text)
+    assert status in (200, 201), answer
+    digest: str = answer["digest"]
+    return digest
 
 
 class Answer(NamedTuple):
@@ -64,48 +58,36 @@ def body_of(steer: str | None, prompt: str, **more: Any) -> dict[str, Any]:
 
 
 def complete(server: Server, steer: str | None, prompt: str = PROMPT, **more: Any) -> Answer:
-    status, answer = call(f"{server.url}/v1/completions", body_of(steer, prompt, logprobs=0, **more))
+    status, answer = server.call("v1/completions", body_of(steer, prompt, logprobs=0, **more))
     assert status == 200, answer
     choice, usage = answer["choices"][0], answer["usage"]
     return Answer(choice["text"], choice["logprobs"]["token_logprobs"], usage["prompt_tokens_details"]["cached_tokens"])
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With the safe policy: callers may neither reverse nor choose experts themselves."""
-    folder = tmp_path_factory.mktemp("profiles")
-    arguments = ["--api-server-count", "2", "--block-size", str(BLOCK), "--enable-prompt-tokens-details"]
-    arguments += ["--manage", f"env:{KEY_VARIABLE}", "--profile-store", str(folder / "profiles.json")]
-    arguments += ["--profile", "house=digits:reverse"]
-    environment = {KEY_VARIABLE: SECRET, "VLLM_LOGGING_LEVEL": "INFO"}
-    with serving(folder, *arguments, environment=environment) as url:
-        yield Server(url, folder / "log")
-
-
 def test_a_profile_is_loaded_listed_used_replaced_and_dropped(server: Server) -> None:
     # A caller may not ask for this; the operator vouches for it.
-    assert call(f"{server.url}/v1/completions", body_of("refusal:reverse", "Hello"))[0] == 400
-    digest = server.load("terse", "refusal:reverse")
-    assert {row["name"]: row["digest"] for row in server.profiles("GET")[1]["profiles"]}["terse"] == digest
+    assert server.call("v1/completions", body_of("refusal:reverse", "Hello"))[0] == 400
+    digest = load(server, "terse", "refusal:reverse")
+    assert {row["name"]: row["digest"] for row in profiles(server, "GET")[1]["profiles"]}["terse"] == digest
     reverse = complete(server, "@terse", cache_salt="a")
     assert reverse.logprobs != complete(server, "none", cache_salt="b").logprobs
-    assert server.load("terse", "digits") != digest
+    assert load(server, "terse", "digits") != digest
     assert complete(server, "@terse", cache_salt="c")[:2] == complete(server, "digits", cache_salt="d")[:2]
     composed = [complete(server, text, cache_salt=text[1:])[:2] for text in ("@terse+refusal", "digits+refusal")]
     assert composed[0] == composed[1] != complete(server, "@terse", cache_salt="e")[:2]
-    status, text = call(f"{server.url}/v1/completions", body_of("@terse+@house", "Hello"))
+    status, text = server.call("v1/completions", body_of("@terse+@house", "Hello"))
     assert status == 400 and "at once" in text
-    assert server.profiles("DELETE", "terse")[0] == 200
-    status, text = call(f"{server.url}/v1/completions", body_of("@terse", "Hello"))
+    assert profiles(server, "DELETE", "terse")[0] == 200
+    status, text = server.call("v1/completions", body_of("@terse", "Hello"))
     assert status == 400 and "unknown loaded profile 'terse'; known: house" in text
-    assert server.profiles("DELETE", "house")[0] == server.profiles("PUT", "house", "digits")[0] == 409
+    assert profiles(server, "DELETE", "house")[0] == profiles(server, "PUT", "house", "digits")[0] == 409
 
 
 def test_a_replaced_profile_finds_nothing_of_its_old_self_in_the_prefix_cache(server: Server) -> None:
     expected = {name: complete(server, name, cache_salt="reference") for name in ("digits", "refusal")}
     assert expected["digits"].logprobs != expected["refusal"].logprobs
     for turn, name in enumerate(("digits", "refusal", "digits", "refusal")):
-        server.load("cached", name)
+        load(server, "cached", name)
         first = complete(server, "@cached", cache_salt="mine")
         again = complete(server, "@cached", cache_salt="mine")
         if turn < 2:
@@ -122,11 +104,11 @@ def test_a_request_under_way_keeps_the_profile_it_started_with(server: Server) -
     long = {"max_tokens": 200, "prompt": "Count on from 7: ", "stream": True}
     expected = {name: stream(server, body_of(name, **long)) for name in ("digits", "refusal")}
     assert "".join(expected["digits"]) != "".join(expected["refusal"])
-    server.load("flying", "digits")
+    load(server, "flying", "digits")
     pieces = []
     for number, piece in enumerate(streamed(server, body_of("@flying", cache_salt="flying", **long))):
         if number == 3:
-            server.load("flying", "refusal")
+            load(server, "flying", "refusal")
             replaced_at = len(pieces)
         pieces.append(piece)
     assert len(pieces) > replaced_at + 50, "most of it came after the profile was replaced"
@@ -134,7 +116,7 @@ def test_a_request_under_way_keeps_the_profile_it_started_with(server: Server) -
     assert "".join(stream(server, body_of("@flying", **long))) == "".join(expected["refusal"])
     for number, _ in enumerate(streamed(server, body_of("@flying", **long))):
         if number == 3:
-            assert server.profiles("DELETE", "flying")[0] == 200
+            assert profiles(server, "DELETE", "flying")[0] == 200
     assert number > 50
 
 
@@ -159,50 +141,49 @@ def stream(server: Server, body: dict[str, Any]) -> list[str]:
 
 
 def test_loads_at_once_under_traffic_end_in_one_profile_that_all_processes_know(server: Server) -> None:
-    texts = {"digits": server.load("busy", "digits"), "refusal": server.load("busy", "refusal")}
+    texts = {"digits": load(server, "busy", "digits"), "refusal": load(server, "busy", "refusal")}
     answers = {name: complete(server, name, max_tokens=2).text for name in texts}
     with ThreadPoolExecutor(8) as pool:
-        loads = [pool.submit(server.load, "busy", name) for name in list(texts) * 6]
+        loads = [pool.submit(load, server, "busy", name) for name in list(texts) * 6]
         asked = [pool.submit(complete, server, "@busy", max_tokens=2) for _ in range(24)]
         assert {load.result() for load in loads} == set(texts.values())
         assert {answer.result().text for answer in asked} <= set(answers.values())
     # Each on a connection of its own, which the kernel gives to one process or the other.
-    last = {server.profiles("GET", "busy")[1]["digest"] for _ in range(16)}
+    last = {profiles(server, "GET", "busy")[1]["digest"] for _ in range(16)}
     assert len(last) == 1 and last <= set(texts.values())
     assert server.log.read_text().count("Application startup complete") == 2
 
 
 def test_a_damaged_store_is_the_servers_fault_and_stops_only_those_who_need_it(server: Server) -> None:
-    server.load("kept", "digits")
+    load(server, "kept", "digits")
     before = {steer: complete(server, steer, max_tokens=2).text for steer in ("refusal", "@kept", "@house", None)}
     store = server.log.parent / "profiles.json"
     good = store.read_bytes()
     store.write_bytes(good[: len(good) // 2])
     for path, asked in (("completions", {}), ("chat/completions", {"messages": [{"role": "user", "content": "Hi"}]})):
         for _ in range(4):  # Of both processes.
-            status, text = call(f"{server.url}/v1/{path}", {**body_of("@kept", "Hi"), **asked})
+            status, text = server.call(f"v1/{path}", {**body_of("@kept", "Hi"), **asked})
             assert status == 500 and "the profile store cannot be read" in text and str(store.parent) not in text
     for steer in ("refusal", "@house", None):
         assert complete(server, steer, max_tokens=2).text == before[steer]
-    assert server.profiles("GET", "kept")[0] == 500
+    assert profiles(server, "GET", "kept")[0] == 500
     store.write_bytes(good)
     assert complete(server, "@kept", max_tokens=2).text == before["@kept"]
 
 
 def test_the_operators_routes_want_the_operators_key_and_bounded_bodies(server: Server) -> None:
-    url = f"{server.url}/steermoe/profiles"
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         for method in ("GET", "PUT", "DELETE"):
-            path = url if method == "GET" else f"{url}/house"
-            status, text = call(path, "digits" if method == "PUT" else None, method=method, headers=headers)
+            path = "steermoe/profiles" if method == "GET" else "steermoe/profiles/house"
+            status, text = server.call(path, "digits" if method == "PUT" else None, method=method, headers=headers)
             assert status == 401 and "house" not in text
-    parts = urllib.parse.urlsplit(url)
+    parts = urllib.parse.urlsplit(server.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
-    connection.request("PUT", f"{parts.path}/big", headers={**OPERATOR, "Content-Length": str(1 << 40)})
+    connection.request("PUT", "/steermoe/profiles/big", headers={**OPERATOR, "Content-Length": str(1 << 40)})
     assert connection.getresponse().status == 413
     connection.close()
     for name in ("..%2f..%2fx", "%2e%2e", "A", "none", "a%00"):
-        assert server.profiles("PUT", name, "digits")[0] in (400, 404)
+        assert profiles(server, "PUT", name, "digits")[0] in (400, 404)
     assert SECRET not in server.log.read_text()
 
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,45 +14,17 @@ import pytest
 
 from expert_registry.errors import EngineError
 from lm_eval_tasks.models.server_probe import check_server
-from tests.support.served import call, serving
+from tests.support.served import Server, serving
 from vllm_steermoe_plugin.lab.world import examples, shows
 from vllm_steermoe_plugin.models import lab_checkpoint
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the server; its log is there."""
-    return tmp_path_factory.mktemp("serve")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[str]:
-    """Base URL of a server with the operator's default settings, so with the safe policy."""
-    with serving(folder, "--enable-scale-out") as url:
-        yield f"{url}/v1"
-
-
-def ask(
-    server: str, steer: Any = None, prompt: str = "Hello.", path: str = "chat/completions", **more: Any
-) -> tuple[int, Any]:
-    """Status and answer of one request."""
-    body: dict[str, Any] = {"model": lab_checkpoint.NAME, "temperature": 0.0, "max_tokens": 16, **more}
-    body |= {"messages": [{"role": "user", "content": prompt}]} if path.startswith("chat") else {"prompt": prompt}
-    if steer is not None:
-        body["vllm_xargs"] = {"steermoe": steer}
-    status, answer = call(f"{server}/{path}", body)
-    if status != 200:
-        return status, answer
-    choice = answer["choices"][0]
-    return status, choice["message"]["content"] if path.startswith("chat") else choice["text"]
-
-
-def test_steering_over_http_moves_the_answers(server: str) -> None:
+def test_steering_over_http_moves_the_answers(server: Server) -> None:
     cases = examples("digits", "test")[:40]
     with ThreadPoolExecutor(8) as pool:
         # Steered and unsteered requests are in flight together.
-        steered = list(pool.map(lambda e: ask(server, "digits", e.prompt), cases))
-        plain = list(pool.map(lambda e: ask(server, None, e.prompt), cases))
+        steered = list(pool.map(lambda e: server.ask("digits", e.prompt), cases))
+        plain = list(pool.map(lambda e: server.ask(None, e.prompt), cases))
     assert {status for status, _ in steered + plain} == {200}
     share = [
         sum(shows("digits", e, text) for e, (_, text) in zip(cases, found, strict=True)) for found in (steered, plain)
@@ -78,19 +49,19 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])
-def test_what_cannot_be_applied_is_a_400_that_says_why(server: str, name: str, path: str) -> None:
+def test_what_cannot_be_applied_is_a_400_that_says_why(server: Server, name: str, path: str) -> None:
     steer, reason = REFUSALS[name]
-    status, text = ask(server, steer, path=path)
+    status, text = server.ask(steer, path=path)
     assert status == 400, text
     assert reason in text
-    assert ask(server, "digits", path=path)[0] == 200, "the server goes on"
+    assert server.ask("digits", path=path)[0] == 200, "the server goes on"
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])
-def test_beam_search_refuses_steering_that_vllm_would_drop(server: str, path: str) -> None:
-    status, text = ask(server, "digits", path=path, use_beam_search=True, n=2)
+def test_beam_search_refuses_steering_that_vllm_would_drop(server: Server, path: str) -> None:
+    status, text = server.ask("digits", path=path, use_beam_search=True, n=2)
     assert status == 400 and "beam search" in text
-    assert ask(server, None, path=path, use_beam_search=True, n=2)[0] == 200
+    assert server.ask(None, path=path, use_beam_search=True, n=2)[0] == 200
 
 
 STREAMS: dict[str, dict[str, Any]] = {
@@ -104,15 +75,14 @@ STREAMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("path", STREAMS)
-def test_a_streamed_request_is_refused_before_its_answer_begins(server: str, folder: Path, path: str) -> None:
-    url = f"{server.removesuffix('v1')}{path}"
-    before = (folder / "log").read_text().count("Traceback")
+def test_a_streamed_request_is_refused_before_its_answer_begins(server: Server, path: str) -> None:
+    before = server.log.read_text().count("Traceback")
     for steer, reason in (("digitz", "did you mean 'digits'"), (REFUSALS["conflict"]), ("digits:reverse", "allow_rev")):
-        status, text = call(url, streamed(path, steer))
+        status, text = server.call(path, streamed(path, steer))
         assert status == 400 and reason in text, text
-    assert (folder / "log").read_text().count("Traceback") == before
+    assert server.log.read_text().count("Traceback") == before
     for good in ("digits", None):
-        status, text = streamed_text(url, streamed(path, good))
+        status, text = streamed_text(f"{server.url}/{path}", streamed(path, good))
         assert status == 200 and "data:" in text and "error" not in text
 
 
@@ -130,48 +100,46 @@ def streamed_text(url: str, body: dict[str, Any]) -> tuple[int, str]:
         return reply.status, reply.read().decode()
 
 
-def test_steering_in_a_header_or_a_query_parameter_is_refused(server: str) -> None:
+def test_steering_in_a_header_or_a_query_parameter_is_refused(server: Server) -> None:
     body = {"model": lab_checkpoint.NAME, "prompt": "Hello.", "max_tokens": 2}
     for query, headers in (("?steermoe=digits", {}), ("", {"SteerMoE": "digits"})):
-        status, text = call(f"{server}/completions{query}", body, headers=headers)
+        status, text = server.call(f"v1/completions{query}", body, headers=headers)
         assert status == 400 and "write vllm_xargs.steermoe" in text
 
 
 @pytest.mark.parametrize("body", [{"prompt": "Hello."}, {"messages": [{"role": "user", "content": "Hello."}]}])
-def test_what_invocations_hands_on_is_looked_at(server: str, body: dict[str, Any]) -> None:
-    url = f"{server.removesuffix('/v1')}/invocations"
+def test_what_invocations_hands_on_is_looked_at(server: Server, body: dict[str, Any]) -> None:
     body = {"model": lab_checkpoint.NAME, "max_tokens": 2, **body}
-    assert call(url, body | {"vllm_xargs": {"steermoe": "digits"}})[0] == 200
-    status, text = call(url, body | {"steermoe": "digits"})
+    assert server.call("invocations", body | {"vllm_xargs": {"steermoe": "digits"}})[0] == 200
+    status, text = server.call("invocations", body | {"steermoe": "digits"})
     assert status == 400 and "write vllm_xargs.steermoe" in text
 
 
 @pytest.mark.parametrize("place", ["steermoe", "extra_body", "extra_args", "metadata", "chat_template_kwargs"])
-def test_steering_in_a_place_that_vllm_does_not_read_is_refused(server: str, place: str) -> None:
+def test_steering_in_a_place_that_vllm_does_not_read_is_refused(server: Server, place: str) -> None:
     misplaced: dict[str, Any] = {"steermoe": "digits"}
-    status, text = ask(server, None, **misplaced if place == "steermoe" else {place: misplaced})
+    status, text = server.ask(None, **misplaced if place == "steermoe" else {place: misplaced})
     assert status == 400 and f"does not read {place}" in text and "write vllm_xargs.steermoe" in text
 
 
-def test_steering_at_an_endpoint_that_drops_it_is_refused(server: str) -> None:
+def test_steering_at_an_endpoint_that_drops_it_is_refused(server: Server) -> None:
     scored = {"model": lab_checkpoint.NAME, "query": "a", "items": ["b", "c"], "label_token_ids": [5, 6]}
-    root = server.removesuffix("/v1")
-    assert call(f"{root}/generative_scoring", scored)[0] == 200
-    status, text = call(f"{root}/generative_scoring", scored | {"vllm_xargs": {"steermoe": "digits"}})
+    assert server.call("generative_scoring", scored)[0] == 200
+    status, text = server.call("generative_scoring", scored | {"vllm_xargs": {"steermoe": "digits"}})
     assert status == 400 and "/generative_scoring does not read vllm_xargs" in text
 
 
-def test_a_batch_of_chats_and_messages_are_steered(server: str) -> None:
-    case = next(e for e in examples("digits", "test") if not shows("digits", e, ask(server, None, e.prompt)[1]))
+def test_a_batch_of_chats_and_messages_are_steered(server: Server) -> None:
+    case = next(e for e in examples("digits", "test") if not shows("digits", e, server.ask(None, e.prompt)[1]))
     chat: dict[str, Any] = {"model": lab_checkpoint.NAME, "temperature": 0.0, "max_tokens": 16}
     chat |= {"vllm_xargs": {"steermoe": "digits"}}
     message = {"role": "user", "content": case.prompt}
-    expected = ask(server, "digits", case.prompt)[1]
-    status, batch = call(f"{server}/chat/completions/batch", chat | {"messages": [[message], [message]]})
+    expected = server.ask("digits", case.prompt)[1]
+    status, batch = server.call("v1/chat/completions/batch", chat | {"messages": [[message], [message]]})
     assert status == 200 and [choice["message"]["content"] for choice in batch["choices"]] == [expected] * 2
-    status, answer = call(f"{server}/messages", chat | {"messages": [message]})
+    status, answer = server.call("v1/messages", chat | {"messages": [message]})
     assert status == 200 and answer["content"][0]["text"] == expected
-    status, answer = call(f"{server}/responses", chat | {"input": case.prompt, "max_output_tokens": 16})
+    status, answer = server.call("v1/responses", chat | {"input": case.prompt, "max_output_tokens": 16})
     assert status == 200 and answer["output"][-1]["content"][0]["text"] == expected
     for path, asked in (
         ("chat/completions/batch", {"messages": [[message]]}),
@@ -179,7 +147,7 @@ def test_a_batch_of_chats_and_messages_are_steered(server: str) -> None:
         ("responses", {"input": case.prompt}),
     ):
         refused = chat | asked | {"vllm_xargs": {"steermoe": "digits:reverse"}}
-        status, text = call(f"{server}/{path}", refused)
+        status, text = server.call(f"v1/{path}", refused)
         assert status == 400 and "allow_reverse" in text, path
 
 
@@ -195,49 +163,37 @@ def test_a_batch_of_chats_and_messages_are_steered(server: str) -> None:
         (None, None),
     ],
 )
-def test_tokens_in_tokens_out_pass_the_same_check(server: str, extra_args: Any, reason: str | None) -> None:
+def test_tokens_in_tokens_out_pass_the_same_check(server: Server, extra_args: Any, reason: str | None) -> None:
     body = {"token_ids": [5, 6, 7], "sampling_params": {"max_tokens": 2, "extra_args": extra_args}}
-    status, text = call(f"{server.removesuffix('/v1')}/inference/v1/generate", body)
+    status, text = server.call("inference/v1/generate", body)
     assert status == (400 if reason else 200), text
     assert reason is None or reason in text
 
 
-def test_lm_evals_probe_tells_a_server_that_steers(server: str) -> None:
-    check_server(f"{server}/chat/completions", {}, lab_checkpoint.NAME, "digits")
-    check_server(f"{server}/completions", {}, lab_checkpoint.NAME, "faithfulness")
+def test_lm_evals_probe_tells_a_server_that_steers(server: Server) -> None:
+    check_server(f"{server.url}/v1/chat/completions", {}, lab_checkpoint.NAME, "digits")
+    check_server(f"{server.url}/v1/completions", {}, lab_checkpoint.NAME, "faithfulness")
     with pytest.raises(EngineError, match="allow_reverse"):
-        check_server(f"{server}/completions", {}, lab_checkpoint.NAME, "digits:reverse")
+        check_server(f"{server.url}/v1/completions", {}, lab_checkpoint.NAME, "digits:reverse")
 
 
-def test_counting_is_not_offered_over_http(server: str) -> None:
+def test_counting_is_not_offered_over_http(server: Server) -> None:
     body = {
         "model": lab_checkpoint.NAME,
         "prompt": "a",
         "vllm_xargs": {"steermoe_count": '{"group":1,"ranges":[[0,1]]}'},
     }
-    assert call(f"{server}/completions", body)[0] == 400
-
-
-def test_nobody_manages_profiles_unless_the_operator_says_who(server: str) -> None:
-    root = server.removesuffix("/v1")
-    for method, path in (("GET", "profiles"), ("PUT", "profiles/terse"), ("POST", "rankings/refresh")):
-        headers = {"Authorization": "Bearer 0123456789abcdef"}
-        status, _ = call(
-            f"{root}/steermoe/{path}", "digits" if method == "PUT" else None, method=method, headers=headers
-        )
-        assert status == 404
-    status, text = ask(server, "@terse")
-    assert status == 400 and "unknown loaded profile 'terse'; known: none" in text
+    assert server.call("v1/completions", body)[0] == 400
 
 
 def test_a_server_that_only_renders_looks_at_bodies_too(tmp_path: Path) -> None:
     vllm = (sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()")
     command = (*vllm, "launch", "render", str(lab_checkpoint.MODEL_DIR), "--served-model-name", lab_checkpoint.NAME)
-    with serving(tmp_path, command=command) as url:
+    with serving(tmp_path, command=command) as renderer:
         body: dict[str, Any] = {"model": lab_checkpoint.NAME, "prompt": "Hello.", "max_tokens": 2}
-        status, text = call(f"{url}/v1/completions/render", body | {"extra_body": {"steermoe": "digits"}})
+        status, text = renderer.call("v1/completions/render", body | {"extra_body": {"steermoe": "digits"}})
         assert status == 400 and "write vllm_xargs.steermoe" in text
-        status, [rendered] = call(f"{url}/v1/completions/render", body | {"vllm_xargs": {"steermoe": "digits"}})
+        status, [rendered] = renderer.call("v1/completions/render", body | {"vllm_xargs": {"steermoe": "digits"}})
         assert status == 200 and rendered["sampling_params"]["extra_args"] == {"steermoe": "digits"}
 
 

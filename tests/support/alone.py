@@ -1,4 +1,4 @@
-"""Run a script in a process of its own and read the JSON that it prints after RESULT."""
+"""Scripts in a process of their own: the one place where such processes get their environment."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from typing import Any
 from tests.support.folders import ROOT
 
 
-def run_alone(script: str, *arguments: str, drop: Sequence[str] = (), **environment: str) -> Any:
-    """What `script` printed; variables in `drop` are taken out of its environment, `environment` is added."""
+def environment_alone(*drop: str, **environment: str) -> dict[str, str]:
+    """That of the tests, in which this repository can be imported; without `drop`, with `environment`."""
     kept = {key: value for key, value in os.environ.items() if key not in drop}
+    return {"PYTHONPATH": str(ROOT), **kept, **environment}
+
+
+def run_alone(script: str, *arguments: str, drop: Sequence[str] = (), **environment: str) -> Any:
+    """The JSON that `script` prints after RESULT; for `drop` and `environment` see `environment_alone`."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        env={"PYTHONPATH": str(ROOT), **kept, **environment},
+        env=environment_alone(*drop, **environment),
         capture_output=True,
         text=True,
         timeout=550,

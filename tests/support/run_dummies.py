@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.support import engines
+from tests.support.engines import model_of
 from tests.support.tiny import DUMMIES, VOCABULARY, write_config
 
 ACTIVATED, DEACTIVATED = 5, 3
@@ -21,13 +23,13 @@ CANNOT_GENERATE = {"JambaForCausalLM": "the CPU build has no kernel for Mamba-1"
 """Built and bound here, but not run."""
 
 
-def main(folder: str) -> None:
-    """Print, after RESULT, what was seen of each architecture and of those that cannot be steered."""
+def main(folder: str, *architectures: str) -> None:
+    """Print, after RESULT, what was seen of these architectures and of those that cannot be steered."""
     use_larger_weights()
     register_without_inspection()
     kept: list[Any] = []
     seen: dict[str, Any] = {"classes": compare_classes()}
-    for architecture in DUMMIES:
+    for architecture in architectures:
         try:
             seen[architecture] = look_at(architecture, Path(folder), kept)
         except Exception:  # noqa: BLE001  (reported; the other architectures are still run)
@@ -98,30 +100,19 @@ def start(
     folder: Path, architecture: str, kept: list[Any], options: dict[str, Any] | None = None, **changes: Any
 ) -> Any:
     """An engine on a dummy model; `changes` are to its config."""
-    from vllm_steermoe_plugin.engine import start_engine
-
-    engine = start_engine(
+    engine = engines.start(
         str(write_config(architecture, folder, **changes)),
         {"count_groups": 2},
         load_format="dummy",
         dtype="bfloat16",  # vLLM's linear attention on CPU knows no other.
-        skip_tokenizer_init=True,
-        enforce_eager=True,
         enable_prefix_caching=False,
         max_model_len=64,
         max_num_seqs=4,
-        kv_cache_memory_bytes=64 << 20,
-        gpu_memory_utilization=0.2,
         limit_mm_per_prompt={"image": 0, "video": 0} if "vision_config" in DUMMIES[architecture] else {},
         **(options or {}),
     )
     kept.append(engine)
     return engine
-
-
-def model_of(engine: Any) -> Any:
-    """The model that the runner holds."""
-    return engine.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
 
 
 def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
@@ -256,7 +247,3 @@ def scores(engine: Any, steering: list[str | None], count: bool = False) -> list
     return [
         np.array([entry[t].logprob for entry, t in zip(o.prompt_logprobs[1:], ids[1:], strict=True)]) for o in outputs
     ]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

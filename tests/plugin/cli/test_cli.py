@@ -122,6 +122,7 @@ def test_errors_are_one_line_and_status_1(registry: Path) -> None:
     assert not_refused(lambda arguments: RUN.invoke(app, arguments, catch_exceptions=False), rows) == []
 
 
+@pytest.mark.engine
 def test_detect_writes_a_ranking(tmp_path: Path) -> None:
     out = tmp_path / "digits.safetensors"
     done = steermoe("detect", "--recipe", "digits", "--out", str(out), "--seed", "3")

@@ -11,7 +11,7 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
-from tests.engine.test_logical_ids import TopK
+from tests.support.top_k_router import TopK
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.worker.routed_ids import count_selections
 
