@@ -1,8 +1,6 @@
 """Do the tests notice? Each mutation of `mutants.json`, one at a time in a copy of this checkout, against its tests.
 
-    python -m tests.support.mutants [NAME...]
-
-Some of the tests start an engine, so all of them together take long.
+python -m tests.support.mutants [NAME...]    # without names all of them: hours on few cores, some start engines
 """
 
 from __future__ import annotations
