@@ -1,6 +1,6 @@
 """Do the tests notice? Each mutation of `mutants.json`, one at a time in a copy of this checkout, against its tests.
 
-python -m tests.support.mutants [NAME...]    # without names all of them: hours on few cores, some start engines
+python -m tests.support.mutants [NAME...]    # all of them take an hour; some start an engine
 """
 
 from __future__ import annotations
