@@ -160,6 +160,8 @@ def test_random_experts_are_a_control_of_their_profile() -> None:
     assert task.p == pytest.approx(1 / 10) and task.mean.value == pytest.approx(0.02)
     assert task.changes == pytest.approx([i / N for i in range(9)])
     assert control.p == 1.0
+    the_other_way = profile("random", outcomes(0), outcomes(190), "random", "up")
+    assert compare(a_run(NONE, UP, the_other_way)).random[0].p == 1.0
 
 
 def test_runs_that_do_not_pair_are_refused() -> None:

@@ -157,11 +157,17 @@ def test_a_server_that_stumbles_is_asked_again_and_one_that_is_gone_is_an_error(
 
 
 def test_an_answer_of_another_form_is_an_error_and_not_kept() -> None:
-    for value in [b"<html>", {}, {"choices": []}, {"choices": [{"message": {"content": None}}]}]:
+    for value in [
+        b"<html>",
+        {},
+        {"choices": []},
+        {"choices": [{"message": {"content": None}}]},
+        chat_answer("perhaps"),
+    ]:
         cache = AnswerCache()
         with (
             stub_server(lambda *_, value=value: (200, value)) as (url, _),
-            pytest.raises(JudgeError, match="judge guard"),
+            pytest.raises(JudgeError, match=r"judge guard|perhaps"),
         ):
             JudgeServer("guard", f"{url}/v1").ask_all([[{"role": "user", "content": "x"}]], 8, cache, read_guard)
         assert cache.answers == {}

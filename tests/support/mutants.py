@@ -1,8 +1,6 @@
 """Do the tests notice? Each mutation of `mutants.json`, one at a time in a copy of this checkout, against its tests.
 
-    python -m tests.support.mutants [NAME...]
-
-Some of the tests start an engine, so all of them together take long.
+python -m tests.support.mutants [NAME...]    # all of them take an hour; some start an engine
 """
 
 from __future__ import annotations

@@ -220,6 +220,16 @@ def test_a_failed_copy_leaves_no_token_marked_that_cannot_be_cleared() -> None:
     assert not state.token_slots.any()
 
 
+def test_marks_that_a_failed_copy_was_to_bring_are_brought_again() -> None:
+    """Also where nothing but marks is new."""
+    buffers = StepBuffers(2, 1, 4, MAX_TOKENS, counting=True, device=CPU, carrier=BrokenOnce(1))
+    slots, groups = np.zeros(3, dtype=np.int32), np.full(3, 2, dtype=np.int32)
+    with pytest.raises(RuntimeError, match="gone"):
+        buffers.write(slots, groups, ())
+    buffers.write(slots, groups, ())
+    assert buffers.token_slots[:3].tolist() == [0] * 3 and buffers.token_groups[:3].tolist() == [2] * 3
+
+
 def test_a_step_that_is_too_long_is_refused() -> None:
     state = make_state()
     state.admit("r", arguments(some_profile(1, "both")), 99)
