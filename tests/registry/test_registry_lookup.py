@@ -22,6 +22,8 @@ from expert_registry.status import STATUS_FILE
 from tests.support.made_rankings import make_ranking
 from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd
+from vllm_steermoe_plugin.compat.handshake import EXTENSION
+from vllm_steermoe_plugin.frontend import attached
 from vllm_steermoe_plugin.frontend.attached import _make_front_end
 from vllm_steermoe_plugin.models.checkpoints import names_of, shape_in
 
@@ -360,6 +362,7 @@ def test_the_operator_names_a_base_model_and_a_lock(
     tuned = make_ranking(1, model="org/base", layers=(0, 1, 2), behaviour="safety")
     path = publish(tuned, folder)
     lock = tmp_path / "steermoe.lock"
+    monkeypatch.setattr(attached, "refuse_unsupported", lambda *_: None)
 
     def front_end(**settings: str) -> FrontEnd:
         config = SimpleNamespace(
@@ -375,6 +378,7 @@ def test_the_operator_names_a_base_model_and_a_lock(
                 additional_config={"steermoe": settings},
                 is_mm_encoder_only=False,
                 kv_transfer_config=None,
+                parallel_config=SimpleNamespace(worker_extension_cls=EXTENSION),
             )
         )
         made.set_worker_status(None)

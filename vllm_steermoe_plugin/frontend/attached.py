@@ -56,7 +56,8 @@ def refusal(front_end: FrontEnd | None, error: SteerMoEError) -> Exception:
 
 
 def _make_front_end(vllm_config: Any) -> FrontEnd:
-    model, parallel = vllm_config.model_config, PARALLEL_CONFIG.load() and vllm_config.parallel_config
+    PARALLEL_CONFIG.load()
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
     names = model.served_model_name
     settings = read_settings(vllm_config.additional_config)
     if settings.manage is not None:

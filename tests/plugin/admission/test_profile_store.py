@@ -532,7 +532,7 @@ def test_no_caller_learns_where_rankings_lock_or_store_are(registry: Registry, t
     errors = [operators.value]
     for text in ("digits", "digits@1", "digits@2", "refusal", "@terse"):
         there.resolver._remembered.cache_clear()
-        for act in (partial(there.prepare, {STEER_KEY: text}), partial(manager.load, "new", text)):
+        for act in (partial(there.admit, {STEER_KEY: text}), partial(manager.load, "new", text)):
             try:
                 act()
             except SteerMoEError as error:

@@ -405,8 +405,8 @@ def test_nothing_is_steered_before_all_workers_are_known_to_steer(registry: Regi
 
     for text in ("digits", EXPERTS, "refusal:reverse"):
         for absent, before, after in (
-            (None, "not yet been asked", None),
-            ("worker 1 is absent", "not yet", "worker 1"),
+            (None, "handshake", None),
+            ("worker 1 is absent", "handshake", "worker 1"),
         ):
             there = waiting()
             for words in (before, after):

@@ -282,11 +282,12 @@ def test_a_gate_that_ignores_its_rules_fails_the_self_check(
     model = core.model_executor.driver_worker.worker.model_runner.model
     gates = [module for module in model.modules() if isinstance(module, SteeredGateLinear)]
     self_check(gates[1], model.steering_state, 1)
+    rewrite = SteeredGateLinear.rewrite
     monkeypatch.setattr(SteeredGateLinear, "rewrite", lambda self, logits: logits)
     with pytest.raises(EngineError, match="does not activate"):
         self_check(gates[1], model.steering_state, 1)
-    monkeypatch.setattr(SteeredGateLinear, "rewrite", lambda self, logits: logits + 1)
-    with pytest.raises(EngineError, match="self-check"):
+    monkeypatch.setattr(SteeredGateLinear, "rewrite", lambda self, logits: rewrite(self, logits) + 1)
+    with pytest.raises(EngineError, match="changes the logits"):
         self_check(gates[1], model.steering_state, 1)
 
 

@@ -294,7 +294,7 @@ def test_under_model_runner_v2_a_step_is_prepared_while_the_one_before_is_in_fli
     state = SteeringState(
         V2_SHAPE, V2_SHAPE.layers, max_requests=4, max_tokens=32, count_groups=0, device=CPU, carrier=device
     )
-    model_state = with_steering(PlainState, state)()
+    model_state = with_steering(PlainState, state)(None, torch.nn.Identity())
     chance = random.Random(0)
     wanted = {"a": ONE, "b": PLAIN, "c": TWO}
     for index, (name, steer) in enumerate([("a", ACTIVATE), ("b", None), ("c", DEACTIVATE)]):

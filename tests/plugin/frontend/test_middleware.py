@@ -104,7 +104,7 @@ def test_headers_query_parameters_and_forms_are_looked_at(app: Starlette) -> Non
 
 
 def test_what_the_front_end_refuses_is_a_400_before_a_streamed_answer_begins(app: Starlette) -> None:
-    for spec, reason in (("digitz", "did you mean"), ("digits:reverse", "allow_reverse"), (7, "text")):
+    for spec, reason in (("digitz", "did you mean"), ("digits:reverse", "allow_reverse"), (7, "must be a string")):
         body = {"vllm_xargs": {"steermoe": spec}, "stream": True, "prompt": "streamed"}
         assert reason in refused(send(app, body=body))
         assert send(

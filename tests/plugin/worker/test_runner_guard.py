@@ -79,7 +79,7 @@ def test_a_runner_is_looked_at_once_and_its_model_runs_then() -> None:
 def test_a_runner_that_makes_its_model_state_may_run_its_model() -> None:
     model, state = torch.nn.Linear(1, 1), new_state()
     guard_model(model)
-    config = SimpleNamespace(model_config=None, scheduler_config=None)
+    config = SimpleNamespace(model_config=None, scheduler_config=SimpleNamespace(max_num_seqs=4))
     with_steering(SomeState, state)(config, model, None, torch.device("cpu"))
     assert "forward" not in vars(model)
 

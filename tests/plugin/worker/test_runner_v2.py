@@ -28,7 +28,7 @@ MAX_TOKENS = 32
 class PlainState(ModelState):
     """vLLM's interface with the least behind it; remembers what it was called with."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_: Any) -> None:
         self.calls: list[str] = []
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
@@ -59,7 +59,7 @@ def state() -> SteeringState:
 
 @pytest.fixture
 def model_state(state: SteeringState) -> Any:
-    return with_steering(PlainState, state)()
+    return with_steering(PlainState, state)(None, torch.nn.Identity())
 
 
 def new_request(req_id: str, steer: str | None, prompt_tokens: int = 4) -> NewRequestData:
@@ -164,3 +164,12 @@ def test_a_variant_derives_its_state_from_the_one_that_vllm_would_choose(
     assert steered_model_state(model, config, None, None) is DefaultModelState, "switched off means vLLM's own"
     chosen = steered_model_state(model, config, PlainState, model.steering_state)
     assert issubclass(chosen, PlainState), "a model's own choice is kept"
+
+
+@pytest.mark.parametrize(("phase", "steered"), [("prompt", [ONE, ONE, PLAIN]), ("generation", [PLAIN, PLAIN, ONE])])
+def test_a_phase_ends_where_the_prompt_does(
+    phase: str, steered: list[list[int]], model_state: Any, state: SteeringState
+) -> None:
+    model_state.add_request(0, new_request("a", ACTIVATE[:-1] + f', "phase": "{phase}"}}', prompt_tokens=4))
+    model_state.prepare_inputs(batch([("a", 2, 3)]), None)
+    assert rules_by_token(state, 3) == steered

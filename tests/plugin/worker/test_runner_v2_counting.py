@@ -93,7 +93,7 @@ class Run:
         self.state = SteeringState(
             SHAPE, SHAPE.layers, max_requests=4, max_tokens=STEP + PADDING, count_groups=self.groups, device=CPU
         )
-        self.model_state: Any = with_steering(PlainState, self.state)()
+        self.model_state: Any = with_steering(PlainState, self.state)(None, torch.nn.Identity())
         self.computed: dict[str, int] = {}
         self.passes: dict[tuple[str, int], int] = {}
         """How often each position of each request went through the model."""
