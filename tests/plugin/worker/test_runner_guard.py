@@ -43,6 +43,9 @@ def hooks() -> None:
 class SomeState(ModelState):
     """A ModelState that reports to nobody."""
 
+    def __init__(self, *_: Any) -> None:
+        return None
+
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         return None
 
@@ -79,8 +82,7 @@ def test_a_runner_is_looked_at_once_and_its_model_runs_then() -> None:
 def test_a_runner_that_makes_its_model_state_may_run_its_model() -> None:
     model, state = torch.nn.Linear(1, 1), new_state()
     guard_model(model)
-    config = SimpleNamespace(model_config=None, scheduler_config=SimpleNamespace(max_num_seqs=4))
-    with_steering(SomeState, state)(config, model, None, torch.device("cpu"))
+    with_steering(SomeState, state)(None, model)
     assert "forward" not in vars(model)
 
 
