@@ -47,6 +47,8 @@ SPREAD, FURTHEST = 1 / 3, 8.0
 COPIES = 32
 """Of the reference under `Roundings`: s is then known within an eighth."""
 LENGTH, CASES = 12, 24
+ALIKE = ("MixtralForCausalLM", "GraniteMoeSharedForCausalLM", "Qwen2MoeForCausalLM")
+"""Their routers are those of others here, so these run each night only."""
 
 
 @pytest.fixture
@@ -99,7 +101,9 @@ def same_until(one: dict[int, list[list[int]]], other: dict[int, list[list[int]]
     return min(next((t for t, found in enumerate(one[at]) if found != other[at][t]), LENGTH) for at in one)
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(name, marks=pytest.mark.nightly if name in ALIKE else ()) for name in CONFIGS]
+)
 def test_selected_experts_and_logprobs_equal_the_reference(
     architecture: str, engine: Any, checkpoint: Callable[[str], Path]
 ) -> None:
