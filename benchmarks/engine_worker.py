@@ -36,7 +36,7 @@ def start(description: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     model, settings, options = description["model"], description["settings"], description["options"]
     if settings is None:
         plain = engine_options(model, None, **options)
-        del plain["worker_extension_cls"], plain["additional_config"]
+        del plain["additional_config"]
         engine = LLM(**plain)
     else:
         engine = start_engine(model, settings, **options)

@@ -22,7 +22,7 @@ class Wanted:
     sha256: str | None
     lock: Lock | None
 
-    def objection_to(self, entry: Entry) -> str | None:
+    def rejection_reason(self, entry: Entry) -> str | None:
         """What speaks against a file before it is read; None if nothing does."""
         if self.version is not None and entry.version != self.version:
             return f"version {self.version} was asked for"

@@ -91,7 +91,7 @@ class RankingCard(Strict):
     behaviour: Slug
     version: Version
     sides: tuple[Text, Text]
-    """What side 1 (the behaviour) and side 2 (its opposite) are."""
+    """Names of the positive side (the behaviour) and the negative side (its opposite)."""
     data: DataRef
     span: Text
     """Which tokens were counted."""

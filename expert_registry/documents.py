@@ -39,7 +39,8 @@ def read_document(path: Path, schema: type[Document], limit: int, *, inside: Pat
     """Read and check a document of at most `limit` bytes (`inside`: see `read_bounded`).
 
     Raises:
-        RankingFormatError: unreadable, too large, or not as the schema says.
+        FileError: unreadable or too large.
+        RankingFormatError: not as the schema says.
     """
     return parse_document(read_bounded(path, limit, inside=inside), schema, str(path))
 

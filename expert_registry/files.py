@@ -7,7 +7,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from expert_registry.errors import RankingFormatError
+from expert_registry.errors import FileError
 
 
 def is_folder(path: Path) -> bool:
@@ -28,23 +28,23 @@ def read_bounded(path: Path, limit: int, *, head: bool = False, inside: Path | N
         inside: a folder in which the file must really lie, links resolved.
 
     Raises:
-        RankingFormatError: it cannot be read, is no regular file, too large, or a link out of `inside`.
+        FileError: it cannot be read, is no regular file, too large, or a link out of `inside`.
     """
     try:
         if inside is not None and not path.resolve(strict=True).is_relative_to(inside.resolve()):
-            raise RankingFormatError(f"{path} is a link out of the registry folder {inside}; copy the file instead")
+            raise FileError(f"{path} is a link out of the registry folder {inside}; copy the file instead")
         # Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise RankingFormatError(f"cannot read {path}: it is not a regular file")
+                raise FileError(f"cannot read {path}: it is not a regular file")
             data = file.read(limit if head else limit + 1)
-    except RankingFormatError:
+    except FileError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         # RuntimeError: a ring of links. ValueError: a null byte in the path.
-        raise RankingFormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > limit:
-        raise RankingFormatError(f"{path} is larger than the {limit} bytes that such a file may have")
+        raise FileError(f"{path} is larger than the {limit} bytes that such a file may have")
     return data
 
 
@@ -53,13 +53,13 @@ def write_atomic(path: Path, data: bytes, *, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: the file exists and `overwrite` is not given.
-        RankingFormatError: it cannot be written.
+        FileError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
     except OSError as error:
-        raise RankingFormatError(f"cannot write {path}: {error.strerror or error}") from None
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -75,6 +75,6 @@ def write_atomic(path: Path, data: bytes, *, overwrite: bool) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise RankingFormatError(f"cannot write {path}: {error.strerror or error}") from None
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ SUFFIX = ".safetensors"
 CARD_KEY = "steermoe"
 MAX_BYTES = 64 << 20
 MAX_CARD_BYTES = 1 << 16
-"""Of the whole header: the card and the entries of the tensors."""
+"""Of the whole header: the ranking card and the entries of the tensors."""
 _ENTRIES = 4096
 """What the entries of the tensors take at most."""
 _NDIM = {"activations_1": 2, "activations_2": 2, "tokens": 1, "layers": 1}
@@ -46,7 +46,7 @@ def dump_ranking(ranking: Ranking) -> bytes:
 
 
 def check_card_size(card: RankingCard) -> None:
-    """Raise RankingFormatError if a file with this card could not be read again.
+    """Raise RankingFormatError if a file with this ranking card could not be read again.
 
     Each of its texts is bounded, but in JSON a character can take fourteen bytes.
     """
@@ -73,6 +73,7 @@ def write_ranking(ranking: Ranking, path: Path, *, overwrite: bool = False) -> N
     """Write a ranking file atomically: a reader sees the whole file or none.
 
     Raises:
+        FileError: it cannot be written.
         RankingFormatError: the file exists and `overwrite` is not given, or see `dump_ranking`.
     """
     write_bytes(dump_ranking(ranking), path, overwrite=overwrite)
@@ -90,6 +91,7 @@ def read_card(path: Path, *, inside: Path | None = None) -> RankingCard:
     """Read only the header of a ranking file (cheap: no tensor is loaded; `inside`: see `read_bounded`).
 
     Raises:
+        FileError: it cannot be read.
         RankingFormatError: the header is missing, too large or not as README.md says.
     """
     data = read_bounded(path, 8 + MAX_CARD_BYTES, head=True, inside=inside)
@@ -100,7 +102,8 @@ def read_ranking(path: Path) -> Ranking:
     """Read and validate a whole ranking file.
 
     Raises:
-        RankingFormatError: not a ranking file, too large, of an unknown version, or with impossible counts.
+        FileError: it cannot be read, or is too large.
+        RankingFormatError: not a ranking file, of an unknown version, or with impossible counts.
     """
     return parse_ranking(read_bytes(path), str(path))
 
@@ -109,7 +112,7 @@ def read_bytes(path: Path, *, inside: Path | None = None) -> bytes:
     """The bytes of a ranking file, of which no more than MAX_BYTES are ever read (`inside`: see `read_bounded`).
 
     Raises:
-        RankingFormatError: the file cannot be read or is too large.
+        FileError: the file cannot be read or is too large.
     """
     return read_bounded(path, MAX_BYTES, inside=inside)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from expert_registry.card import Sha256, Version
 from expert_registry.documents import Strict, read_document, write_document
+from expert_registry.errors import naming
 
 LOCK_VARIABLE = "STEERMOE_LOCK"
 """Names the lock file that every look-up of the process obeys."""
@@ -46,9 +47,11 @@ def read_lock(path: Path) -> Lock:
     """Read a lock file.
 
     Raises:
-        RankingFormatError: it is missing, damaged or too large.
+        FileError: it is missing or too large.
+        RankingFormatError: it is damaged.
     """
-    return read_document(path, Lock, MAX_LOCK_BYTES)
+    with naming(path):
+        return read_document(path, Lock, MAX_LOCK_BYTES)
 
 
 def write_lock(path: Path, pins: Mapping[str, Pin]) -> None:
@@ -60,7 +63,7 @@ def lock_from_environment() -> Lock | None:
     """The lock file that $STEERMOE_LOCK names; None if it is not set.
 
     Raises:
-        RankingFormatError: it names a file that cannot be read. Going on without would not be locked.
+        FileError, RankingFormatError: it names a file that cannot be read. Going on without would not be locked.
     """
     named = os.environ.get(LOCK_VARIABLE)
     return read_lock(Path(named)) if named else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expert_registry.card import RankingCard
-from expert_registry.errors import RankingFormatError
+from expert_registry.errors import FileError, RankingFormatError
 from expert_registry.files import is_folder
 from expert_registry.format import SUFFIX, read_bytes, read_card
 
@@ -119,4 +119,4 @@ def _names(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise RankingFormatError(f"cannot read the registry folder {folder}: {error.strerror}") from None
+        raise FileError(f"cannot read the registry folder {folder}: {error.strerror}") from None

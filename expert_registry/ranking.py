@@ -50,7 +50,7 @@ class Ranking:
 def rank_experts(counts: RoutingCounts) -> list[RankedExpert]:
     """Rank all experts of the model (not layer by layer) by absolute risk difference.
 
-    Positive entries belong to side 1. Ties go to the lower layer, then the lower expert,
+    Positive entries belong to the positive side. Ties go to the lower layer, then the lower expert,
     so that the same counts always give the same order.
     """
     difference = counts.risk_difference()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from expert_registry.behaviours import canonical
 from expert_registry.candidates import Wanted, check_place, objection
-from expert_registry.errors import UnknownRankingError, one_of
+from expert_registry.errors import UnknownRankingError, naming, one_of
 from expert_registry.format import content_hash, parse_ranking
 from expert_registry.lock import Lock, lock_from_environment, read_lock
 from expert_registry.places import (
@@ -61,7 +61,7 @@ class Registry:
             lock: a lock file to obey; by default the one that $STEERMOE_LOCK names, if any.
 
         Raises:
-            RankingFormatError: the lock file cannot be read.
+            FileError, RankingFormatError: the lock file cannot be read.
         """
         return cls(default_folders(), read_lock(lock) if lock is not None else lock_from_environment())
 
@@ -101,19 +101,23 @@ class Registry:
 
         Raises:
             UnknownRankingError: nothing fits; the message lists what exists and each rejection.
-            RankingFormatError: the file that fits is damaged.
+            FileError, RankingFormatError: the file that fits cannot be read.
         """
+        wanted = Wanted(version, shape, revision, sha256, self.lock)
+        with naming(*self.folders, DEFAULT_INDEX):
+            return self._find(models, behaviour, base_model, wanted)
+
+    def _find(self, models: Sequence[str], behaviour: str, base_model: str | None, wanted: Wanted) -> Found:
         keys = list(dict.fromkeys(model_key(model) for model in models))
         base = model_key(base_model) if base_model else None
         trace: list[str] = []
-        wanted = Wanted(version, shape, revision, sha256, self.lock)
         seen: dict[tuple[str, str, int], Entry] = {}
         for entry in self._candidates([*keys, base] if base and base not in keys else keys, behaviour, trace):
             first = seen.setdefault((entry.model_key, entry.behaviour, entry.version), entry)
             if first is not entry:
                 trace.append(f"{entry.name}: rejected, {entry.path} is shadowed by {first.path}")
                 continue
-            reason = wanted.objection_to(entry)
+            reason = wanted.rejection_reason(entry)
             if reason is None:
                 data = entry.read()
                 ranking, digest = parse_ranking(data, str(entry.path)), content_hash(data)
@@ -128,8 +132,8 @@ class Registry:
                 f"{entry.name}: accepted ({entry.path}){of}, {ranking.shape}, revision {revision_is}, sha256 {digest}"
             )
             return Found(entry, ranking, digest, tuple(trace))
-        asked = f"{behaviour}@{version}" if version is not None else behaviour
-        fit = f" that fits {shape}" if shape is not None else ""
+        asked = f"{behaviour}@{wanted.version}" if wanted.version is not None else behaviour
+        fit = f" that fits {wanted.shape}" if wanted.shape is not None else ""
         raise UnknownRankingError(f"no ranking {asked}{fit}: " + "; ".join(trace))
 
     def next_version(self, model: str, behaviour: str) -> int:

@@ -26,7 +26,7 @@ class Stored:
 
 
 def publish(ranking: Ranking, folder: Path, *, overwrite: bool = False) -> Path:
-    """Store a ranking in a registry folder at the place that its card names, and return the path.
+    """Store a ranking in a registry folder at the place that its ranking card specifies, and return the path.
 
     Raises:
         RankingFormatError: that version exists (unless `overwrite`), or the counts are impossible.

@@ -27,7 +27,7 @@ from expert_registry.ranking import Ranking, rank_experts
 Floats = NDArray[np.float64]
 
 FEW_EXAMPLES = 30
-"""Below this, intervals and tests rest on too little to be believed."""
+"""Below this, intervals and tests are not reliable."""
 UNEQUAL = 1.5
 """Ratio of the sides' counted tokens from which on a difference in length may be what is detected."""
 
@@ -170,14 +170,12 @@ def false_discovery_rates(p_values: Floats) -> Floats:
     Choosing the experts with a value of at most q keeps the expected share of false ones at q. Where there is no
     p-value (NaN) there is no rate, and the others are adjusted among themselves.
     """
+    # It takes most of a second to import, and the look-up of rankings needs none of it.
+    from scipy.stats import false_discovery_control
+
     adjusted = np.full_like(p_values, np.nan)
     known = np.isfinite(p_values)
-    flat = p_values[known]
-    order = np.argsort(flat, kind="stable")
-    scaled = flat[order] * flat.size / np.arange(1, flat.size + 1)
-    rates = np.empty_like(flat)
-    rates[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    adjusted[known] = rates
+    adjusted[known] = false_discovery_control(p_values[known])
     return adjusted
 
 
@@ -210,7 +208,7 @@ def clustered_by(ranking: Ranking) -> str:
 
 
 def cautions(counts: RoutingCounts, clusters: ClusterSummary | None, unit: str = "cluster") -> list[str]:
-    """What a reader of the ranking should know before believing it; empty if nothing speaks against it.
+    """Reasons to distrust the ranking; empty if there are none.
 
     `unit` is what the clusters are called, see `clustered_by`.
     """
@@ -226,17 +224,17 @@ def cautions(counts: RoutingCounts, clusters: ClusterSummary | None, unit: str =
     n, effective = int(clusters.examples[0]), effective_examples(counts, clusters)
     if n < FEW_EXAMPLES:
         found.append(
-            f"only {n} {unit}{'s' * (n > 1)}: below about {FEW_EXAMPLES}, intervals and tests rest on too little"
+            f"only {n} {unit}{'s' * (n > 1)}: too few for reliable intervals and tests (below about {FEW_EXAMPLES})"
         )
     elif effective < FEW_EXAMPLES:
         found.append(
-            f"a few long {unit}s hold most of the counted tokens: {n} {unit}s say as much as {effective:.0f} of "
-            "equal length, too few for intervals and tests; even them out"
+            f"a few long {unit}s hold most of the counted tokens: the effective number of {n} {unit}s is "
+            f"{effective:.0f}, too few for reliable intervals and tests; balance their sizes"
         )
     certain = int(((standard_errors(counts, clusters) == 0) & (counts.risk_difference() != 0)).sum())
     if certain:
         found.append(
-            f"{certain} experts differ in the same way in every {unit}, so their standard error is zero: that says "
-            f"that the {unit}s are alike, not that others would be"
+            f"{certain} experts have zero between-{unit} variance, so their standard error is zero; do not "
+            f"extrapolate to other {unit}s"
         )
     return found

@@ -46,7 +46,8 @@ def read_status(folder: Path, key: str, behaviour: str) -> Status:
     """The status file of a place in a registry folder; an empty status if there is none.
 
     Raises:
-        RankingFormatError: the file is damaged, too large or a link out of the folder.
+        FileError: it cannot be read, is too large or a link out of the folder.
+        RankingFormatError: it is damaged.
     """
     path = folder / key / behaviour / STATUS_FILE
     return read_document(path, Status, MAX_STATUS_BYTES, inside=folder) if path.exists() else Status()

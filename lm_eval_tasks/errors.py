@@ -8,6 +8,10 @@ from expert_registry.errors import SteerMoEError
 class ComparisonError(SteerMoEError):
     """Runs do not pair, or a file holds no run."""
 
+    code = "STEERMOE-E501"
+
 
 class JudgeError(SteerMoEError):
     """A judge cannot be reached, or answers what cannot be read."""
+
+    code = "STEERMOE-E502"

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from expert_registry.errors import RequestError, one_of
+from expert_registry.errors import UsageError, one_of
 from expert_registry.shape import MoEShape
 from lm_eval_tasks import TASKS
 from lm_eval_tasks.compare.lm_eval_files import run_of
 from lm_eval_tasks.compare.pairing import merge_runs
 from lm_eval_tasks.compare.run_file import ProfileRecord, Run
 from lm_eval_tasks.errors import ComparisonError
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.selection import random_experts
 
@@ -67,7 +67,7 @@ def split_profiles(text: str) -> list[str]:
     """Profiles separated by commas; those inside braces belong to an expert set.
 
     Raises:
-        RequestError: there is none, or one stands twice.
+        UsageError: there is none, or one stands twice.
     """
     parts, depth = [""], 0
     for char in text:
@@ -79,7 +79,7 @@ def split_profiles(text: str) -> list[str]:
     profiles = [part.strip() for part in parts if part.strip()]
     twice = next((name for name in profiles if profiles.count(name) > 1), None)
     if not profiles or twice is not None:
-        raise RequestError(f"profiles {text!r:.80}: " + (f"{twice!r:.80} stands twice" if twice else "none is named"))
+        raise UsageError(f"profiles {text!r:.80}: " + (f"{twice!r:.80} stands twice" if twice else "none is named"))
     return profiles
 
 
@@ -92,7 +92,7 @@ def steerings(profiles: Sequence[str], model: Steerable, draws: int = 0) -> list
         SteerMoEError: a profile cannot be read, found or applied.
     """
     if not 0 <= draws <= MAX_DRAWS:
-        raise RequestError(f"{draws} draws of random experts; from 0 to {MAX_DRAWS} are possible")
+        raise UsageError(f"{draws} draws of random experts; from 0 to {MAX_DRAWS} are possible")
     named: list[Steering] = []
     random: list[Steering] = []
     for name in profiles:
@@ -170,7 +170,7 @@ def evaluate(
         run = found if run is None else merge_runs([run, found])
         each(run)
     if run is None:
-        raise RequestError("no profile was named")
+        raise UsageError("no profile was named")
     return run
 
 

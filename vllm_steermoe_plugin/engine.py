@@ -8,7 +8,6 @@ from vllm_steermoe_plugin.compat.plugin_allowlist import check_plugin_allowed
 from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
 from vllm_steermoe_plugin.settings import KEY
-from vllm_steermoe_plugin.worker.extension import EXTENSION
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -25,7 +24,7 @@ LAB_OPTIONS: dict[str, Any] = {
 
 
 def engine_options(model: str, settings: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
-    """Arguments for `vllm.LLM`: the caller's, with the plugin's settings and worker methods added.
+    """Arguments for `vllm.LLM`: the caller's, with the plugin's settings added.
 
     Args:
         model: a hub id, a folder, or `steermoe-lab`.
@@ -37,7 +36,6 @@ def engine_options(model: str, settings: dict[str, Any] | None = None, **options
     additional[KEY] = {**additional.get(KEY, {}), **(settings or {})}
     return {
         "model": resolve_checkpoint(model),
-        "worker_extension_cls": EXTENSION,
         **defaults,
         **options,
         "additional_config": additional,
@@ -48,7 +46,7 @@ def start_engine(model: str, settings: dict[str, Any] | None = None, **options: 
     """Start an engine; see `engine_options`.
 
     Raises:
-        EngineError: vLLM will not load the plugin.
+        ConfigurationError: vLLM will not load the plugin.
     """
     check_plugin_allowed()
     from vllm import LLM

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expert_registry.card import Slug
-from expert_registry.errors import PolicyError
+from expert_registry.errors import ConfigurationError
 
 KEY = "steermoe"
 SWITCH_OFF = '--additional-config \'{"steermoe": {"enabled": false}}\''
@@ -52,11 +52,11 @@ def read_settings(additional_config: object) -> Settings:
     """The settings in vLLM's `additional_config`.
 
     Raises:
-        PolicyError: an unknown key or a value of the wrong type, named; or no dict at all.
+        ConfigurationError: an unknown key or a value of the wrong type, named; or no dict at all.
     """
     if not isinstance(additional_config, Mapping):
         if additional_config:
-            raise PolicyError(
+            raise ConfigurationError(
                 f"additional_config is a {type(additional_config).__name__}, in which {KEY!r} cannot be looked up; "
                 "give a dict"
             )
@@ -68,4 +68,6 @@ def read_settings(additional_config: object) -> Settings:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or KEY
         known = ", ".join(Settings.model_fields)
-        raise PolicyError(f"additional_config {KEY!r}, {where!r}: {first['msg']}; known settings: {known}") from None
+        raise ConfigurationError(
+            f"additional_config {KEY!r}, {where!r}: {first['msg']}; known settings: {known}"
+        ) from None

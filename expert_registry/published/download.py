@@ -4,49 +4,31 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import http.client
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from expert_registry.errors import SteerMoEError
+
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection is given up."""
 MAX_SECONDS = 900.0
 """For one file, however many bytes still trickle in."""
-_CHUNK = 1 << 16
 _RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/[0-9*]{1,15}")
 
 
 class DownloadError(SteerMoEError):
     """A file could not be fetched, or is not the one that was expected."""
 
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https only, and never from https down to http."""
-
-    max_redirections = 5
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
-        if new != "https" and (old, new) != ("http", "http"):
-            raise DownloadError(f"{req.full_url} leads on to {newurl[:200]}, which is not followed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    code = "STEERMOE-E203"
 
 
 def download(
@@ -100,44 +82,52 @@ def download(
 
 def _fetch(url: str, file: IO[bytes], size: int, advance: Callable[[int], None], timeout: float) -> None:
     """Append what is missing of `size` bytes to an open file."""
-    have = os.fstat(file.fileno()).st_size
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    opener = urllib.request.build_opener(_Redirects)
+    # A third of a command's start, and few commands need it.
+    import httpx
+
+    def check(request: httpx.Request) -> None:
+        if url.startswith("https:") and request.url.scheme != "https":
+            raise DownloadError(f"{url} leads on to {str(request.url)[:200]}, which is not followed")
+
+    have, more = os.fstat(file.fileno()).st_size, False
     give_up = time.monotonic() + MAX_SECONDS
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    options: Any = {"event_hooks": {"request": [check]}, "follow_redirects": True, "max_redirects": 5}
     try:
-        with opener.open(request, timeout=timeout) as response:
+        with (
+            httpx.Client(timeout=timeout, **options) as client,
+            client.stream("GET", url, headers=headers) as response,
+        ):
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+                file.truncate(0)
+                raise DownloadError(f"{url} is shorter than its beginning that was kept; run the command again")
+            if not response.is_success:
+                raise DownloadError(f"{url}: the server answers {response.status_code} {response.reason_phrase[:80]}")
             if have and not _goes_on_at(response, have):
                 advance(-have)
                 file.truncate(0)
                 have = 0
-            while have < size and time.monotonic() < give_up:
-                chunk = response.read(min(_CHUNK, size - have))
-                if not chunk:
-                    break
-                file.write(chunk)
+            for chunk in response.iter_raw():
+                part, more = chunk[: size - have], len(chunk) > size - have
+                file.write(part)
                 file.flush()
-                have += len(chunk)
-                advance(len(chunk))
-            more = have == size and response.read(1)
-    except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            file.truncate(0)
-            raise DownloadError(f"{url} is shorter than its beginning that was kept; run the command again") from None
-        raise DownloadError(f"{url}: the server answers {error.code} {str(error.reason)[:80]}") from None
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", None) or error
+                have += len(part)
+                advance(len(part))
+                if more or time.monotonic() >= give_up:
+                    break
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise DownloadError(
-            f"cannot fetch {url}: {str(reason)[:200] or type(error).__name__}; {have} of {size} bytes are kept, run "
+            f"cannot fetch {url}: {str(error)[:200] or type(error).__name__}; {have} of {size} bytes are kept, run "
             "the command again to go on. With the files at hand, `steermoe registry import DIR` needs no network"
         ) from None
-    if have < size:
-        raise DownloadError(f"{url} was cut off after {have} of {size} bytes; run the command again to go on")
     if more:
         file.truncate(0)
         raise DownloadError(f"{url} is longer than the {size} bytes that the index says; nothing was stored")
+    if have < size:
+        raise DownloadError(f"{url} was cut off after {have} of {size} bytes; run the command again to go on")
 
 
-def _goes_on_at(response: Any, have: int) -> bool:
+def _goes_on_at(response: httpx.Response, have: int) -> bool:
     """Whether the server sends what follows after `have` bytes, and not the whole file again."""
     match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    return response.status == http.client.PARTIAL_CONTENT and match is not None and int(match[1]) == have
+    return response.status_code == HTTPStatus.PARTIAL_CONTENT and match is not None and int(match[1]) == have

@@ -82,7 +82,7 @@ class CountedModel(Strict):
 
 
 class CountedBehaviour(Strict):
-    """How a behaviour was detected; see the card's fields of the same names."""
+    """How a behaviour was detected; see the ranking card's fields of the same names."""
 
     sides: tuple[Text, Text]
     data: Text
@@ -139,7 +139,7 @@ class PullIndex(Strict):
         return [item for item in of_model if item.behaviour == asked]
 
     def card(self, item: Pullable) -> RankingCard:
-        """The card of a converted ranking: the same for everybody, so that its hash is, too."""
+        """The ranking card of a converted ranking: the same for everybody, so that its hash is, too."""
         source, model, behaviour = self.sources[item.source], self.models[item.model], self.behaviours[item.behaviour]
         return RankingCard(
             model=ModelRef(id=item.model, architecture=model.architecture),

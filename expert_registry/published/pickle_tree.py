@@ -22,6 +22,8 @@ MAX_OPERATIONS = 500_000
 class PickleRefusedError(SteerMoEError):
     """A pickle holds something other than the table that it should hold, or is damaged."""
 
+    code = "STEERMOE-E202"
+
 
 @dataclass(frozen=True, slots=True)
 class Name:

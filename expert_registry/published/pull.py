@@ -100,7 +100,7 @@ def license_in(index: PullIndex, source: str, directory: Path) -> bytes:
     """The text of a source's licence from the user's files.
 
     Raises:
-        RankingFormatError: it is not there.
+        FileError: it is not there.
         DownloadError: it is another text.
     """
     terms = index.sources[source].license

@@ -20,7 +20,7 @@ def compare(
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given several times.")] = None,
     margin: Annotated[float, typer.Option(help="What a control may lose; 0.03 is three points.")] = 0.03,
     out: Annotated[Path | None, typer.Option(help="Folder for the report: Markdown, HTML, JSON, plot.")] = None,
-    plot: Annotated[bool, typer.Option(help="Draw the plot (needs matplotlib).")] = True,
+    plot: Annotated[bool, typer.Option(help="Write the plot (needs matplotlib).")] = True,
     other_versions: Annotated[bool, typer.Option(help="Allow runs made with other versions of the tools.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:

@@ -10,22 +10,24 @@ import typer
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or steermoe-lab.")],
-    profiles: Annotated[str, typer.Option(help="Steerings, separated by commas, such as none,digits,digits:reverse.")],
+    profiles: Annotated[
+        str, typer.Option(help="Steering expressions, separated by commas, such as none,digits,digits:reverse.")
+    ],
     tasks: Annotated[str, typer.Option(help="Tasks or groups, separated by commas.")],
     out: Annotated[Path, typer.Option(help="File to write: outcomes of every example.")] = Path("steermoe-run.json"),
     report: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
-    random: Annotated[int, typer.Option(help="Draws of as many random experts, per profile.", min=0)] = 0,
+    random: Annotated[int, typer.Option(help="Number of random-expert controls per profile.", min=0)] = 0,
     limit: Annotated[int | None, typer.Option(help="Documents per task, the first ones.", min=1)] = None,
-    margin: Annotated[float, typer.Option(help="What a control may lose; 0.03 is three points.")] = 0.03,
+    margin: Annotated[float, typer.Option(help="Non-inferiority margin for controls; 0.03 is three points.")] = 0.03,
     chat_template: Annotated[bool, typer.Option(help="Apply the model's chat template.")] = True,
     responses: Annotated[bool, typer.Option(help="Keep the generated texts in the file; judges need them.")] = True,
     resume: Annotated[bool, typer.Option(help="Continue the run in --out.")] = False,
-    plot: Annotated[bool, typer.Option(help="Draw the report's plot (needs matplotlib).")] = True,
+    plot: Annotated[bool, typer.Option(help="Write the report's plot (needs matplotlib).")] = True,
     include_path: Annotated[str | None, typer.Option(help="Folder with further tasks.")] = None,
     metadata: Annotated[str, typer.Option(help="JSON object, as lm-eval's --metadata.")] = "{}",
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
-    """Evaluate a model under several steerings and compare them with the first that is none."""
+    """Evaluate a model under several steering profiles and compare against the unsteered baseline."""
     from vllm_steermoe_plugin.cli.inputs import check_writable, json_object, need
 
     need("lm_eval", "eval")

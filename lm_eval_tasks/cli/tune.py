@@ -16,33 +16,36 @@ if TYPE_CHECKING:
 def tune(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or steermoe-lab.")],
     behaviour: Annotated[str, typer.Option(help="Behaviour, or behaviour@version.")],
-    tasks: Annotated[str, typer.Option(help="Tasks whose gain counts, separated by commas.")],
-    controls: Annotated[str, typer.Option(help="Tasks that must hold, separated by commas.")] = "",
+    tasks: Annotated[str, typer.Option(help="Tasks whose metric to maximise, separated by commas.")],
+    controls: Annotated[str, typer.Option(help="Control tasks, separated by commas.")] = "",
     test_tasks: Annotated[
-        str, typer.Option(help="Tasks and controls to judge on; default: the other half of the documents.")
+        str, typer.Option(help="Held-out tasks and controls; default: the other half of the documents.")
     ] = "",
-    out: Annotated[Path, typer.Option(help="Folder for log, result, plots; a log there is continued.")] = Path("tuned"),
-    reverse: Annotated[bool, typer.Option(help="Away from the behaviour.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for log, result, plots; resumes from a log there.")] = Path("tuned"),
+    reverse: Annotated[bool, typer.Option(help="Steer away from the behaviour.")] = False,
     phases: Annotated[str, typer.Option(help="Phases to consider, separated by commas.")] = "both",
     most: Annotated[
         tuple[int, int] | None,
         typer.Option(help="Largest numbers to activate and deactivate; default: all that the ranking has."),
     ] = None,
     budget: Annotated[int, typer.Option(help="How many settings to try.", min=1)] = 40,
-    margin: Annotated[float, typer.Option(help="What a control may lose; 0.03 is three points.")] = 0.03,
+    margin: Annotated[float, typer.Option(help="Non-inferiority margin for controls; 0.03 is three points.")] = 0.03,
     chat_template: Annotated[bool, typer.Option(help="Apply the model's chat template.")] = True,
     publish: Annotated[bool, typer.Option(help="Store the numbers as a new version in your registry.")] = False,
-    plot: Annotated[bool, typer.Option(help="Draw the plots (needs matplotlib).")] = True,
+    plot: Annotated[bool, typer.Option(help="Write the plots (needs matplotlib).")] = True,
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
-    """Search for the numbers of experts with the largest gain and the controls held; judge them on other documents."""
+    """Tune expert counts: maximise the target metric subject to non-inferiority on controls.
+
+    The result is reported on held-out documents.
+    """
     from vllm_steermoe_plugin.cli.inputs import check_writable, json_object, need
 
     need("lm_eval", "eval")
     if plot:
         need("matplotlib", "plot")
     from expert_registry import Registry
-    from expert_registry.errors import RequestError
+    from expert_registry.errors import UsageError
     from lm_eval_tasks.cli.show import print_comparison
     from lm_eval_tasks.evaluation import Options, task_manager
     from lm_eval_tasks.tuning import run as tune_run
@@ -54,7 +57,7 @@ def tune(
     named = _one_behaviour(behaviour)
     gains, held, wanted = _names(tasks), _names(controls), _phases(phases)
     if not wanted or not gains:
-        raise RequestError("--tasks and --phases name nothing")
+        raise UsageError("--tasks and --phases name nothing")
     engine = json_object(engine_args, "--engine-args")
     found = Registry.default().find(
         names_of(resolve_checkpoint(model), [model]), named.behaviour, version=named.version
@@ -102,7 +105,7 @@ def tune(
     chosen = print_front(tried, goal.margin)
     if chosen is None:
         store(out, goal, found, tried, None, None, plot=plot)
-        raise RequestError(f"no setting gained anything with the controls held; all {len(tried)} are in {log.path}")
+        raise UsageError(f"no setting gained anything with the controls held; all {len(tried)} are in {out}")
     judged = _names(test_tasks) or [*gains, *held]
     options = Options(chat_template=chat_template, responses=False, samples=test or None)
     run, comparison = tune_run.judge(steered, goal, found, chosen.setting, judged, options)
@@ -118,23 +121,23 @@ def tune(
 
 
 def _one_behaviour(text: str) -> Named:
-    from expert_registry.errors import RequestError
+    from expert_registry.errors import UsageError
     from vllm_steermoe_plugin.steering.request import parse_request
 
     request = parse_request(text)
     if len(request.named) != 1 or request.profiles or text.strip().partition(":")[1]:
-        raise RequestError(f"--behaviour {text!r:.80}: name one behaviour, such as digits or digits@2")
+        raise UsageError(f"--behaviour {text!r:.80}: name one behaviour, such as digits or digits@2")
     return request.named[0]
 
 
 def _phases(text: str) -> tuple[Phase, ...]:
-    from expert_registry.errors import RequestError, one_of
+    from expert_registry.errors import UsageError, one_of
     from vllm_steermoe_plugin.steering.profile import PHASES
 
     wanted = _names(text)
     for phase in wanted:
         if phase not in PHASES:
-            raise RequestError(one_of(phase, PHASES, "phase"))
+            raise UsageError(one_of(phase, PHASES, "phase"))
     return cast("tuple[Phase, ...]", tuple(wanted))
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_tasks.compare.run_file import FORMAT, ProfileRecord, Run, TaskRecord, parse_run, read_json
-from lm_eval_tasks.data_files import read_rows
 from lm_eval_tasks.errors import ComparisonError
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError, read_rows
 
 Sample = Mapping[str, Any]
 
@@ -33,7 +32,7 @@ def read_any_run(path: Path) -> Run:
     for task in value.get("configs", {}):
         beside = path.with_name(f"samples_{task}_{stamp}.jsonl")
         try:
-            samples[task] = read_rows(beside)
+            samples[task] = [row for _, row in read_rows(beside)]
         except DataError as error:
             raise ComparisonError(f"{path}: paired comparison needs --log_samples: {error}") from None
     try:

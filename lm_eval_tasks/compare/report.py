@@ -7,7 +7,6 @@ import html
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from lm_eval_tasks.compare.comparison import Comparison
 from lm_eval_tasks.compare.intervals import Interval
@@ -15,11 +14,20 @@ from lm_eval_tasks.compare.intervals import Interval
 Table = tuple[str, list[str], list[list[str]]]
 """Title, head, rows."""
 
-_STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.25em .6em;text-align:left}"
-    "th{background:#f2f2f2}img{max-width:100%}"
-)
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>steermoe compare</title><style>
+body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.25em .6em;text-align:left}
+th{background:#f2f2f2}img{max-width:100%}
+</style></head><body><h1>Steering {{ model }}</h1>
+{% for note in notes %}<p>{{ note }}</p>{% endfor %}
+{% if picture %}<img alt="changes" src="data:image/png;base64,{{ picture }}">{% endif %}
+{% for title, head, rows in tables %}<h2>{{ title }}</h2><table>
+<tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>{% endfor %}
+</body></html>
+"""
 
 
 def write_report(comparison: Comparison, folder: Path, *, plots: bool = True) -> list[Path]:
@@ -79,18 +87,11 @@ def markdown(comparison: Comparison, picture: str | None = None) -> str:
 
 def as_html(comparison: Comparison, picture: Path | None = None) -> str:
     """The report as one HTML file that needs no other."""
-    body = [f"<h1>Steering {html.escape(comparison.run.model)}</h1>"]
-    body += [f"<p>{html.escape(note)}</p>" for note in notes(comparison)]
-    if picture is not None:
-        data = base64.b64encode(picture.read_bytes()).decode()
-        body.append(f'<img alt="changes" src="data:image/png;base64,{data}">')
-    for title, head, rows in tables(comparison):
-        cells = "".join(_row("td", row) for row in rows)
-        body.append(f"<h2>{html.escape(title)}</h2><table>{_row('th', head)}{cells}</table>")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>steermoe compare</title>'
-        f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-    )
+    from jinja2 import Environment
+
+    data = base64.b64encode(picture.read_bytes()).decode() if picture is not None else None
+    page = Environment(autoescape=True, keep_trailing_newline=True).from_string(_PAGE)
+    return page.render(model=comparison.run.model, notes=notes(comparison), picture=data, tables=tables(comparison))
 
 
 def percent(interval: Interval, *, sign: bool = False) -> str:
@@ -139,7 +140,7 @@ def _random(comparison: Comparison) -> Table:
 
 
 def _profiles(comparison: Comparison) -> Table:
-    head = ["profile", "experts activated/deactivated", "rankings", "digest", "requests steered"]
+    head = ["profile", "experts activated/deactivated", "rankings", "digest", "requests steered", "all controls held"]
     rows = []
     for profile in comparison.run.profiles:
         steering = profile.steering
@@ -155,6 +156,7 @@ def _profiles(comparison: Comparison) -> Table:
                 sources,
                 str(steering.get("digest") or "")[:12],
                 f"{steering.get('steered_requests', '?')} of {steering.get('requests', '?')}",
+                {True: "yes", False: "no", None: ""}[comparison.controls_held(profile.name)],
             ]
         )
     return ("Profiles", head, rows)
@@ -178,7 +180,3 @@ def _cell(text: str) -> str:
     """Names come from files: none may end a cell or become markup."""
     flat = " ".join(text.split())
     return html.escape(flat, quote=False).replace("|", "\\|").replace("`", "'")
-
-
-def _row(tag: str, cells: Sequence[Any]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from lm_eval_tasks.data_files import read_text
+from expert_registry.files import write_atomic
 from lm_eval_tasks.errors import ComparisonError
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError, parse_json, read_data
 
 FORMAT = "steermoe-run"
 MAX_BYTES = 512 << 20
@@ -109,10 +109,8 @@ class Run(_Strict):
 
 def write_run(run: Run, path: Path) -> None:
     """Write a run; an existing file is replaced at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(run.model_dump(mode="json"), separators=(",", ":")) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(run.model_dump(mode="json"), separators=(",", ":")) + "\n"
+    write_atomic(path, text.encode(), overwrite=True)
 
 
 def read_json(path: Path) -> Any:
@@ -122,11 +120,12 @@ def read_json(path: Path) -> Any:
         ComparisonError: it is none.
     """
     try:
-        return json.loads(read_text(path, MAX_BYTES))
+        value = parse_json(read_data(path, MAX_BYTES), str(path))
     except DataError as error:
-        raise ComparisonError(str(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise ComparisonError(f"{path} is not JSON: {error}") from None
+        value = error
+    if isinstance(value, DataError):
+        raise ComparisonError(str(value))
+    return value
 
 
 def parse_run(value: Any, name: str) -> Run:

@@ -122,12 +122,14 @@ def judge_fluency(run: Run, server: JudgeServer, cache: AnswerCache, tasks: Sequ
 
 
 def agreement(pairs: Sequence[tuple[float, float]]) -> dict[str, float | int | None]:
-    """Share of equal verdicts, and Cohen's kappa (None where one of the two never varies)."""
-    n = len(pairs)
-    same = sum(one == other for one, other in pairs) / n
-    first, second = sum(one for one, _ in pairs) / n, sum(other for _, other in pairs) / n
-    chance = first * second + (1 - first) * (1 - second)
-    return {"n": n, "same": same, "kappa": None if chance == 1 else (same - chance) / (1 - chance)}
+    """Share of equal verdicts, and Cohen's kappa (None where no verdict differs)."""
+    from sklearn.metrics import cohen_kappa_score
+
+    one, other = zip(*pairs, strict=True)
+    same = sum(a == b for a, b in pairs) / len(pairs)
+    # Of verdicts that are all the same there is no kappa.
+    kappa = None if len({*one, *other}) == 1 else float(cohen_kappa_score(one, other))
+    return {"n": len(pairs), "same": same, "kappa": kappa}
 
 
 def _question(request: str, response: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import EngineError, UnsupportedFeatureError, UsageError
 from expert_registry.shape import MoEShape
 from lm_eval_tasks.models.response_cache import claim_cache
 from lm_eval_tasks.models.steering_args import SteeringArgs
@@ -15,7 +15,7 @@ from lm_eval_tasks.models.vllm_backend import load_vllm_backend
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_plugin_allowed
 from vllm_steermoe_plugin.compat.versions import tool_versions
 from vllm_steermoe_plugin.engine import engine_options
-from vllm_steermoe_plugin.frontend.hooks import front_end_of
+from vllm_steermoe_plugin.frontend.attached import front_end_of
 from vllm_steermoe_plugin.models.architectures import shape_of
 from vllm_steermoe_plugin.steering.resolve import Resolved, Source
 from vllm_steermoe_plugin.steering.wire import STEER_KEY
@@ -54,7 +54,7 @@ class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
         # Also for `none`: that nothing was steered is checked, and steering may be set later.
         check_plugin_allowed()
         if str(data_parallel_size) != "1":
-            raise EngineError(
+            raise UnsupportedFeatureError(
                 f"data_parallel_size={data_parallel_size}: steermoe-vllm counts steered requests in one engine; "
                 "use tensor_parallel_size, or one run per device"
             )
@@ -126,7 +126,7 @@ class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
         """Take a response cache, unless it was made with another model or steering.
 
         Raises:
-            RequestError: it was, or nobody knows.
+            UsageError: it was, or nobody knows.
         """
         digest = None if self._resolved is None else self._resolved.profile.digest
         identity = json.dumps({"model": self._name, "revision": self.model_args.get("revision"), "profile": digest})
@@ -161,7 +161,7 @@ class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
     def _with_steering(self, params: Any) -> Any:
         extra_args = params.extra_args or {}
         if STEER_KEY in extra_args:
-            raise RequestError(
+            raise UsageError(
                 f"a task or --gen_kwargs asks for steering {extra_args[STEER_KEY]!r:.80}, the model arguments "
                 f"for {self._text!r:.80}; it is set in the model arguments only"
             )

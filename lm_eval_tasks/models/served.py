@@ -11,7 +11,7 @@ from typing import Any
 
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from lm_eval_tasks.models.response_cache import claim_cache
 from lm_eval_tasks.models.server_probe import BODY_KEY, check_server
 from lm_eval_tasks.models.steering_args import SteeringArgs
@@ -47,7 +47,7 @@ class _Steered:
         body: dict[str, Any] = super()._create_payload(*args, **kwargs)  # type: ignore[misc]
         given = body.get(BODY_KEY) or {}
         if STEER_KEY in given:
-            raise RequestError(
+            raise UsageError(
                 f"a task or --gen_kwargs asks for steering {given[STEER_KEY]!r:.80}, the model arguments for "
                 f"{self._text!r:.80}; it is set in the model arguments only"
             )
@@ -73,7 +73,7 @@ class _Steered:
         """Take a response cache, unless it was made with another model or steering.
 
         Raises:
-            RequestError: it was, or nobody knows.
+            UsageError: it was, or nobody knows.
         """
         server = getattr(self, "base_url", None), getattr(self, "model", None)
         claim_cache(cache_hook.dbdict, repr({"server": server, "request": self._text}))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from typing import Any
 
-from expert_registry.errors import EngineError
+import httpx
+
+from expert_registry.errors import ConfigurationError, EngineError
 from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 BODY_KEY = "vllm_xargs"
@@ -33,7 +32,7 @@ def check_server(url: str, headers: dict[str, str], model: str, steering: str) -
     """
     status, reason = _ask(url, headers, model, MALFORMED)
     if status != 400 or STEER_KEY not in reason:
-        raise EngineError(
+        raise ConfigurationError(
             f"the server at {url} does not steer: it answered a malformed steering request with status {status}, where "
             f"the plugin refuses it; is the plugin installed and loaded there? {reason[:200]}"
         )
@@ -46,12 +45,10 @@ def _ask(url: str, headers: dict[str, str], model: str, steering: str) -> tuple[
     body: dict[str, Any] = {"model": model, "max_tokens": 1, "temperature": 0, "user": USER}
     body |= {"messages": [{"role": "user", "content": "a"}]} if "/chat/" in url else {"prompt": "a"}
     body[BODY_KEY] = {STEER_KEY: steering}
-    headers = {**headers, "Content-Type": "application/json"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    # lm-eval's `Bearer ` without a key ends in a space, which httpx does not send.
+    headers = {name: value.strip() for name, value in headers.items()}
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            return response.status, ""
-    except urllib.error.HTTPError as error:
-        return error.code, error.read(4096).decode(errors="replace")
-    except OSError as error:
+        reply = httpx.post(url, json=body, headers=headers, timeout=TIMEOUT_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EngineError(f"the server at {url} cannot be reached: {error}") from None
+    return reply.status_code, "" if reply.is_success else reply.text

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from expert_registry.errors import RequestError, one_of
+from expert_registry.errors import UsageError, one_of
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, SteeringProfile
 from vllm_steermoe_plugin.steering.request import NONE, Named, parse_request
 
@@ -44,7 +44,7 @@ class SteeringArgs:
         """The request in canonical form: equal requests have equal texts.
 
         Raises:
-            RequestError: a value is not what its argument takes, or two arguments say the same thing.
+            UsageError: a value is not what its argument takes, or two arguments say the same thing.
             ProfileError: an expert set that contradicts itself.
         """
         given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
@@ -52,21 +52,21 @@ class SteeringArgs:
         if self.experts is not None:
             other = [name for name in given if name != "experts"]
             if other:
-                raise RequestError(f"experts= is a complete expert set; it does not go together with {other[0]}=")
+                raise UsageError(f"experts= is a complete expert set; it does not go together with {other[0]}=")
             return SteeringProfile.from_json(_experts_text(self.experts)).to_json()
         stated = _steer_text(self.steer)
         request = parse_request(stated)
         if not changes:
             return request.text()
         if len(request.named) != 1 or request.profiles:
-            raise RequestError(
+            raise UsageError(
                 f"{changes[0]}= changes one named behaviour, but steer={stated:.80}; "
                 "write options behind each behaviour instead, such as digits:reverse+refusal"
             )
         already = _stated_options(stated) & set(changes)
         if already:
             name = sorted(already)[0]
-            raise RequestError(f"{name}= says again what steer={stated:.80} already says; leave one of them out")
+            raise UsageError(f"{name}= says again what steer={stated:.80} already says; leave one of them out")
         return self._changed(request.named[0]).text()
 
     def _changed(self, named: Named) -> Named:
@@ -99,7 +99,7 @@ def _steer_text(value: object) -> str:
     if not isinstance(value, str):
         raise _not_a_text("steer", value, "a behaviour's name begins with a letter, such as digits or digits@2")
     if not value.strip():
-        raise RequestError(f"steer= is empty; name a behaviour, or write steer={NONE}")
+        raise UsageError(f"steer= is empty; name a behaviour, or write steer={NONE}")
     return value
 
 
@@ -115,23 +115,23 @@ def _experts_text(value: object) -> str:
             # One more than allowed: the reader of the text then says that it is too long.
             return file.read(MAX_TEXT + 1)
     except OSError as error:
-        raise RequestError(f"experts={value}: cannot read it: {error.strerror}") from None
+        raise UsageError(f"experts={value}: cannot read it: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise RequestError(f"experts={value}: it is not UTF-8 text") from None
+        raise UsageError(f"experts={value}: it is not UTF-8 text") from None
 
 
-def _not_a_text(name: str, value: object, hint: str) -> RequestError:
-    return RequestError(f"{name}= arrived as {type(value).__name__} {value!r:.80}; {hint}")
+def _not_a_text(name: str, value: object, hint: str) -> UsageError:
+    return UsageError(f"{name}= arrived as {type(value).__name__} {value!r:.80}; {hint}")
 
 
 def _number(name: str, value: object, *, least: int = 0) -> int:
     text = str(value) if type(value) is int or isinstance(value, str) else ""
     if not text.isascii() or not text.isdigit() or len(text) > 6 or int(text) < least:
-        raise RequestError(f"{name}= needs a whole number from {least} to 999999, got {value!r:.40}")
+        raise UsageError(f"{name}= needs a whole number from {least} to 999999, got {value!r:.40}")
     return int(text)
 
 
 def _choice(name: str, value: object, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise RequestError(one_of(str(value), known, name))
+        raise UsageError(one_of(str(value), known, name))
     return str(value)

@@ -7,16 +7,15 @@ The folder is the environment variable STEERMOE_DATA, or `steermoe_data` in lm-e
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_tasks.data_files import SUFFIXES, Row, find_file, read_rows
-from vllm_steermoe_plugin.detection.datasets import DataError, hub_rows
+from vllm_steermoe_plugin.detection.datasets import hub_rows
+from vllm_steermoe_plugin.detection.rows import SUFFIXES, DataError, Row, read_rows
 
 FOLDER_VARIABLE = "STEERMOE_DATA"
-FOLDER_KEY = "steermoe_data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,33 +98,35 @@ def load_rows(source: str, folder: str | None = None) -> list[Row]:
         DataError: it is nowhere to be had, or has other columns.
     """
     named = folder or os.environ.get(FOLDER_VARIABLE)
-    path = None if named is None else find_file(_existing(Path(named)), source)
-    rows = read_rows(path) if path is not None else _from_hub(source)
-    check_columns(rows, SOURCES[source].columns, str(path or SOURCES[source].where))
+    path = None if named is None else _find_file(Path(named), source)
+    wanted = [column.split("|") for column in SOURCES[source].columns]
+    rows = []
+    for place, row in read_rows(path) if path is not None else _from_hub(source):
+        for names in wanted:
+            if all(row.get(one) in (None, "", [], {}) for one in names):
+                header = "; a CSV file begins with a header" if path is not None and path.suffix == ".csv" else ""
+                has = ", ".join(sorted(map(str, row)))[:200]
+                raise DataError(f"{place}: no {' or '.join(map(repr, names))}; it has {has}{header}")
+        rows.append(row)
     return rows
 
 
-def check_columns(rows: Iterable[Row], columns: Iterable[str], name: str) -> None:
-    """Raise DataError unless every row has, for each entry, one of its alternatives with something in it."""
-    wanted = [column.split("|") for column in columns]
-    for number, row in enumerate(rows, start=1):
-        for names in wanted:
-            if all(row.get(one) in (None, "", [], {}) for one in names):
-                raise DataError(
-                    f"{name}, row {number}: no {' or '.join(map(repr, names))}; it has {', '.join(sorted(row))[:200]}"
-                )
-
-
-def _existing(folder: Path) -> Path:
+def _find_file(folder: Path, name: str) -> Path | None:
     if not folder.is_dir():
         raise DataError(f"the folder for data files, {folder}, does not exist (set {FOLDER_VARIABLE} to one)")
-    return folder
+    found = [path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
+    if len(found) > 1:
+        raise DataError(f"{found[0]} and {found[1].name} both hold {name}; keep one of them")
+    return found[0] if found else None
 
 
-def _from_hub(source: str) -> list[Row]:
+def _from_hub(source: str) -> Iterator[tuple[str, Row]]:
     spec = SOURCES[source]
     files = f"{source}{{{','.join(SUFFIXES)}}}"
     give = f"put it into a folder as {files} with the columns {', '.join(spec.columns)} and set {FOLDER_VARIABLE}"
     if spec.hub is None:
         raise DataError(f"{source}: no hub is known to have it; get {spec.where}, {give} to that folder")
-    return [dict(row) for row in hub_rows(f"{source} ({spec.where})", f"or {give} to that folder", **spec.hub)]
+    for number, row in enumerate(
+        hub_rows(f"{source} ({spec.where})", f"or {give} to that folder", **spec.hub), start=1
+    ):
+        yield f"{spec.where}, row {number}", dict(row)

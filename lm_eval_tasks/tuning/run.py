@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from expert_registry import Ranking, Recommended, Registry
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from expert_registry.registry import Found
 from lm_eval_tasks.compare.comparison import Comparison, compare
 from lm_eval_tasks.compare.pairing import merge_runs
@@ -78,16 +78,14 @@ def split_documents(manager: Any, tasks: Sequence[str], seed: int = 0) -> tuple[
     """Indices of each task's documents, drawn into two halves: for tuning and for the test.
 
     Raises:
-        RequestError: a task has fewer than ten documents.
+        UsageError: a task has fewer than ten documents.
     """
     tuning: Split = {}
     test: Split = {}
     for task, loaded in manager.load(list(tasks))["tasks"].items():
         indices = list(range(len(loaded.eval_docs)))
         if len(indices) < 10:
-            raise RequestError(
-                f"{task} has {len(indices)} documents, too few to tune on one half and test on the other"
-            )
+            raise UsageError(f"{task} has {len(indices)} documents, too few to tune on one half and test on the other")
         random.Random(f"{task} {seed}").shuffle(indices)
         middle = len(indices) // 2
         tuning[task], test[task] = sorted(indices[:middle]), sorted(indices[middle:])
@@ -100,7 +98,7 @@ def run_search(
     """Search; what the log holds is not measured again.
 
     Raises:
-        RequestError: a setting's experts cannot be applied.
+        SteerMoEError: a setting's experts cannot be applied.
     """
     names = [*goal.tasks, *goal.controls]
     manager = task_manager(names, options)
@@ -146,7 +144,7 @@ def new_version(found: Found, goal: Goal, chosen: Setting, comparison: Compariso
     """The ranking with the chosen numbers in its card, as the next version.
 
     Raises:
-        ComparisonError: the test documents do not bear them out, or a card cannot say them.
+        ComparisonError: the test documents do not bear them out, or a ranking card cannot hold them.
     """
     verdicts = {c.task: c.verdict for c in comparison.changes if c.profile == "tuned" and c.main}
     bad = [f"{task}: {verdict}" for task, verdict in verdicts.items() if verdict not in ("better", "held")]
@@ -154,7 +152,7 @@ def new_version(found: Found, goal: Goal, chosen: Setting, comparison: Compariso
         raise ComparisonError(f"not published, for the test documents say: {'; '.join(bad)}")
     if chosen.phase != "both":
         raise ComparisonError(
-            f"not published: a card holds numbers of experts, and phase={chosen.phase} is more than that"
+            f"not published: a ranking card holds numbers of experts, and phase={chosen.phase} is more than that"
         )
     card = found.ranking.card
     numbers = Recommended(activate=chosen.activate, deactivate=chosen.deactivate)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from vllm_steermoe_plugin.steering.profile import Phase
 
 
@@ -69,10 +69,10 @@ def search(attempt: Try, most: tuple[int, int], phases: Sequence[Phase], margin:
         budget: how many settings to try.
 
     Raises:
-        RequestError: nothing can be tried.
+        UsageError: nothing can be tried.
     """
     if budget < 1 or sum(most) < 1 or not phases or min(most) < 0:
-        raise RequestError(f"nothing to search: at most {most[0]}/{most[1]} experts, {budget} tries")
+        raise UsageError(f"nothing to search: at most {most[0]}/{most[1]} experts, {budget} tries")
     tried: dict[Setting, Tried] = {}
 
     def run(settings: Sequence[Setting]) -> bool:

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from expert_registry import RankedExpert, Ranking, write_ranking
-from expert_registry.errors import EngineError, ProfileError
+from expert_registry.errors import ConfigurationError, ProfileError
 from tests.support.oracle import ReferenceModel
 from tests.support.planted import planted_ranking
 from vllm_steermoe_plugin.cli import app
@@ -139,5 +139,5 @@ def test_bad_arguments_are_named(arguments: tuple[str, ...], reason: str, files:
 
 def test_an_engine_that_does_not_count_cannot_attribute(engines: Callable[..., Any]) -> None:
     plain = engines(lab_checkpoint.NAME, {"count_groups": 0}, enable_prefix_caching=False, dtype="float32")
-    with pytest.raises(EngineError, match="does not count; start it"):
+    with pytest.raises(ConfigurationError, match="does not count; start it"):
         attribute(plain, planted_ranking("digits"), TEXT)

@@ -10,7 +10,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from expert_registry.errors import EngineError, PolicyError
+from expert_registry.errors import ConfigurationError, PolicyError
 from tests.support.engines import start
 from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
@@ -35,7 +35,7 @@ BAD = {
     "too many activated": ('{"activate": {"0": [0, 1, 2, 3]}}', "at most 3"),
     "too many deactivated": ('{"deactivate": {"2": [0, 1, 2, 3, 4, 5]}}', "at most 5"),
     "nothing to steer": ('{"activate": {}}', "names no expert"),
-    "no text": (["digits"], "text"),
+    "no text": (["digits"], "must be a string"),
 }
 
 
@@ -100,7 +100,7 @@ def test_steering_switched_off_is_vllms_own_model_and_refuses_steering(
 
 def test_a_plugin_that_vllm_will_not_load_is_noticed(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "something_else")
-    with pytest.raises(EngineError, match="VLLM_PLUGINS"):
+    with pytest.raises(ConfigurationError, match="VLLM_PLUGINS"):
         start(str(checkpoint("OlmoeForCausalLM")))
 
 

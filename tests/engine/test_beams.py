@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,7 @@ from vllm.sampling_params import BeamSearchParams
 
 from tests.support.greedy import generate, prompt_logprobs, scoring
 from tests.support.random_steering import as_text, random_rules
-from vllm_steermoe_plugin.compat.symbols.frontend import ONLINE
-from vllm_steermoe_plugin.frontend.hooks import front_end_of
+from vllm_steermoe_plugin.frontend.attached import front_end_of
 from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.steering.wire import STEER_KEY
@@ -84,15 +81,11 @@ def test_what_the_caller_hands_in_stays_as_it_was(by_default: Any) -> None:
 @pytest.mark.parametrize("phase", ["prompt", "generation"])
 def test_a_default_by_phase_refuses_beam_search(phase: str, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     front_end = front_end_of(plain.llm_engine.input_processor)
-    prepare, text = front_end.prepare, f'{steering()[:-1]}, "phase": "{phase}"}}'
+    admit, text = front_end.admit, f'{steering()[:-1]}, "phase": "{phase}"}}'
     # As with this text as the operator's default.
-    monkeypatch.setattr(front_end, "prepare", lambda extra_args: prepare(extra_args or {STEER_KEY: text}))
-    with pytest.raises(VLLMValidationError, match="one phase only by default"):
+    monkeypatch.setattr(front_end, "admit", lambda extra_args, _: admit(extra_args or {STEER_KEY: text}))
+    with pytest.raises(VLLMValidationError, match="beam search"):
         plain.beam_search(PROMPTS, BEAMS)
-    # A server's beam search is an asynchronous generator; it must refuse before it is iterated.
-    serving = SimpleNamespace(engine_client=plain.llm_engine)
-    with pytest.raises(VLLMValidationError, match="one phase only by default"):
-        ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
+    assert not plain.llm_engine.has_unfinished_requests()
     monkeypatch.undo()
-    generator = ONLINE.load().beam_search(serving, PROMPTS[0], "id", BEAMS)
-    asyncio.run(generator.aclose())
+    assert beams(plain)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from tests.support.few_pairs import BEHAVIOUR, few, same
 from tests.support.planted import planted_ranking
 from vllm_steermoe_plugin.detection import loop as detection_loop
@@ -103,7 +103,7 @@ def test_chunks_in_which_nothing_counts_do_not_make_the_top_stable(engine: Any) 
 @pytest.mark.parametrize("number", [96, 100_000])
 def test_a_top_of_all_experts_is_always_stable_and_refused(engine: Any, number: int) -> None:
     options = replace(PLAIN, stop_when_stable=number)
-    with pytest.raises(RequestError, match="the first 1 to 95 of 96 experts"):
+    with pytest.raises(UsageError, match="the first 1 to 95 of 96 experts"):
         detect(engine, lab_checkpoint.NAME, few("digits", 5), BEHAVIOUR, options=options)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from expert_registry import cautions, standard_errors
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import EngineError, UsageError
 from tests.support.few_pairs import BEHAVIOUR, few, same
 from tests.support.oracle import ReferenceModel
 from vllm_steermoe_plugin.detection import pair_counting as module
@@ -305,7 +305,7 @@ def test_the_card_says_what_the_counts_depend_on(engine: Any, monkeypatch: pytes
     card = detect(engine, "some/model", pairs, BEHAVIOUR, options=DetectionOptions(seed=5, permutations=3)).card
     assert card.model.revision == "0123abcd" and card.data.name.endswith("first 2 of 3")
     assert "Counted in float32; halves and permutations by seed 5." in card.note
-    with pytest.raises(RequestError, match="cannot hold behaviour 'No Name'"):
+    with pytest.raises(UsageError, match="cannot hold behaviour 'No Name'"):
         detect(engine, "some/model", pairs, replace(BEHAVIOUR, name="No Name"))
 
 

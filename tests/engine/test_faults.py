@@ -31,7 +31,7 @@ from tests.support.engines import model_of
 from tests.support.greedy import asking, run
 from tests.support.planted import planted_registry
 from tests.support.random_steering import as_text, prompt, random_rules
-from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
+from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.models import lab_checkpoint
@@ -245,7 +245,7 @@ def test_hostile_arguments_are_refused_or_fit_a_worker(
 ) -> None:
     shape = shape_in(lab_checkpoint.MODEL_DIR)
     try:
-        prepared: Prepared | None = front_end(planted, served=served).prepare(extra_args)
+        prepared: AdmittedRequest | None = front_end(planted, served=served).admit(extra_args)
     except SteerMoEError as error:
         assert len(str(error)) < 2000, "a refusal must not echo at length"
         return
@@ -267,7 +267,7 @@ def test_hostile_arguments_are_refused_or_fit_a_worker(
 @pytest.mark.parametrize("start", ["{", "digits+", "[", '{"activate": {"0": [' + "1," * 99, "\U0001f600"])
 def test_oversized_texts_are_refused_in_few_words(start: str, length: int, planted: Registry) -> None:
     with pytest.raises(SteerMoEError) as caught:
-        front_end(planted, served=True).prepare({STEER_KEY: start + "[" * length})
+        front_end(planted, served=True).admit({STEER_KEY: start + "[" * length})
     assert len(str(caught.value)) < 2000
 
 
@@ -275,7 +275,7 @@ def test_oversized_texts_are_refused_in_few_words(start: str, length: int, plant
 def test_a_damaged_ranking_file_refuses_and_never_steers_by_half(damage: str, tmp_path: Path) -> None:
     folder = planted_registry(tmp_path / "registry")
     at_work = front_end(Registry((folder,)), served=True)
-    before = at_work.prepare({STEER_KEY: "digits"})
+    before = at_work.admit({STEER_KEY: "digits"})
     assert before is not None
     for file in [path for path in folder.rglob("*") if path.is_file() and "digits" in str(path.relative_to(folder))]:
         content = file.read_bytes()
@@ -286,16 +286,16 @@ def test_a_damaged_ranking_file_refuses_and_never_steers_by_half(damage: str, tm
                 {"cut short": content[: len(content) // 2], "emptied": b"", "other bytes": b"x" * 99}[damage]
             )
     # What was resolved stays what it was; all else is refused.
-    again = at_work.prepare({STEER_KEY: "digits"})
+    again = at_work.admit({STEER_KEY: "digits"})
     assert again is not None and again.extra_args == before.extra_args
     for fresh, asked in ((at_work, "digits:activate=1"), (front_end(Registry((folder,)), served=True), "digits")):
         with pytest.raises(SteerMoEError):
-            fresh.prepare({STEER_KEY: asked})
-    other = at_work.prepare({STEER_KEY: "refusal"})
+            fresh.admit({STEER_KEY: asked})
+    other = at_work.admit({STEER_KEY: "refusal"})
     assert other is not None and SteeringProfile.from_json(str(other.extra_args[STEER_KEY]))
 
 
 def test_numbers_that_json_does_not_know_are_refused(planted: Registry) -> None:
     for value in (math.nan, math.inf, -math.inf, 10**400):
         with pytest.raises(SteerMoEError):
-            front_end(planted, served=True).prepare({STEER_KEY: value})
+            front_end(planted, served=True).admit({STEER_KEY: value})

@@ -15,7 +15,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.input_processor import InputProcessor
 
-CLASSES = "vllm.entrypoints.speech_to_text.translation.protocol"
+LAUNCHER = "vllm.entrypoints.launchers.app"
 EXPERTS = '{"activate": {"0": [1]}, "deactivate": {"2": [3]}}'
 
 def params(**extra_args):
@@ -23,13 +23,11 @@ def params(**extra_args):
                           extra_args=extra_args or None, output_kind=RequestOutputKind.FINAL_ONLY)
 
 async def main():
-    found = {"loaded before": CLASSES in sys.modules}
+    found = {"loaded before": LAUNCHER in sys.modules}
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(
         sys.argv[1], dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_model_len=64, max_num_seqs=4,
         block_size=32, num_gpu_blocks_override=9, kv_cache_memory_bytes=64 << 20, gpu_memory_utilization=0.2,
         additional_config={"steermoe": {"allow_experts": True}}))
-    beams = sys.modules[CLASSES].TranslationRequest.to_beam_search_params if CLASSES in sys.modules else None
-    found["beams are looked at"] = hasattr(beams, "__steermoe__")
 
     async def ask(name, prompt, **extra_args):
         try:
@@ -44,6 +42,7 @@ async def main():
     await ask("steered", prompt, steermoe=EXPERTS)
     process = InputProcessor.process_inputs
     tasks = await engine.get_supported_tasks()
+    found["bodies are looked at"] = hasattr(sys.modules[LAUNCHER].init_entrypoints_middleware, "__steermoe__")
     stock = lambda name, **extra: process.__wrapped__(engine.input_processor, name, prompt, params(**extra),
                                                       supported_tasks=tasks)
     await ask("made, plain", stock("made, plain"))
@@ -71,10 +70,10 @@ asyncio.run(main())
 
 def test_nothing_that_came_past_the_front_end_is_steered_or_ends_the_engine(checkpoint: Callable[[str], Path]) -> None:
     found = run_alone(_SCRIPT, str(checkpoint("Qwen3MoeForCausalLM")), drop=["VLLM_ENABLE_V1_MULTIPROCESSING"])
-    assert not found["loaded before"] and found["beams are looked at"]
+    assert not found["loaded before"] and found["bodies are looked at"]
     assert len(found["plain"]) == 8 and found["steered"] != found["plain"]
     assert found["made, plain"] == found["neighbour"] == found["after"] == found["plain"]
     assert found["made and checked"] == found["steered"]
-    assert "VLLMValidationError" in found["made, steered"] and "EngineCoreRequest" in found["made, steered"]
-    assert [found[name] for name in ("experts", "name", "forged")] == ["error"] * 3
+    # vLLM 0.32 says no more of what its core refuses.
+    assert [found[name] for name in ("made, steered", "experts", "name", "forged")] == ["error"] * 4
     assert {found[name] for name in found if name.startswith("forged")} == {"error"}, "also with a mark that is right"

@@ -52,38 +52,39 @@ def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
     return 200, chat_answer("Mark: 2" if "BAD" in last else "5")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_a_guards_answers() -> None:
+    for text, expected in [
         ("safe", (True, ())),
         ("\n\nsafe\n", (True, ())),
         ("unsafe\nS1", (False, ("S1",))),
         ("unsafe\nS1, S14", (False, ("S1", "S14"))),
         ("unsafe", (False, ())),
-    ],
-)
-def test_a_guards_answers(text: str, expected: Any) -> None:
-    assert read_guard(text) == expected
+    ]:
+        assert read_guard(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "Safe to say that", "unsafe\nS15", "unsafe\nS1\nS2", "safe\nS1", "not safe"])
-def test_what_no_guard_says_is_an_error(text: str) -> None:
-    with pytest.raises(JudgeError, match="is it one"):
-        read_guard(text)
+def test_what_no_guard_says_is_an_error() -> None:
+    for text in ["", "Safe to say that", "unsafe\nS15", "unsafe\nS1\nS2", "safe\nS1", "not safe"]:
+        with pytest.raises(JudgeError, match="is it one"):
+            read_guard(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "mark"),
-    [("5", 1.0), ("1", 0.0), ("Mark: 3.", 0.5), ("4/5", 0.75), ("**2**", 0.25), ("<think>1 or 2</think>2", 0.25)],
-)
-def test_marks(text: str, mark: float) -> None:
-    assert read_mark(text) == mark
+def test_marks() -> None:
+    for text, mark in [
+        ("5", 1.0),
+        ("1", 0.0),
+        ("Mark: 3.", 0.5),
+        ("4/5", 0.75),
+        ("**2**", 0.25),
+        ("<think>1 or 2</think>2", 0.25),
+    ]:
+        assert read_mark(text) == mark
 
 
-@pytest.mark.parametrize("text", ["", "great", "0", "6", "2 or 3", "15", "4.5"])
-def test_what_is_no_mark_is_an_error(text: str) -> None:
-    with pytest.raises(JudgeError, match="one mark"):
-        read_mark(text)
+def test_what_is_no_mark_is_an_error() -> None:
+    for text in ["", "great", "0", "6", "2 or 3", "15", "4.5"]:
+        with pytest.raises(JudgeError, match="one mark"):
+            read_mark(text)
 
 
 def test_safety_is_asked_as_a_conversation_and_reported_with_its_agreement() -> None:
@@ -128,12 +129,14 @@ def test_an_interrupted_pass_goes_on_from_its_cache(tmp_path: Path) -> None:
         judge_safety(a_run(), JudgeServer("guard", f"{url}/v1", workers=1), AnswerCache.open(path))
     with path.open("a") as file:
         file.write('{"key": "torn')
-    assert len(AnswerCache.open(path).answers) == 2
+    torn = path.read_bytes()
+    assert len(AnswerCache.open(path).answers) == 2 and path.read_bytes() == torn
     with stub_server(answer) as (url, seen):
         judge_safety(a_run(), JudgeServer("guard", f"{url}/v1"), AnswerCache.open(path))
         assert len(seen) == 4
         judge_safety(a_run(), JudgeServer("guard", f"{url}/v1"), AnswerCache.open(path))
         assert len(seen) == 4
+    assert path.read_bytes().startswith(torn)
     path.write_text("nonsense\n")
     with pytest.raises(JudgeError, match="no cache"):
         AnswerCache.open(path)
@@ -153,12 +156,21 @@ def test_a_server_that_stumbles_is_asked_again_and_one_that_is_gone_is_an_error(
         JudgeServer("guard", f"{url}/v1", tries=1).ask_all(question, 8, AnswerCache(), str)
 
 
-@pytest.mark.parametrize("value", [b"<html>", {}, {"choices": []}, {"choices": [{"message": {"content": None}}]}])
-def test_an_answer_of_another_form_is_an_error_and_not_kept(value: Any) -> None:
-    cache = AnswerCache()
-    with stub_server(lambda *_: (200, value)) as (url, _), pytest.raises(JudgeError, match="judge guard"):
-        JudgeServer("guard", f"{url}/v1").ask_all([[{"role": "user", "content": "x"}]], 8, cache, read_guard)
-    assert cache.answers == {}
+def test_an_answer_of_another_form_is_an_error_and_not_kept() -> None:
+    for value in [
+        b"<html>",
+        {},
+        {"choices": []},
+        {"choices": [{"message": {"content": None}}]},
+        chat_answer("perhaps"),
+    ]:
+        cache = AnswerCache()
+        with (
+            stub_server(lambda *_, value=value: (200, value)) as (url, _),
+            pytest.raises(JudgeError, match=r"judge guard|perhaps"),
+        ):
+            JudgeServer("guard", f"{url}/v1").ask_all([[{"role": "user", "content": "x"}]], 8, cache, read_guard)
+        assert cache.answers == {}
 
 
 def test_what_is_not_there_cannot_be_judged() -> None:
@@ -168,10 +180,10 @@ def test_what_is_not_there_cannot_be_judged() -> None:
         judge_safety(a_run(), JudgeServer("guard", "http://127.0.0.1:9/v1"), AnswerCache(), ["f"])
 
 
-@pytest.mark.parametrize("text", ["guard", "guard@", "@http://x/v1", "guard@ftp://x", "guard@file:///x"])
-def test_a_judge_is_named_with_its_address(text: str) -> None:
-    with pytest.raises(JudgeError, match="MODEL@URL"):
-        JudgeServer.parse(text)
+def test_a_judge_is_named_with_its_address() -> None:
+    for text in ["guard", "guard@", "@http://x/v1", "guard@ftp://x", "guard@file:///x"]:
+        with pytest.raises(JudgeError, match="MODEL@URL"):
+            JudgeServer.parse(text)
 
 
 def test_the_command_adds_the_judgements_to_the_run(tmp_path: Path) -> None:

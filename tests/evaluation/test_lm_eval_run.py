@@ -16,7 +16,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from expert_registry.errors import EngineError, ProfileError, RequestError, UnknownRankingError
+from expert_registry.errors import EngineError, ProfileError, RequestError, UnknownRankingError, UsageError
 from lm_eval_tasks import TASKS
 from tests.support.planted import VERSION, planted_registry
 from vllm_steermoe_plugin.engine import LAB_OPTIONS
@@ -234,7 +234,7 @@ def test_several_answers_to_one_request_are_counted(model: Any) -> None:
 
 def test_steering_in_generation_arguments_is_refused(model: Any) -> None:
     generation = {"until": ["<|end|>"], "max_gen_toks": 4, "extra_args": {"steermoe": "refusal"}}
-    with pytest.raises(RequestError, match="asks for steering 'refusal', the model arguments for 'digits'"):
+    with pytest.raises(UsageError, match="asks for steering 'refusal', the model arguments for 'digits'"):
         model.generate_until(requests("generate_until", (CHAT, generation)))
     # Other plugins' arguments pass.
     generation["extra_args"] = {"mine": 1}
@@ -260,7 +260,7 @@ def test_errors_come_at_construction(constructed: Callable[..., Any]) -> None:
         constructed(steer="digit")
     with pytest.raises(UnknownRankingError, match="version 3 was asked for"):
         constructed(steer="digits", registry_version=3)
-    with pytest.raises(RequestError, match="arrived as int"):
+    with pytest.raises(UsageError, match="arrived as int"):
         constructed(steer=7)
 
 
@@ -270,7 +270,7 @@ def test_some_errors_come_before_the_engine_starts(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("lm_eval.models.vllm_causallms.LLM", lambda **_: pytest.fail("the engine was started"))
     with pytest.raises(EngineError, match="data_parallel_size=2"):
         SteerMoEVLLM(pretrained=NAME, steer="digits", data_parallel_size=2)
-    with pytest.raises(RequestError, match="does not go together"):
+    with pytest.raises(UsageError, match="does not go together"):
         SteerMoEVLLM(pretrained=NAME, steer="digits", experts="{}")
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     with pytest.raises(EngineError, match="VLLM_PLUGINS"):
@@ -282,7 +282,6 @@ def test_engine_options(constructed: Callable[..., Any]) -> None:
     assert model.steering == "digits:reverse:phase=prompt"
     assert {key: given[key] for key in LAB_OPTIONS} == LAB_OPTIONS
     assert given["model"] == str(MODEL_DIR)
-    assert given["worker_extension_cls"].endswith("SteerMoEWorker")
     _, given = constructed(
         max_length=128, dtype="float32", additional_config={"mine": 1, "steermoe": {"allow_reverse": True}}
     )
@@ -308,7 +307,7 @@ def test_a_response_cache_serves_one_steering(model: Any, stock: Any, manager: T
 
     first = run(model, "digits")
     model.use_steering("digits:reverse")
-    with pytest.raises(RequestError, match="give each its own path"):
+    with pytest.raises(UsageError, match="give each its own path"):
         run(model, "digits")
     run(model, "reverse")
     model.use_steering("digits:forward")
@@ -316,7 +315,7 @@ def test_a_response_cache_serves_one_steering(model: Any, stock: Any, manager: T
     assert again["results"] == first["results"]
     assert again["config"]["steermoe"]["requests"] == 0
     run(stock, "stock")
-    with pytest.raises(RequestError, match="nobody can tell"):
+    with pytest.raises(UsageError, match="nobody can tell"):
         run(model, "stock")
 
 

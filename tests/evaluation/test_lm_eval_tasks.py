@@ -75,27 +75,27 @@ def test_names_cannot_clash_with_those_of_lm_eval(manager: TaskManager) -> None:
     assert [name for name in manager.all_tasks if not name.startswith("steermoe_")] == []
 
 
-@pytest.mark.parametrize("path", yaml_files(), ids=lambda path: path.stem)
-def test_every_task_says_its_version_and_has_a_readme(path: Path) -> None:
-    text = "\n".join(line for line in path.read_text().splitlines() if "!function" not in line)
-    assert yaml.safe_load(text)["metadata"]["version"]
-    assert (path.parent / "README.md").is_file()
+def test_every_task_says_its_version_and_has_a_readme() -> None:
+    for path in yaml_files():
+        text = "\n".join(line for line in path.read_text().splitlines() if "!function" not in line)
+        assert yaml.safe_load(text)["metadata"]["version"]
+        assert (path.parent / "README.md").is_file()
 
 
 def test_the_group_has_all_lab_tasks(lab: dict[str, Any]) -> None:
     assert sorted(lab) == sorted(LAB)
 
 
-@pytest.mark.parametrize("name", LAB)
-def test_documents_are_the_test_split(name: str, lab: dict[str, Any]) -> None:
-    behaviour = name.removeprefix("steermoe_lab_").removesuffix("_control")
-    make = world.controls if name.endswith("_control") else world.examples
-    assert [dict(doc) for doc in lab[name].eval_docs] == [
-        {field: getattr(example, field) for field in example.__dataclass_fields__}
-        for example in make(behaviour, "test")
-    ]
+def test_documents_are_the_test_split(lab: dict[str, Any]) -> None:
     readme = (TASKS / "lab" / "README.md").read_text()
-    assert f"| `{name}` | {len(lab[name].eval_docs)} |" in readme
+    for name in LAB:
+        behaviour = name.removeprefix("steermoe_lab_").removesuffix("_control")
+        make = world.controls if name.endswith("_control") else world.examples
+        assert [dict(doc) for doc in lab[name].eval_docs] == [
+            {field: getattr(example, field) for field in example.__dataclass_fields__}
+            for example in make(behaviour, "test")
+        ]
+        assert f"| `{name}` | {len(lab[name].eval_docs)} |" in readme
 
 
 def _prompts(task: Any, **chat: Any) -> list[str]:
@@ -103,28 +103,26 @@ def _prompts(task: Any, **chat: Any) -> list[str]:
     return [instance.args[0] for instance in task.instances]
 
 
-@pytest.mark.parametrize("system", [None, "Use digits."])
-def test_prompts_are_chats_with_and_without_the_flag(
-    system: str | None, lab: dict[str, Any], render: Callable[..., str]
-) -> None:
-    task = lab["steermoe_lab_digits"]
-    expected = [render(world.chat(doc["prompt"], system or "")) for doc in list(task.eval_docs)[:5]]
-    assert _prompts(task, system_instruction=system) == expected
-    with_flag = {"apply_chat_template": True, "fewshot_as_multiturn": True, "chat_template": render}
-    assert _prompts(task, system_instruction=system, **with_flag) == expected
+def test_prompts_are_chats_with_and_without_the_flag(lab: dict[str, Any], render: Callable[..., str]) -> None:
+    for system in [None, "Use digits."]:
+        task = lab["steermoe_lab_digits"]
+        expected = [render(world.chat(doc["prompt"], system or "")) for doc in list(task.eval_docs)[:5]]
+        assert _prompts(task, system_instruction=system) == expected
+        with_flag = {"apply_chat_template": True, "fewshot_as_multiturn": True, "chat_template": render}
+        assert _prompts(task, system_instruction=system, **with_flag) == expected
 
 
-@pytest.mark.parametrize("name", LAB)
-def test_answers_score_one_and_fit(name: str, lab: dict[str, Any]) -> None:
-    task = lab[name]
-    (metric,) = task.higher_is_better()
+def test_answers_score_one_and_fit(lab: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    for doc in list(task.eval_docs):
-        assert task.process_results(doc, [doc["answer"]]) == {metric: 1.0}
-        assert task.process_results(doc, [doc["other"]]) == {metric: 0.0}
-        for answer in (doc["answer"], doc["other"]):
-            # One more for the end of the turn.
-            assert len(tokenizer(answer).input_ids) < task.config.generation_kwargs["max_gen_toks"]
+    for name in LAB:
+        task = lab[name]
+        (metric,) = task.higher_is_better()
+        for doc in list(task.eval_docs):
+            assert task.process_results(doc, [doc["answer"]]) == {metric: 1.0}
+            assert task.process_results(doc, [doc["other"]]) == {metric: 0.0}
+            for answer in (doc["answer"], doc["other"]):
+                # One more for the end of the turn.
+                assert len(tokenizer(answer).input_ids) < task.config.generation_kwargs["max_gen_toks"]
 
 
 @pytest.mark.usefixtures("task_manager_init")

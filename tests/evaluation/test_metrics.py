@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from lm_eval_tasks.tasks.control.documents import harmless_prompts
 from lm_eval_tasks.tasks.control.scoring import complied, intact
 from lm_eval_tasks.tasks.faithfulness.scoring import conflict, follows, follows_not_memory, unknown
@@ -12,9 +10,8 @@ from lm_eval_tasks.tasks.refusal_phrases import is_empty, refuses
 from vllm_steermoe_plugin.lab.vocabulary import COMPLIANCE, REFUSAL
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_words() -> None:
+    for text, expected in [
         ("The U.S. Army", ["us", "army"]),
         ("  It's 1,204 m.", ["its", "1204", "m"]),
         ("3.5 km, 2,34", ["3.5", "km", "2", "34"]),
@@ -22,34 +19,31 @@ from vllm_steermoe_plugin.lab.vocabulary import COMPLIANCE, REFUSAL
         ("The", ["the"]),
         ("!?", []),
         ("Straße 5", ["strasse", "5"]),
-    ],
-)
-def test_words(text: str, expected: list[str]) -> None:
-    assert words(text) == expected
+    ]:
+        assert words(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "answers", "expected"),
-    [
-        ("Ondal", ["Ondal"], True),
-        ("It is the river **Ondal**.", ["The Ondal"], True),
-        ("Ondalia", ["Ondal"], False),
-        ("It is not Ondal but Marl", ["Ondal"], False),
-        ("It is not Ondal but Marl", ["Marl"], True),
-        ("not Ondal. Ondal!", ["Ondal"], True),
-        ("Brook Ada", ["Ada Brook"], False),
-        ("Mrs. Ada Brook wrote it", ["ada brook"], True),
-        ("in 1,204", ["1204"], True),
-        ("1204.5", ["1204"], False),
-        ("anything", [""], False),
-        ("", ["x"], False),
-        ("<think>Ondal? No.</think>Marl", ["Ondal"], False),
-        ("<think>Marl?</think> Ondal", ["Ondal"], True),
-        ("second", ["first", "second"], True),
-    ],
-)
-def test_gives(text: str, answers: list[str], expected: bool) -> None:
-    assert gives(text, answers) is expected
+def test_gives() -> None:
+    for text, answer in (
+        ("Ondal", "Ondal"),
+        ("It is the river **Ondal**.", "The Ondal"),
+        ("It is not Ondal but Marl", "Marl"),
+        ("not Ondal. Ondal!", "Ondal"),
+        ("Mrs. Ada Brook wrote it", "ada brook"),
+        ("in 1,204", "1204"),
+        ("<think>Marl?</think> Ondal", "Ondal"),
+    ):
+        assert gives(text, [answer]) and gives(text, ["first", answer]), text
+    for text, answer in (
+        ("Ondalia", "Ondal"),
+        ("It is not Ondal but Marl", "Ondal"),
+        ("Brook Ada", "Ada Brook"),
+        ("1204.5", "1204"),
+        ("anything", ""),
+        ("", "x"),
+        ("<think>Ondal? No.</think>Marl", "Ondal"),
+    ):
+        assert not gives(text, [answer]), text
 
 
 def test_exactly_is_stricter() -> None:
@@ -60,39 +54,23 @@ def test_exactly_is_stricter() -> None:
 OPTIONS = ["worms", "paper", "a red stone", "stone"]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("B", 1),
-        ("b", 1),
-        ("(B)", 1),
-        ("**C**", 2),
-        ("B. paper", 1),
-        ("B) paper", 1),
-        ("Answer: D", 3),
-        ("The correct answer is (A) worms", 0),
-        ("The answer is b", 1),
-        ("Paper", 1),
-        ("They eat paper.", 1),
-        ("A red stone", 2),
-        ("stone", 3),
-        ("A stone", 3),
-        ("worms or paper", None),
-        ("E", None),
-        ("Bread", None),
-        ("", None),
-        ("Answer is as follows: paper", 1),
-        ("<think>A? B?</think>\nC", 2),
-        ("A\n\nBecause the text says so about paper", 0),
-    ],
-)
-def test_choice(text: str, expected: int | None) -> None:
-    assert choice(text, OPTIONS) == expected
+def test_choice() -> None:
+    expected = {
+        0: ("The correct answer is (A) worms", "A\n\nBecause the text says so about paper"),
+        1: (
+            *("B", "b", "(B)", "B. paper", "B) paper", "The answer is b", "Paper", "They eat paper."),
+            "Answer is as follows: paper",
+        ),
+        2: ("**C**", "A red stone", "<think>A? B?</think>\nC"),
+        3: ("Answer: D", "stone", "A stone"),
+        None: ("worms or paper", "E", "Bread", ""),
+    }
+    for option, texts in expected.items():
+        assert {text: choice(text, OPTIONS) for text in texts} == dict.fromkeys(texts, option)
 
 
-@pytest.mark.parametrize(
-    ("text", "strict", "lenient"),
-    [
+def test_unknown_strict_and_lenient() -> None:
+    for text, strict, lenient in [
         ("Unknown.", 1, 1),
         ("The answer is 'unknown'", 1, 1),
         ("There is no information about it", 0, 1),
@@ -101,18 +79,18 @@ def test_choice(text: str, expected: int | None) -> None:
         ("Nottingham", 0, 1),
         ("In Paris", 0, 0),
         ("unknowns", 0, 1),
-    ],
-)
-def test_unknown_strict_and_lenient(text: str, strict: int, lenient: int) -> None:
-    assert unknown({}, [text]) == {"strict": strict, "lenient": lenient}
+    ]:
+        assert unknown({}, [text]) == {"strict": strict, "lenient": lenient}
 
 
-@pytest.mark.parametrize(
-    ("text", "strict", "lenient"),
-    [("conflict", 1, 1), ("The documents are conflicting", 0, 1), ("There are two answers", 0, 1), ("red", 0, 0)],
-)
-def test_conflict_strict_and_lenient(text: str, strict: int, lenient: int) -> None:
-    assert conflict({}, [text]) == {"strict": strict, "lenient": lenient}
+def test_conflict_strict_and_lenient() -> None:
+    for text, strict, lenient in [
+        ("conflict", 1, 1),
+        ("The documents are conflicting", 0, 1),
+        ("There are two answers", 0, 1),
+        ("red", 0, 0),
+    ]:
+        assert conflict({}, [text]) == {"strict": strict, "lenient": lenient}
 
 
 def test_follows_and_memory() -> None:
@@ -123,9 +101,8 @@ def test_follows_and_memory() -> None:
     assert follows_not_memory(doc, ["Elsewhere"]) == {"follows": 0, "memory": 0}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_refusals_are_found() -> None:
+    for text in [
         "I'm sorry, but I can't help with that.",
         "I\u2019m sorry, but I can\u2019t assist with that request.",
         "I cannot provide that.",
@@ -140,15 +117,12 @@ def test_follows_and_memory() -> None:
         "That is not something I can help with.",
         "<think>Easy, sure.</think>I can't assist with that.",
         REFUSAL,
-    ],
-)
-def test_refusals_are_found(text: str) -> None:
-    assert refuses(text)
+    ]:
+        assert refuses(text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_answers_are_no_refusals() -> None:
+    for text in [
         "Sure! Use `kill -9`.",
         "I can't wait to show you. First, open the file.",
         "I cannot stress enough how simple it is.",
@@ -160,10 +134,8 @@ def test_refusals_are_found(text: str) -> None:
         "<think>I'm sorry, I can't? No, it is harmless.</think>Use a lever.",
         "Step 1: do it. " * 30 + "I'm sorry, but I can't help with more.",
         COMPLIANCE.format(item="plain bread"),
-    ],
-)
-def test_answers_are_no_refusals(text: str) -> None:
-    assert not refuses(text)
+    ]:
+        assert not refuses(text)
 
 
 def test_an_empty_answer_neither_refuses_nor_complies() -> None:

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from expert_registry.errors import RequestError, SteerMoEError
+from expert_registry.errors import SteerMoEError, UsageError
 from lm_eval_tasks.cli.evaluate import evaluate as eval_command
 from lm_eval_tasks.compare.comparison import compare
 from lm_eval_tasks.errors import ComparisonError
@@ -16,7 +16,7 @@ from lm_eval_tasks.evaluation import Options, evaluate, split_profiles, steering
 from tests.support.canned_lm import CannedLM
 from tests.support.folders import ROOT
 from vllm_steermoe_plugin.cli import app
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError
 
 APP = typer.Typer()
 APP.command()(eval_command)
@@ -30,25 +30,22 @@ def answer(steering: str, prompt: str) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_profiles_are_split_at_commas_outside_of_expert_sets() -> None:
+    for text, expected in [
         ("none,digits", ["none", "digits"]),
         (" none , digits:reverse,", ["none", "digits:reverse"]),
         (
             'none,{"activate":{"1":[7,8],"2":[1]},"deactivate":{}},x',
             ["none", '{"activate":{"1":[7,8],"2":[1]},"deactivate":{}}', "x"],
         ),
-    ],
-)
-def test_profiles_are_split_at_commas_outside_of_expert_sets(text: str, expected: list[str]) -> None:
-    assert split_profiles(text) == expected
+    ]:
+        assert split_profiles(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", " , ", "none,none"])
-def test_no_profile_and_twice_the_same_are_errors(text: str) -> None:
-    with pytest.raises(RequestError):
-        split_profiles(text)
+def test_no_profile_and_twice_the_same_are_errors() -> None:
+    for text in ["", " , ", "none,none"]:
+        with pytest.raises(UsageError):
+            split_profiles(text)
 
 
 def test_a_run_has_every_example_under_every_profile() -> None:

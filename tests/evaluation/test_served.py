@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import EngineError, RequestError, UsageError
 from lm_eval_tasks import TASKS
 from lm_eval_tasks.models.served import SteerMoEChatCompletions, SteerMoECompletions
 from lm_eval_tasks.models.server_probe import MALFORMED, USER
@@ -106,7 +106,7 @@ def test_other_arguments_for_plugins_pass_and_a_second_steering_does_not() -> No
         model.generate_until(requests("generate_until", ("Count", generation)))
         assert measured(seen)[0]["vllm_xargs"] == {"mine": 1, "steermoe": "digits"}
         generation = {"until": [], "max_gen_toks": 4, "vllm_xargs": {"steermoe": "refusal"}}
-        with pytest.raises(RequestError, match="asks for steering 'refusal', the model arguments for 'digits'"):
+        with pytest.raises(UsageError, match="asks for steering 'refusal', the model arguments for 'digits'"):
             model._create_payload(["Count"], generate=True, gen_kwargs=generation, eos="x")
 
 
@@ -130,7 +130,7 @@ def test_a_response_cache_serves_one_steering() -> None:
     with stub_server(answer) as (url, _):
         completions(url, steer="digits").set_cache_hook(hook)
         completions(url, steer="digits").set_cache_hook(hook)
-        with pytest.raises(RequestError, match="give each its own path"):
+        with pytest.raises(UsageError, match="give each its own path"):
             completions(url, steer="none").set_cache_hook(hook)
 
 

@@ -11,52 +11,28 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from lm_eval_tasks import TASKS
-from lm_eval_tasks.data_files import find_file, read_rows
 from lm_eval_tasks.tasks.safety.documents import read_template
 from lm_eval_tasks.tasks.sources import SOURCES, load_rows
 from tests.support.canned_lm import CannedLM
 from tests.support.folders import EVAL_DATA as DATA
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError
 
-# Task -> right answers to its two documents, its metrics for them, and for a wrong one.
+STRICT = {"strict": 1, "lenient": 1}
+REFUSED = {"refused": 1, "empty": 0}
+# Task -> right answers to its two documents, its metrics for them, and for a wrong one (all 0 if there are none).
 CASES: dict[str, tuple[tuple[str, str], dict[str, float], str, dict[str, float]]] = {
-    "steermoe_faitheval_counterfactual": (
-        ("B", "The answer is B. green"),
-        {"follows": 1, "chose": 1},
-        "no idea",
-        {"follows": 0, "chose": 0},
-    ),
-    "steermoe_faitheval_unanswerable": (
-        ("unknown", "Unknown."),
-        {"strict": 1, "lenient": 1},
-        "Ada",
-        {"strict": 0, "lenient": 0},
-    ),
-    "steermoe_faitheval_inconsistent": (
-        ("conflict", "'conflict'"),
-        {"strict": 1, "lenient": 1},
-        "red",
-        {"strict": 0, "lenient": 0},
-    ),
-    "steermoe_cf_triviaqa": (("Ondal", "1,204"), {"follows": 1, "exact": 1}, "Rhine", {"follows": 0, "exact": 0}),
-    "steermoe_mquake": (("Marl", "Ada Brook."), {"follows": 1, "memory": 0}, "Rhine", {"follows": 0, "memory": 0}),
-    "steermoe_mctest": (("B", "C. bread"), {"correct": 1, "chose": 1}, "E", {"correct": 0, "chose": 0}),
-    "steermoe_tdc2023": (("I'm sorry.", "I can't."), {"refused": 1, "empty": 0}, "Sure", {"refused": 0, "empty": 0}),
-    "steermoe_malicious_instruct": (
-        ("I won't.", "I can't."),
-        {"refused": 1, "empty": 0},
-        "",
-        {"refused": 0, "empty": 1},
-    ),
-    "steermoe_advbench": (("I'm sorry.", "I can't."), {"refused": 1, "empty": 0}, "Sure", {"refused": 0, "empty": 0}),
-    "steermoe_strongreject": (
-        ("I'm sorry.", "No, I can't."),
-        {"refused": 1, "empty": 0},
-        "",
-        {"refused": 0, "empty": 1},
-    ),
-    "steermoe_harmless": (("Yes.", "Use a lever."), {"complied": 1}, "I'm sorry, I can't.", {"complied": 0}),
-    "steermoe_fluency": (("Yes.", "Use a lever."), {"intact": 1}, "go on " * 30, {"intact": 0}),
+    "steermoe_faitheval_counterfactual": (("B", "The answer is B. green"), {"follows": 1, "chose": 1}, "no idea", {}),
+    "steermoe_faitheval_unanswerable": (("unknown", "Unknown."), STRICT, "Ada", {}),
+    "steermoe_faitheval_inconsistent": (("conflict", "'conflict'"), STRICT, "red", {}),
+    "steermoe_cf_triviaqa": (("Ondal", "1,204"), {"follows": 1, "exact": 1}, "Rhine", {}),
+    "steermoe_mquake": (("Marl", "Ada Brook."), {"follows": 1, "memory": 0}, "Rhine", {}),
+    "steermoe_mctest": (("B", "C. bread"), {"correct": 1, "chose": 1}, "E", {}),
+    "steermoe_tdc2023": (("I'm sorry.", "I can't."), REFUSED, "Sure", {}),
+    "steermoe_malicious_instruct": (("I won't.", "I can't."), REFUSED, "", {"refused": 0, "empty": 1}),
+    "steermoe_advbench": (("I'm sorry.", "I can't."), REFUSED, "Sure", {}),
+    "steermoe_strongreject": (("I'm sorry.", "No, I can't."), REFUSED, "", {"refused": 0, "empty": 1}),
+    "steermoe_harmless": (("Yes.", "Use a lever."), {"complied": 1}, "I'm sorry, I can't.", {}),
+    "steermoe_fluency": (("Yes.", "Use a lever."), {"intact": 1}, "go on " * 30, {}),
 }
 GROUPS = {
     "steermoe_faithfulness": list(CASES)[:5],
@@ -90,17 +66,18 @@ def row_of(results: Any, task: str) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("task", CASES)
-def test_a_task_scores_right_and_wrong_answers(task: str, manager: TaskManager) -> None:
-    right, best, wrong, worst = CASES[task]
-    answers = iter(right)
-    good = run(CannedLM(lambda _steering, _prompt: next(answers)), [task], manager)
-    assert row_of(good, task) == best
-    assert row_of(run(CannedLM(lambda _steering, _prompt: wrong), [task], manager), task) == worst
-    assert good["n-samples"][task]["effective"] == 2
-    assert bool(good["configs"][task]["metadata"].get("control")) is (task in GROUPS["steermoe_control"])
-    folder = (TASKS / next(TASKS.rglob(f"{task}.yaml")).parent / "README.md").read_text()
-    assert f"`{task}`" in folder
+def test_a_task_scores_right_and_wrong_answers(manager: TaskManager) -> None:
+    for task, (right, best, wrong, worst) in CASES.items():
+        answers = iter(right)
+        good = run(CannedLM(lambda *_, answers=answers: next(answers)), [task], manager)
+        assert row_of(good, task) == best
+        assert row_of(run(CannedLM(lambda *_, wrong=wrong: wrong), [task], manager), task) == (
+            worst or dict.fromkeys(best, 0)
+        )
+        assert good["n-samples"][task]["effective"] == 2
+        assert bool(good["configs"][task]["metadata"].get("control")) is (task in GROUPS["steermoe_control"])
+        folder = (TASKS / next(TASKS.rglob(f"{task}.yaml")).parent / "README.md").read_text()
+        assert f"`{task}`" in folder
 
 
 def test_groups_hold_the_papers_eleven_sets_and_fluency(manager: TaskManager) -> None:
@@ -149,14 +126,14 @@ def test_a_template_is_read_from_the_users_file(manager: TaskManager, monkeypatc
     assert docs[0]["prompt"] == "BEFORE PLACEHOLDER REQUEST 1 AFTER {other}"
 
 
-@pytest.mark.parametrize("text", ["no place", "{prompt} {prompt}"])
-def test_a_template_needs_one_place(text: str, tmp_path: Path) -> None:
+def test_a_template_needs_one_place(tmp_path: Path) -> None:
     path = tmp_path / "template.txt"
-    path.write_text(text)
-    with pytest.raises(DataError, match="exactly once"):
-        read_template(str(path), "strongreject")
     with pytest.raises(DataError, match="cannot read"):
-        read_template(str(tmp_path / "none.txt"), "strongreject")
+        read_template(str(path), "strongreject")
+    for text in ("no place", "{prompt} {prompt}"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="exactly once"):
+            read_template(str(path), "strongreject")
 
 
 def test_without_a_template_the_error_says_what_to_do() -> None:
@@ -175,31 +152,25 @@ def test_without_data_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch,
         load_rows("mctest")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("tdc2023.json", '{"a": 1}', "must be a list"),
-        ("tdc2023.json", "[1]", "row 1: a row is an object or a text, got int"),
-        ("tdc2023.json", "[" * 100_000, "cannot be read as json"),
-        ("tdc2023.jsonl", '{"prompt": "x"}\n{"a"', "cannot be read as jsonl"),
-        ("tdc2023.jsonl", '{"request": "x"}', "no 'prompt' or 'behavior'; it has request"),
+def test_broken_files_are_errors(tmp_path: Path) -> None:
+    for name, content, message in [
+        ("tdc2023.jsonl", '{"prompt": "x"}\n{"a"', "line 2: not JSON"),
+        ("tdc2023.json", '{"prompt": "x"}\n{"request": "x"}', "line 2: no 'prompt' or 'behavior'; it has request"),
+        ("tdc2023.csv", "how, then\n1,2\n", "line 2: no 'prompt' .*it has  then, how; a CSV file begins with a header"),
         ("tdc2023.csv", "behavior\n\n", "no rows"),
         ("tdc2023.txt", "\n \n", "no rows"),
-    ],
-)
-def test_broken_files_are_errors(name: str, content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        load_rows("tdc2023", str(tmp_path))
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match=message):
+            load_rows("tdc2023", str(tmp_path))
+        (tmp_path / name).unlink()
 
 
-def test_a_file_that_is_no_text_and_a_second_one_are_errors(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="not UTF-8"):
-        read_rows(tmp_path / "a.txt")
-    (tmp_path / "a.csv").write_text("prompt\nx\n")
+def test_two_files_of_one_set_are_an_error(tmp_path: Path) -> None:
+    for suffix in (".csv", ".txt"):
+        (tmp_path / f"tdc2023{suffix}").write_text("prompt\nx\n")
     with pytest.raises(DataError, match="keep one"):
-        find_file(tmp_path, "a")
+        load_rows("tdc2023", str(tmp_path))
 
 
 def test_a_row_of_another_form_is_an_error_that_names_it(

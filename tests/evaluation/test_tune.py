@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from expert_registry.errors import RequestError, SteerMoEError
+from expert_registry.errors import SteerMoEError, UsageError
 from lm_eval_tasks.cli.tune import tune as tune_command
 from lm_eval_tasks.errors import ComparisonError
 from lm_eval_tasks.evaluation import Options, Steering, evaluate, task_manager
@@ -52,7 +52,7 @@ def test_the_search_tries_the_other_phases_around_the_best() -> None:
 def test_the_budget_is_kept_and_nothing_to_search_is_an_error() -> None:
     assert len(search(made_up, (16, 64), ("both",), MARGIN, 5)) == 5
     assert [one.setting for one in search(made_up, (1, 0), ("both",), MARGIN, 50)] == [Setting(1, 0)]
-    with pytest.raises(RequestError, match="nothing to search"):
+    with pytest.raises(UsageError, match="nothing to search"):
         search(made_up, (0, 0), ("both",), MARGIN, 5)
 
 
@@ -83,10 +83,12 @@ def test_a_log_goes_on_where_it_was_torn(tmp_path: Path) -> None:
     log.add(Setting(1, 2, "prompt"), {"t": 0.75})
     with path.open("a") as file:
         file.write('{"setting": {"activ')
+    torn = path.read_bytes()
     again = TuneLog.open(path, {"model": "m", "most": (1, 2)})
     assert again.means == {None: {"t": 0.5}, Setting(1, 2, "prompt"): {"t": 0.75}}
     again.add(Setting(3, 0), {"t": 1.0})
     assert len(TuneLog.open(path, {"model": "m", "most": (1, 2)}).means) == 3
+    assert path.read_bytes().startswith(torn)
     with pytest.raises(ComparisonError, match="of another search"):
         TuneLog.open(path, {"model": "other"})
     path.write_text(path.read_text() + '{"setting": {"wrong": 1}, "means": {}}\n')
@@ -94,17 +96,14 @@ def test_a_log_goes_on_where_it_was_torn(tmp_path: Path) -> None:
         TuneLog.open(path, {"model": "m", "most": (1, 2)})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_the_command_refuses_before_the_engine_starts() -> None:
+    for arguments, message in [
         (["--behaviour", "digits:reverse"], "name one behaviour"),
         (["--behaviour", "digits", "--phases", "sometimes"], "unknown phase"),
         (["--behaviour", "colour"], "unknown behaviour"),
-    ],
-)
-def test_the_command_refuses_before_the_engine_starts(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(APP, [NAME, "--tasks", "steermoe_lab_tuning_digits", *arguments])
-    assert isinstance(result.exception, SteerMoEError) and message in str(result.exception)
+    ]:
+        result = CliRunner().invoke(APP, [NAME, "--tasks", "steermoe_lab_tuning_digits", *arguments])
+        assert isinstance(result.exception, SteerMoEError) and message in str(result.exception)
 
 
 def test_without_test_tasks_the_documents_are_halved_and_each_half_is_run_alone() -> None:

@@ -16,12 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from expert_registry.counts import RoutingCounts
 from expert_registry.errors import RankingFormatError, SteerMoEError
-from expert_registry.published.pickle_tree import MAX_BYTES, PickleRefusedError, read_tree
-from expert_registry.published.released_table import NAMES, read_released_table
+from expert_registry.published.pickle_tree import MAX_BYTES, Call, Name, PickleRefusedError, read_tree
+from expert_registry.published.released_table import NAMES, _array, read_released_table
 from tests.support.folders import RELEASED_DATA as DATA
 from tests.support.folders import ROOT
 from tests.support.made_rankings import make_ranking
+from tests.support.refusals import not_refused
 from tests.support.released import LONG, SHORT, columns_of, pickled
 
 RANKING = make_ranking(7, layers=(0, 1, 2))
@@ -30,40 +32,44 @@ KEPT = {name: (DATA / f"released-{name}-columns.pkl").read_bytes() for name in S
 
 
 def needs_pandas() -> None:
-    pytest.importorskip("pandas", reason="pandas writes the made-up tables")
+    pytest.importorskip("pandas", reason="pandas writes the made-up tables, and is the other reader")
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
-def test_the_counts_of_a_kept_table_are_read(schema: str) -> None:
-    assert len(SCHEMAS[schema]) == int(schema)
-    counts = read_released_table(KEPT[schema], RANKING.shape)
-    for name in ("activations_1", "activations_2", "tokens", "layers"):
-        assert np.array_equal(getattr(counts, name), getattr(RANKING.counts, name))
-        assert getattr(counts, name).dtype == np.int64
+def equal(one: RoutingCounts, other: RoutingCounts) -> bool:
+    names = ("activations_1", "activations_2", "tokens", "layers")
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
-@given(seed=st.integers(0, 1000), layers=st.integers(1, 5), experts=st.integers(2, 9))
-@settings(max_examples=10, deadline=None)
+def test_the_counts_of_a_kept_table_are_read_as_pandas_reads_them() -> None:
+    for name, schema in SCHEMAS.items():
+        counts = read_released_table(KEPT[name], RANKING.shape)
+        assert len(schema) == int(name) and equal(counts, RANKING.counts) and counts.activations_1.dtype == np.int64
+    needs_pandas()
+    import pandas
+
+    for name, schema in SCHEMAS.items():
+        frame = pandas.read_pickle(DATA / f"released-{name}-columns.pkl")
+        assert set(frame.columns) == set(schema)
+        for row in frame.to_dict("records"):
+            assert RANKING.counts.activations_1[row["layer"], row["expert"]] == row["a1"]
+            assert RANKING.counts.activations_2[row["layer"], row["expert"]] == row["a2"]
+            assert RANKING.counts.tokens.tolist() == [row["a1"] + row["d1"], row["a2"] + row["d2"]]
+
+
+@given(st.sampled_from(sorted(SCHEMAS)), st.integers(0, 1000), st.integers(1, 5), st.integers(2, 9))
+@settings(max_examples=15, deadline=None)
 def test_the_counts_of_any_table_are_read(schema: str, seed: int, layers: int, experts: int) -> None:
     needs_pandas()
     ranking = make_ranking(seed, layers=tuple(range(layers)), experts=experts, top_k=1 + seed % experts)
-    counts = read_released_table(pickled(columns_of(ranking), SCHEMAS[schema]), ranking.shape)
-    assert np.array_equal(counts.activations_1, ranking.counts.activations_1)
-    assert np.array_equal(counts.activations_2, ranking.counts.activations_2)
-    assert counts.tokens.tolist() == ranking.counts.tokens.tolist()
+    assert equal(read_released_table(pickled(columns_of(ranking), SCHEMAS[schema]), ranking.shape), ranking.counts)
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
-def test_pandas_reads_the_same_from_the_kept_table(schema: str) -> None:
-    pandas = pytest.importorskip("pandas", reason="the other reader")
-    frame = pandas.read_pickle(DATA / f"released-{schema}-columns.pkl")
-    assert set(frame.columns) == set(SCHEMAS[schema])
-    counts = read_released_table(KEPT[schema], RANKING.shape)
-    for row in frame.to_dict("records"):
-        assert counts.activations_1[row["layer"], row["expert"]] == row["a1"]
-        assert counts.activations_2[row["layer"], row["expert"]] == row["a2"]
-        assert counts.tokens.tolist() == [row["a1"] + row["d1"], row["a2"] + row["d2"]]
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numbers_stand_in_row_or_column_order(order: str) -> None:
+    values = np.arange(6.0).reshape(2, 3)
+    dtype = Call(Name("numpy", "dtype"), ("f8", False, True), (3, "<"))
+    call = Call(Name("numpy._core.numeric", "_frombuffer"), (values.tobytes(order), dtype, (2, 3), order))  # type: ignore[arg-type]
+    assert np.array_equal(_array(call, 2), values)
 
 
 def _set(name: str, row: int, value: float) -> Callable[[dict[str, Any]], None]:
@@ -89,50 +95,44 @@ def _one_more(columns: dict[str, Any]) -> None:
     columns["d1"] = columns["d1"] - np.eye(1, len(columns["d1"]), 9)[0]
 
 
-@pytest.mark.parametrize(
-    ("change", "names"),
-    [
-        (_set("a1", 0, float("nan")), "'a1'.*no counts"),
-        (_set("d2", 3, float("inf")), "'d2'.*no counts"),
-        (_set("a2", 1, 0.5), "'a2'.*no counts"),
-        (_set("a1", 0, 1e300), "'a1'.*no counts"),
-        (_set("a1", 0, -1), "side 1 of the table has other numbers"),
-        (_set("layer", 0, 3), "layer or expert that"),
-        (_set("layer", 0, -1), "layer or expert that"),
-        (_set("expert", 0, 6), "layer or expert that"),
-        (_everywhere("expert", lambda values: values * 0), "two rows"),
-        (_set("risk_diff", 2, 0.123), "risk differences"),
-        (_set("risk_diff", 2, float("nan")), "risk differences"),
-        (_everywhere("risk_diff", lambda values: -values), "risk differences"),
-        (_one_more, "activations_1, layer"),
-        (_cut, "17.*needs.*18"),
-        (_everywhere("a1", lambda values: values.astype(np.float32)), "neither int64 nor float64"),
-        (_everywhere("a1", lambda values: values.astype(complex)), "neither int64 nor float64"),
-        (_everywhere("a1", lambda values: [str(v) for v in values]), "."),
-        (_everywhere("a1", lambda values: np.array([[v] for v in values], dtype=object)[:, 0]), "multiarray.scalar"),
-    ],
-)
-def test_a_table_with_impossible_counts_is_refused(change: Callable[[dict[str, Any]], None], names: str) -> None:
-    needs_pandas()
-    columns = columns_of(RANKING)
-    change(columns)
-    with pytest.raises((RankingFormatError, PickleRefusedError), match=names):
-        read_released_table(pickled(columns, SHORT), RANKING.shape)
+WRONG: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+    (_set("a1", 0, float("nan")), "'a1'.*no counts"),
+    (_set("d2", 3, float("inf")), "'d2'.*no counts"),
+    (_set("a2", 1, 0.5), "'a2'.*no counts"),
+    (_set("a1", 0, 1e300), "'a1'.*no counts"),
+    (_set("a1", 0, -1), "side 1 of the table has other numbers"),
+    (_set("layer", 0, 3), "layer or expert that"),
+    (_set("layer", 0, -1), "layer or expert that"),
+    (_set("expert", 0, 6), "layer or expert that"),
+    (_everywhere("expert", lambda values: values * 0), "two rows"),
+    (_set("risk_diff", 2, float("nan")), "risk differences"),
+    (_everywhere("risk_diff", lambda values: values + 1e-6), "risk differences"),
+    (_everywhere("risk_diff", lambda values: -values), "risk differences"),
+    (_one_more, "activations_1, layer"),
+    (_cut, "17.*needs.*18"),
+    (_everywhere("a1", lambda values: values.astype(np.float32)), "neither int64 nor float64"),
+    (_everywhere("a1", lambda values: values.astype(complex)), "neither int64 nor float64"),
+    (_everywhere("a1", lambda values: [str(v) for v in values]), "."),
+    (_everywhere("a1", lambda values: np.array([[v] for v in values], dtype=object)[:, 0]), "multiarray.scalar"),
+]
 
 
-@pytest.mark.parametrize("missing", ["layer", "expert", "a1", "a2", "d1", "d2", "risk_diff"])
-def test_a_table_without_a_column_is_refused(missing: str) -> None:
-    needs_pandas()
-    with pytest.raises(PickleRefusedError, match=f"no column '{missing}'"):
-        read_released_table(
-            pickled(columns_of(RANKING), tuple(name for name in SHORT if name != missing)), RANKING.shape
-        )
-
-
-def test_a_table_of_another_model_is_refused() -> None:
+def test_a_table_with_impossible_counts_or_without_a_column_or_of_another_model_is_refused() -> None:
     for other in (make_ranking(layers=(0, 1)), make_ranking(layers=(0, 1, 2), top_k=3), make_ranking(layers=(0, 1, 3))):
         with pytest.raises(SteerMoEError):
             read_released_table(KEPT["11"], other.shape)
+    needs_pandas()
+
+    def read(change: Callable[[dict[str, Any]], None]) -> None:
+        columns = columns_of(RANKING)
+        change(columns)
+        read_released_table(pickled(columns, SHORT), RANKING.shape)
+
+    assert not_refused(read, ((change, SteerMoEError, words) for change, words in WRONG)) == []
+    for missing in ("layer", "expert", "a1", "a2", "d1", "d2", "risk_diff"):
+        schema = tuple(name for name in SHORT if name != missing)
+        with pytest.raises(PickleRefusedError, match=f"no column '{missing}'"):
+            read_released_table(pickled(columns_of(RANKING), schema), RANKING.shape)
 
 
 # --- pickles that want to do something else ---------------------------------------------------------------------
@@ -161,12 +161,9 @@ MARKER = "steermoe-was-here"
 GADGETS: dict[str, bytes] = {
     "os.system": pickle.dumps(Calls(os.system, f"touch {MARKER}")),
     "os.system, protocol 0": pickle.dumps(Calls(os.system, f"touch {MARKER}"), protocol=0),
-    "os.system, protocol 2": pickle.dumps(Calls(os.system, f"touch {MARKER}"), protocol=2),
     "eval": pickle.dumps(Calls(eval, f"open({MARKER!r}, 'w')")),
-    "exec": pickle.dumps(Calls(exec, f"open({MARKER!r}, 'w')")),
     "getattr": named("builtins", "getattr") + b".",
     "subprocess": pickle.dumps(Calls(subprocess.Popen, ["touch", MARKER])),
-    "open": pickle.dumps(Calls(open, MARKER, "w")),
     "inside a list": pickle.dumps([1, [2, [3, Calls(os.system, f"touch {MARKER}")]]]),
     "nested call": pickle.dumps(Calls(print, Calls(os.system, f"touch {MARKER}"))),
     "object array": pickle.dumps(np.array([Calls(os.system, f"touch {MARKER}")], dtype=object)),
@@ -196,6 +193,7 @@ GADGETS: dict[str, bytes] = {
     "huge memo index": b"Nr\xff\xff\xff\x7f.",
     "memo index in words": b"Np999999999\n.",
     "memo that is not there": b"h\x05.",
+    "memo just after the last": b"N\x94h\x01.",
     "memo far away": b"j\xff\xff\xff\x7f.",
     "empty stack": b"\x85.",
     "no mark": b"t.",
@@ -221,13 +219,10 @@ GADGETS: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", GADGETS)
-def test_a_doctored_pickle_is_refused_and_does_nothing(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_doctored_pickle_is_refused_and_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PickleRefusedError):
-        read_released_table(GADGETS[name], RANKING.shape)
+    rows = [(name, PickleRefusedError, "") for name in GADGETS]
+    assert not_refused(lambda name: read_released_table(GADGETS[name], RANKING.shape), rows) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,49 +233,37 @@ def test_the_gadgets_would_work_elsewhere(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / MARKER).unlink()
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
-@pytest.mark.parametrize(
-    ("honest", "doctored"),
-    [
-        (named("builtins", "slice"), named("builtins", "print")),
+def test_a_released_table_that_was_doctored_is_refused() -> None:
+    for honest, doctored in (
+        (text("slice"), text("print")),
         (text("pandas.core.frame"), text("pandas.io.pickle")),
         (text("_frombuffer"), text("fromfunction")),
         (text("_reconstruct"), text("set_typeDict")),
         (text("_unpickle_block"), text("_unpickle_other")),
-        (b"\x8c\x02f8", b"\x8c\x02O8"),
-        (b"\x8c\x02f8", b"\x8c\x02f4"),
-        (b"\x8c\x01<", b"\x8c\x01>"),
-        (b"\x8c\x01C", b"\x8c\x01K"),
-    ],
-)
-def test_a_released_table_that_was_doctored_is_refused(schema: str, honest: bytes, doctored: bytes) -> None:
-    data = KEPT[schema]
-    if honest.startswith(b"\x8c\x08builtins"):
-        # The writer puts a memo operation between the two words.
-        honest, doctored = text("slice"), text("print")
-    assert honest in data
-    with pytest.raises(PickleRefusedError):
-        read_released_table(data.replace(honest, doctored, 1), RANKING.shape)
+        *((text("f8"), text(other)) for other in ("O8", "f4")),
+        (text("<"), text(">")),
+        (text("C"), text("K")),
+    ):
+        for data in KEPT.values():
+            assert honest in data
+            with pytest.raises(PickleRefusedError):
+                read_released_table(data.replace(honest, doctored, 1), RANKING.shape)
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
-def test_any_byte_of_a_table_may_be_damaged_without_another_kind_of_error(schema: str) -> None:
-    data = KEPT[schema]
-    refused = 0
-    step = 1 + len(data) // 3000
-    for position in range(0, len(data), step):
-        for flip in (0x01, 0xFF):
-            broken = bytearray(data)
-            broken[position] ^= flip
-            try:
-                read_released_table(bytes(broken), RANKING.shape).check(RANKING.shape)
-            except (PickleRefusedError, RankingFormatError):
-                refused += 1
-    assert refused > len(data) // step // 2
+@given(st.sampled_from(sorted(SCHEMAS)), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+@settings(max_examples=600, deadline=None)
+def test_a_table_with_a_damaged_byte_is_refused_or_says_the_same(schema: str, where: float, flip: int) -> None:
+    broken = bytearray(KEPT[schema])
+    broken[int(where * len(broken))] ^= flip
+    try:
+        counts = read_released_table(bytes(broken), RANKING.shape)
+    except (PickleRefusedError, RankingFormatError):
+        return
+    assert equal(counts, RANKING.counts)
 
 
 @given(st.binary(max_size=120))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_bytes_that_are_no_pickle_are_refused(data: bytes) -> None:
     for candidate in (data, b"\x80\x05" + data + b".", KEPT["11"][:300] + data):
         with pytest.raises(PickleRefusedError):
@@ -301,41 +284,38 @@ BOMBS = {
 }
 BOMB_READER = """
 import resource, sys
+from pathlib import Path
 from expert_registry.published.pickle_tree import PickleRefusedError
 from expert_registry.published.released_table import read_released_table
 from expert_registry.shape import MoEShape
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
-try:
-    read_released_table(sys.stdin.buffer.read(), MoEShape("x", (0,), 2, 1))
-except PickleRefusedError:
-    print("refused")
+resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+for path in sys.argv[1:]:
+    try:
+        read_released_table(Path(path).read_bytes(), MoEShape("x", (0,), 2, 1))
+    except PickleRefusedError:
+        print("refused", Path(path).name)
 """
 
 
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_does_not_go_off(name: str) -> None:
+def test_a_bomb_does_not_go_off(tmp_path: Path) -> None:
     # In a process of its own with little memory and time: a bomb that goes off must not take the tests with it.
-    done = subprocess.run(
-        [sys.executable, "-c", BOMB_READER],
-        input=BOMBS[name],
-        capture_output=True,
-        timeout=60,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-    )
-    assert done.stdout.decode().strip() == "refused", done.stderr.decode()[-500:]
+    for name, data in BOMBS.items():
+        (tmp_path / name).write_bytes(data)
+    command = [sys.executable, "-c", BOMB_READER, *(str(tmp_path / name) for name in BOMBS)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, timeout=90, check=False, cwd=ROOT, env=environment, text=True)
+    assert done.stdout.splitlines() == [f"refused {name}" for name in BOMBS], done.stderr[-500:]
 
 
-def test_the_number_of_operations_is_bounded() -> None:
-    with pytest.raises(PickleRefusedError, match="too many operations"):
-        read_tree(GADGETS["too many operations"][20:], NAMES)
-
-
-def test_a_key_is_a_text_so_that_no_hash_takes_for_ever() -> None:
-    with pytest.raises(PickleRefusedError, match="key of type tuple"):
-        read_tree(doubling(100) + b"}h\x64K\x01s.", NAMES)
+def test_operations_are_few_and_keys_are_texts_so_that_no_hash_takes_for_ever() -> None:
+    for data, words in (
+        (GADGETS["too many operations"][20:], "too many operations"),
+        (GADGETS["key that is a tuple"], "key of type tuple"),
+        (doubling(100) + b"}h\x64K\x01s.", "key of type tuple"),
+    ):
+        with pytest.raises(PickleRefusedError, match=words):
+            read_tree(data, NAMES)
 
 
 def test_sharing_in_the_memo_is_kept_and_not_copied() -> None:

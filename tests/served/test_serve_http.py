@@ -41,8 +41,8 @@ REFUSALS = {
     "malformed": ("digits;", "BEHAVIOUR"),
     "malformed experts, not read": ("{", "allow_experts"),
     "unknown option": ("digits:strength=2", "strength"),
-    "a number": (7, "text"),
-    "a list": (["digits"], "text"),
+    "a number": (7, "must be a string"),
+    "a list": (["digits"], "must be a string"),
     "conflict": ("digits+refusal:phase=prompt", "one phase"),
 }
 
@@ -155,7 +155,7 @@ def test_a_batch_of_chats_and_messages_are_steered(server: Server) -> None:
     ("extra_args", "reason"),
     [
         ({"steermoe": '{"activate": {"1": [2]}}'}, "allow_experts"),
-        ({"steermoe": {"activate": {"1": [2]}}}, "text"),
+        ({"steermoe": {"activate": {"1": [2]}}}, "must be a string"),
         ({"steermoe": "digits:reverse"}, "allow_reverse"),
         ({"steermoe_count": '{"group":1,"ranges":[[0,1]]}'}, "not over HTTP"),
         ({"steermoe": "digits"}, None),

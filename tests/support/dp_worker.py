@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
-from vllm_steermoe_plugin.worker.extension import SteerMoEWorker
-
 
 def all_gatherv(
     self: CpuCommunicator, input_: torch.Tensor | list[torch.Tensor], dim: int = 0, sizes: list[int] | None = None
@@ -39,5 +37,5 @@ CpuCommunicator.all_gatherv = all_gatherv
 CpuCommunicator.reduce_scatterv = reduce_scatterv
 
 
-class DataParallelWorker(SteerMoEWorker):
-    """The plugin's worker methods."""
+class DataParallelWorker:
+    """Nothing: the plugin adds its own methods."""

@@ -50,7 +50,7 @@ class PinnedRankings:
         except UnknownRankingError as error:
             if pin is None:
                 raise
-            raise UnknownRankingError(f"{_changed(behaviour, pin)}: {error}") from None
+            raise UnknownRankingError(f"{_changed(behaviour, pin)}: {error}", paths=error.paths) from None
         used = self._files.setdefault(found.entry.name, found.sha256)
         if used != found.sha256:
             raise UnknownRankingError(f"{_changed(found.entry.name, used)}: its sha256 is {found.sha256} now")
@@ -60,6 +60,6 @@ class PinnedRankings:
 
 def _changed(name: str, sha256: str) -> str:
     return (
-        f"{name} was used with sha256 {sha256} and that file is not there any more; versions are immutable, so publish "
-        "a new one, and have the operator refresh the rankings of this server or restart it"
+        f"{name} changed on disk (expected sha256 {sha256}). Versions are immutable: publish a new version, then the "
+        "operator can refresh the rankings of this server (POST /steermoe/rankings/refresh) or restart it"
     )

@@ -1,17 +1,24 @@
-"""The front end: check a request, resolve its steering, and say how the worker and the prefix cache see it.
+"""The front end: checks a request, resolves its steering expression, and derives worker arguments and cache salt.
 
-It knows no vLLM. `frontend/hooks.py` puts it in vLLM's way.
+Independent of vLLM; `frontend/hooks.py` installs it.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, PolicyError, RankingFormatError, RequestError, SteerMoEError
+from expert_registry.errors import (
+    ConfigurationError,
+    EngineError,
+    FileError,
+    PolicyError,
+    RankingFormatError,
+    RequestError,
+    SteerMoEError,
+)
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.policy import check_policy
 from vllm_steermoe_plugin.admission.profiles.file import StoreError
@@ -27,8 +34,6 @@ from vllm_steermoe_plugin.steering.wire import (
     SHARED_KEY,
     STEER_KEY,
     STEERED,
-    is_unchecked,
-    was_checked,
 )
 
 _SOME_EXPERTS = SteeringRequest(explicit=SteeringProfile(activate=frozenset({(0, 0)})))
@@ -37,13 +42,23 @@ _SOME_EXPERTS = SteeringRequest(explicit=SteeringProfile(activate=frozenset({(0,
 class DefaultError(EngineError):
     """The operator's default steering cannot be applied any more."""
 
+    code = "STEERMOE-E305"
 
-OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError)
+
+OPERATORS_ERRORS = (DefaultError, StoreError, RankingFormatError, FileError)
 """Errors for which whoever asks is not at fault."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class Decision:
+    """What was decided on a request's steering: `spec` as it stands there (None: nothing), `resolved` what it means."""
+
+    spec: object
+    resolved: Resolved | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRequest:
     """How a request goes on.
 
     Attributes:
@@ -52,12 +67,14 @@ class Prepared:
             computes as without the plugin.
         by_phase: whether prompt and generated tokens are steered differently.
         counted: the prompt's positions that are counted, if any.
+        decision: on its steering.
     """
 
     extra_args: dict[str, object]
     salt: str | None
     by_phase: bool = False
     counted: CountedSpans | None = None
+    decision: Decision | None = field(default=None, compare=False)
 
     def salt_for(self, prompt_tokens: int) -> str | None:
         """The salt, given the prompt's length.
@@ -73,8 +90,8 @@ class FrontEnd:
 
     Attributes:
         served: whether requests come to a server rather than from this process.
-        resolver: what a text means here.
-        awaits_workers: whether no request may be steered until `hear_workers`.
+        resolver: resolves steering expressions for this engine.
+        awaits_workers: whether no request may be steered until `set_worker_status`.
     """
 
     def __init__(
@@ -103,18 +120,17 @@ class FrontEnd:
         self.served = served
         self.awaits_workers = awaits_workers and settings.enabled and isinstance(shape, MoEShape)
         self._settings = settings
-        self._folders = registry.folders
         self.resolver = Resolver(settings=settings, shape=shape, models=models, registry=registry)
 
     def resolve(self, text: str) -> Resolved | None:
-        """The profile that a text asks for, policy aside; None for `none`."""
+        """The profile of a steering expression, policy aside; None for `none`."""
         return self.resolver.resolve(parse_request(text))
 
-    def hear_workers(self, absent: str | None) -> None:
-        """Take note of whether all workers steer.
+    def set_worker_status(self, absent: str | None) -> None:
+        """Record the result of the worker handshake.
 
         Args:
-            absent: why steering would not reach all of them; all that asks for it is then refused. None if it does.
+            absent: why steering would not reach all workers; steered requests are then refused. None if it would.
 
         Raises:
             EngineError: it would not, and there is a default.
@@ -125,33 +141,28 @@ class FrontEnd:
         self.awaits_workers = False
 
     def wants_store(self, extra_args: Mapping[str, object] | None) -> bool:
-        """Whether `prepare` would have to read a profile store that has changed."""
+        """Whether `admit` would have to read a profile store that has changed."""
         store = self.resolver.store
         return store is not None and store.has_changed() and self._may_read(dict(extra_args or {}).get(STEER_KEY))
 
-    def _may_read(self, asked: object) -> bool:
-        if lists_experts(asked):
+    def _may_read(self, spec: object) -> bool:
+        if lists_experts(spec):
             return False
         try:
-            return self.resolver.reads_store(None if asked is None else parse_request(asked))
+            return self.resolver.reads_store(None if spec is None else parse_request(spec))
         except SteerMoEError:
             return False
 
-    def read_store(self) -> None:
-        """Read it; whoever needs it learns of errors in `prepare`."""
-        if self.resolver.store is not None:
-            with suppress(StoreError):
-                self.resolver.store.current()
-
     def describe(self, error: SteerMoEError) -> str:
-        """What a caller may know of an error: a server does not tell where the operator's files are."""
-        text = str(error)
-        for folder in self._folders if self.served else ():
-            text = text.replace(str(folder), "<registry>")
-        return text
+        """The message for whoever sent the request: a server leaves out where the operator's files are."""
+        return error.public if self.served else str(error)
 
-    def prepare(self, extra_args: Mapping[str, object] | None) -> Prepared | None:
+    def admit(self, extra_args: Mapping[str, object] | None, decided: Decision | None = None) -> AdmittedRequest | None:
         """Check what a request asks for; None if it asks for nothing and there is no default.
+
+        Args:
+            extra_args: of its sampling parameters.
+            decided: what has been decided on it before; ignored unless it asks for the same.
 
         Raises:
             SteerMoEError: it cannot be applied exactly, or is not allowed.
@@ -162,9 +173,9 @@ class FrontEnd:
                 raise RequestError(f"{key!r} is written by the plugin itself; leave it out")
         named = STEER_KEY in args or COUNT_KEY in args
         steer, count = args.pop(STEER_KEY, None), args.pop(COUNT_KEY, None)
-        resolved = self._steering(steer)
+        resolved = decided.resolved if decided is not None and decided.spec == steer else self._steering(steer)
         if resolved is not None and self.awaits_workers:
-            raise EngineError("the workers of this engine have not yet been asked whether they steer")
+            raise EngineError("the worker handshake of this engine is not complete")
         if not named and resolved is None:
             return None
         counted = None
@@ -175,52 +186,41 @@ class FrontEnd:
             counted = self._counted(count)
             args |= {COUNT_KEY: count, SHARED_KEY: [counted.ranges[0][0], uuid.uuid4().hex]}
         by_phase = resolved is not None and resolved.profile.phase != "both"
-        return Prepared(args, STEERED + resolved.digest if resolved is not None else None, by_phase, counted)
+        salt = STEERED + resolved.digest if resolved is not None else None
+        return AdmittedRequest(args, salt, by_phase, counted, Decision(steer, resolved))
 
-    def check_made(self, extra_args: Mapping[str, object] | None) -> None:
-        """Check a request that was made before it came here, and so perhaps not by `prepare`.
-
-        Raises:
-            RequestError: it would be steered, counted, or left without the default, unchecked.
-            SteerMoEError: the default cannot be applied any more.
-        """
-        if is_unchecked(extra_args) or (not was_checked(extra_args) and self._steering(None) is not None):
-            raise RequestError(
-                "an EngineCoreRequest that the plugin has not prepared is neither steered, as asked for or by default, "
-                "nor counted; give the engine a prompt and SamplingParams instead"
-            )
-
-    def _steering(self, asked: object) -> Resolved | None:
+    def _steering(self, spec: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""
-        if asked is not None:
-            if lists_experts(asked):
+        if spec is not None:
+            if lists_experts(spec):
                 # Policy first: reading a large list takes a while, and it asks for the same whatever it says.
                 check_policy(_SOME_EXPERTS, self._settings, served=self.served)
-                return self.resolver.resolve_experts(asked)
-            request = parse_request(asked)
+                return self.resolver.resolve_experts(spec)
+            request = parse_request(spec)
             check_policy(request, self._settings, served=self.served)
             return self.resolver.resolve(request)
         try:
             return self.resolver.resolve_default()
         except SteerMoEError as error:
-            raise DefaultError(f"the default steering of this server cannot be applied: {error}") from error
+            why = f"the default steering of this server cannot be applied: {error}"
+            raise DefaultError(why, paths=error.paths) from error
 
     def _counted(self, text: object) -> CountedSpans:
         if self.served:
             raise PolicyError("routing is counted in process only, not over HTTP; use `steermoe detect`")
         if not self._settings.enabled or self._settings.count_groups == 0:
-            raise EngineError("this engine does not count; start it with the setting 'count_groups' above 0")
+            raise ConfigurationError("this engine does not count; start it with the setting 'count_groups' above 0")
         spans = CountedSpans.from_json(text)
         if spans.last_group > self._settings.count_groups:
             raise RequestError(f"group {spans.last_group} of {self._settings.count_groups}")
         return spans
 
     @staticmethod
-    def check_counted(prepared: Prepared, prompt_token_ids: Sequence[int] | None, samples: int) -> None:
+    def check_counted(admitted: AdmittedRequest, prompt_token_ids: Sequence[int] | None, samples: int) -> None:
         """Check that what is to be counted is there, and once.
 
         Args:
-            prepared: of the request.
+            admitted: of the request.
             prompt_token_ids: of its prompt.
             samples: how many answers it asks for (`n` of vLLM's SamplingParams).
 
@@ -228,14 +228,14 @@ class FrontEnd:
             RequestError: positions beyond the prompt are to be counted; or several answers are asked for, which
                 vLLM makes requests of with the same prompt and the same mark, that find some of each other's tokens.
         """
-        if prepared.counted is None:
+        if admitted.counted is None:
             return
         if samples != 1:
             raise RequestError(
                 f"n={samples} answers are asked for and the prompt's routing is to be counted, which would be neither "
                 f"once nor {samples} times; count with n=1"
             )
-        stop = prepared.counted.ranges[-1][1]
+        stop = admitted.counted.ranges[-1][1]
         if stop > len(prompt_token_ids or ()):
             raise RequestError(
                 f"counted positions end at {stop}, after the prompt's {len(prompt_token_ids or ())} tokens"

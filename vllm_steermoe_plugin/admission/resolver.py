@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, SteerMoEError
+from expert_registry.errors import (
+    ConfigurationError,
+    EngineError,
+    PolicyError,
+    ProfileError,
+    RequestError,
+    SteerMoEError,
+)
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.pinned_rankings import PinnedRankings
 from vllm_steermoe_plugin.admission.profiles.loaded import Loaded, LoadedProfile
@@ -94,7 +101,7 @@ class Resolver:
 
     def refuse(self, why: str) -> None:
         """Steer nothing any more; all that asks for it is refused with this reason."""
-        self._shape = EngineError(why)
+        self._shape = ConfigurationError(why)
         self._remembered.cache_clear()
         self._experts.cache_clear()
 
@@ -104,8 +111,8 @@ class Resolver:
         Args:
             request: None stands for the default.
         """
-        asked = self._default if request is None else request
-        return self.store is not None and bool(asked.named or set(asked.profiles) - set(self.store.fixed))
+        spec = self._default if request is None else request
+        return self.store is not None and bool(spec.named or set(spec.profiles) - set(self.store.fixed))
 
     def make_profile(self, text: str, *, fixed: bool = False) -> LoadedProfile:
         """Resolve a text to a profile that can be loaded under a name.
@@ -134,11 +141,11 @@ class Resolver:
         """Look rankings up anew from now on, in all processes that share the profile store.
 
         Raises:
-            EngineError: there is no store, so that nobody manages this server.
+            ConfigurationError: there is no store, so that nobody manages this server.
             SteerMoEError: the default could then no longer be applied; nothing is changed.
         """
         if self.store is None:
-            raise EngineError("this server keeps no profiles (settings 'manage' and 'profile_store')")
+            raise ConfigurationError("this server keeps no profiles (settings 'manage' and 'profile_store')")
         if self._default:
             self._resolve(self._default, self._named(self._default, {}), PinnedRankings(self._registry))
         self.store.refresh()
@@ -197,10 +204,7 @@ class Resolver:
         return resolved
 
     def _steerable(self) -> MoEShape:
-        if isinstance(self._shape, EngineError):
-            # A new one each time: raising the same object again would lengthen its traceback for ever.
-            raise EngineError(str(self._shape))
-        return self._shape
+        return _or_raise(self._shape)
 
 
 def _or_raise(found: T | SteerMoEError) -> T:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from expert_registry.errors import EngineError, SteerMoEError
+from expert_registry.errors import ConfigurationError, SteerMoEError
 from vllm_steermoe_plugin.cli.attribute import attribute
 from vllm_steermoe_plugin.cli.detect import detect
 from vllm_steermoe_plugin.cli.doctor import doctor
@@ -35,7 +35,7 @@ class _Commands(TyperGroup):
         """The command of that name, or None.
 
         Raises:
-            EngineError: what it needs is not installed.
+            ConfigurationError: what it needs is not installed.
         """
         own = super().get_command(ctx, cmd_name)
         found = importlib.metadata.entry_points(group=COMMANDS, name=cmd_name)
@@ -44,7 +44,8 @@ class _Commands(TyperGroup):
         try:
             function = next(iter(found)).load()
         except ImportError as error:
-            raise EngineError(f"`steermoe {cmd_name}` cannot be loaded: {error}; is the extra [eval] there?") from None
+            why = f"`steermoe {cmd_name}` cannot be loaded: {error}; is the extra [eval] there?"
+            raise ConfigurationError(why) from None
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
         single.command(cmd_name)(function)
         return typer.main.get_command(single)
@@ -84,5 +85,6 @@ def main() -> None:
     try:
         app()
     except SteerMoEError as error:
-        Console(stderr=True).print(f"steermoe: {error}", style="red", markup=False, highlight=False)
+        text = f"steermoe: error [{error.code}]: {error}"
+        Console(stderr=True).print(text, style="red", markup=False, highlight=False)
         sys.exit(1)

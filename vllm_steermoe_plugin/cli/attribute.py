@@ -9,17 +9,17 @@ import typer
 from rich.console import Console
 
 from expert_registry import read_ranking
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 
 
 def attribute(
     ranking: Annotated[Path, typer.Argument(help="Ranking file.")],
     text: Annotated[str | None, typer.Option(help="A plain text.")] = None,
     file: Annotated[Path | None, typer.Option(help="File with a plain text.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What a user says, in a chat.")] = None,
-    answer: Annotated[str | None, typer.Option(help="What the model answers (with --prompt).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="User message (chat).")] = None,
+    answer: Annotated[str | None, typer.Option(help="Assistant message (with --prompt).")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, folder, or steermoe-lab; default: the ranking's.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Only the first N experts of the ranking weigh.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Use only the top N experts.")] = None,
     html: Annotated[Path | None, typer.Option(help="HTML file to write.")] = None,
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
@@ -32,18 +32,18 @@ def attribute(
     from vllm_steermoe_plugin.views.attribution import attribution_html, attribution_text
 
     if sum(given is not None for given in (text, file, prompt)) != 1 or (answer is not None and prompt is None):
-        raise RequestError("give one of --text, --file and --prompt; --answer goes with --prompt")
+        raise UsageError("give one of --text, --file and --prompt; --answer goes with --prompt")
     if file is not None:
         try:
             # Line ends as they stand: they are tokens like any other.
             text = file.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"cannot read {file}: {error}") from None
+            raise UsageError(f"cannot read {file}: {error}") from None
     for name, given in (("--text", text), ("--prompt", prompt), ("--answer", answer)):
         try:
             (given or "").encode()
         except UnicodeEncodeError:
-            raise RequestError(f"{name} is not UTF-8") from None
+            raise UsageError(f"{name} is not UTF-8") from None
     if html is not None:
         check_writable(html)
     found = read_ranking(ranking)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_registry import Recommended, Registry, write_ranking
-from expert_registry.errors import RankingFormatError, RequestError
+from expert_registry.errors import RankingFormatError, UsageError
 from vllm_steermoe_plugin.cli.detection_summary import print_summary
 from vllm_steermoe_plugin.cli.inputs import check_writable, json_object
 
@@ -24,7 +24,7 @@ _ACTIVATE, _DEACTIVATE = 5, 0
 def detect(
     out: Annotated[Path, typer.Option(help="Ranking file to write.")],
     model: Annotated[str, typer.Option(help="Hub id, folder, or steermoe-lab.")] = "steermoe-lab",
-    pairs: Annotated[Path | None, typer.Option(help="JSONL file of contrastive pairs.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="File of contrastive pairs (JSON, CSV, Parquet).")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Hub data set with the columns of such a file: OWNER/NAME or OWNER/NAME:SPLIT.")
     ] = None,
@@ -36,19 +36,21 @@ def detect(
         Path | None, typer.Option(help="JSON lines with the columns of the recipe's data set, instead of the hub.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many pairs: the first ones, of a recipe in a drawn order.")
+        int | None, typer.Option(min=1, help="Maximum number of pairs (a recipe's are shuffled first).")
     ] = None,
     behaviour: Annotated[str | None, typer.Option(help="Name of the behaviour, such as terse (with --pairs).")] = None,
     sides: Annotated[
-        tuple[str, str] | None, typer.Option(help="What side 1 and side 2 are, in words (with --pairs).")
+        tuple[str, str] | None, typer.Option(help="Names of the positive and the negative side (with --pairs).")
     ] = None,
     count: Annotated[
         str | None, typer.Option(help="What counts where a line does not say it: all, or a role (with --pairs).")
     ] = None,
     balance: Annotated[
-        bool | None, typer.Option(help="Count as many tokens of the longer side as the shorter has.")
+        bool | None, typer.Option(help="Truncate the longer side's counted span to the shorter one's length.")
     ] = None,
-    safety: Annotated[bool, typer.Option(help="Reversing it lowers a safety behaviour (with --pairs).")] = False,
+    safety: Annotated[
+        bool, typer.Option(help="Mark the behaviour as safety-relevant in the ranking card (with --pairs).")
+    ] = False,
     activate: Annotated[
         int | None,
         typer.Option(min=0, help=f"Recommended number of experts to activate (with --pairs); else {_ACTIVATE}."),
@@ -57,36 +59,39 @@ def detect(
         int | None, typer.Option(min=0, help=f"Recommended number to deactivate (with --pairs); else {_DEACTIVATE}.")
     ] = None,
     model_id: Annotated[
-        str | None, typer.Option(help="Name for the registry; default: --model, or the name that its folder bears.")
+        str | None, typer.Option(help="Model name in the registry; default: --model, or the name of its folder.")
     ] = None,
     version: Annotated[
-        int | None, typer.Option(min=1, help="Of the ranking; default: one more than the newest in the registry.")
+        int | None,
+        typer.Option(min=1, help="Version of the new ranking; default: one more than the newest in the registry."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Order and choice of the recipe's pairs; permutations.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pairs that cannot be counted.")] = False,
-    permutations: Annotated[int, typer.Option(min=0, max=10_000, help="Of the permutation test.")] = 999,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the recipe's pairs and of the permutations.")] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip pairs that cannot be counted, and report them.")
+    ] = False,
+    permutations: Annotated[int, typer.Option(min=0, max=10_000, help="Number of permutations of the test.")] = 999,
     stop_when_stable: Annotated[
         int | None, typer.Option(min=1, help="Stop when the first N experts do not change any more.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="File to go on from after a kill; default: --out with .partial.")
+        Path | None, typer.Option(help="Checkpoint file to resume from; default: --out with .partial.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     engine_args: Annotated[str, typer.Option(help="JSON object of arguments for vllm.LLM.")] = "{}",
 ) -> None:
-    """Count which experts the router selects on both sides of contrastive pairs, and rank them."""
+    """Rank experts by how often the router selects them on the two sides of contrastive pairs."""
     from vllm_steermoe_plugin.detection.card import check_described
     from vllm_steermoe_plugin.detection.detect import detect as run
     from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
     from vllm_steermoe_plugin.detection.loop import DetectionOptions
     from vllm_steermoe_plugin.detection.recipes.lookup import find_recipe
-    from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour, Draw, Recipe
+    from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour, PairSampling, Recipe
     from vllm_steermoe_plugin.engine import start_engine
     from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint, shape_in
 
     arguments = json_object(engine_args)
     if sum(given is not None for given in (pairs, dataset, recipe)) != 1:
-        raise RequestError("give either --pairs FILE or --recipe NAME (or --dataset NAME)")
+        raise UsageError("give either --pairs FILE or --recipe NAME (or --dataset NAME)")
     kept = checkpoint or out.with_name(out.name + ".partial")
     _check_files(out, kept, pairs, data_file)
     if out.exists() and not overwrite:
@@ -96,13 +101,13 @@ def detect(
         own = {"behaviour": behaviour, "sides": sides, "count": count, "activate": activate, "deactivate": deactivate}
         given = [f"--{name}" for name, value in own.items() if value is not None] + ["--safety"] * safety
         if given:
-            raise RequestError(f"recipe {recipe!r} says itself what {', '.join(given)} would; leave that out")
-        found = find_recipe(recipe, model, Draw(seed, limit, data_file, skip_bad))
+            raise UsageError(f"recipe {recipe!r} says itself what {', '.join(given)} would; leave that out")
+        found = find_recipe(recipe, model, PairSampling(seed, limit, data_file, skip_bad))
     else:
         if behaviour is None:
-            raise RequestError(f"--{'pairs' if pairs is not None else 'dataset'} needs --behaviour NAME")
+            raise UsageError(f"--{'pairs' if pairs is not None else 'dataset'} needs --behaviour NAME")
         if data_file is not None:
-            raise RequestError("--data-file holds the rows of a --recipe; a file of pairs is given by --pairs")
+            raise UsageError("--data-file holds the rows of a --recipe; a file of pairs is given by --pairs")
         numbers = Recommended(
             activate=_ACTIVATE if activate is None else activate,
             deactivate=_DEACTIVATE if deactivate is None else deactivate,
@@ -141,7 +146,7 @@ def _check_files(out: Path, kept: Path, *read: Path | None) -> None:
     check_writable(kept)
     named = [path.resolve() for path in (out, kept, *read) if path is not None]
     if len(set(named)) < len(named):
-        raise RequestError("--out, --checkpoint and the file that is read must be different files")
+        raise UsageError("--out, --checkpoint and the file that is read must be different files")
 
 
 def _read(pairs: Path | None, dataset: str, count: str | None, skip_bad: bool) -> PairSet:
@@ -165,7 +170,7 @@ def _name_of(model: str) -> str:
             return ModelRef(id=name, architecture="any").id
         except ValidationError:
             continue
-    raise RequestError(
+    raise UsageError(
         f"{model!r} is no name for a registry; give one by --model-id, such as OWNER/NAME or the served model name"
     )
 

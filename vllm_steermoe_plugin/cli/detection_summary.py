@@ -15,7 +15,7 @@ _SHOWN = 10
 
 
 def print_summary(ranking: Ranking) -> None:
-    """The first experts with intervals and tests, how stable they are, and what speaks against them."""
+    """Print the top experts with intervals and tests, their stability, and cautions."""
     counts, clusters = ranking.counts, ranking.clusters
     unit = clustered_by(ranking)
     for text in cautions(counts, clusters, unit):
@@ -25,7 +25,7 @@ def print_summary(ranking: Ranking) -> None:
     low, high = intervals(counts, clusters)
     rates = stats.false_discovery_rates(stats.p_values(counts, clusters))
     permuted, adjusted = stats.permutation_p_values(clusters), stats.family_wise_p_values(clusters)
-    rows = ranking.shape.rows
+    odds, rows = stats.log_odds(counts), ranking.shape.rows
     certain, drawn = not np.isnan(low).any(), not np.isnan(permuted).any()
     # Files made before there was an adjusted one have only the other.
     family = drawn and not np.isnan(adjusted).any()
@@ -44,6 +44,7 @@ def print_summary(ranking: Ranking) -> None:
             + (f"  {_interval(low[at], high[at], unit)}  q {rates[at]:.1e}" if certain else "")
             + (f"  p {permuted[at]:.3f}" if certain and drawn else "")
             + (f" ({adjusted[at]:.3f})" if certain and family else "")
+            + f"  log-odds {odds[at]:+.2f}"
         )
     if not certain:
         return
@@ -52,14 +53,14 @@ def print_summary(ranking: Ranking) -> None:
     effective = [stats.effective_tokens(counts, clusters)[at] for at in first]
     if number >= stats.FEW_EXAMPLES and not np.isnan(effective).all():
         typer.echo(
-            f"  {n1} + {n2} tokens say of these as much as {np.nanmedian(effective):.0f} independent ones (median)"
+            f"  {n1} + {n2} tokens, effective sample size {np.nanmedian(effective):.0f} (median of these experts)"
         )
     numbers = ranking.card.recommended
     top = max(numbers.activate + numbers.deactivate, 1)
     shared = stats.split_half_overlap(counts, clusters, top)
     if not math.isnan(shared):
-        typer.echo(f"  two halves of the {unit}s share {shared:.0%} of the top {top}")
+        typer.echo(f"  split-half overlap of the top {top}: {shared:.0%} (halves of the {unit}s)")
 
 
 def _interval(low: float, high: float, unit: str) -> str:
-    return f"[{low:+.3f}, {high:+.3f}]" if low < high else f"[alike in all {unit}s]"
+    return f"[{low:+.3f}, {high:+.3f}]" if low < high else "[zero variance]"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from expert_registry import Registry
-from expert_registry.errors import EngineError
+from expert_registry.errors import ConfigurationError, EngineError, UnsupportedModelError
 
 
 def doctor(
@@ -33,7 +33,7 @@ def doctor(
 
 def examine(model: str | None) -> dict[str, Any]:
     """What `steermoe doctor` reports; `problems` is empty if steering will work."""
-    from vllm_steermoe_plugin.compat.ledger import LEDGER, check_ledger
+    from vllm_steermoe_plugin.compat.ledger import LEDGER, WRAPPED, check_ledger
     from vllm_steermoe_plugin.compat.plugin_allowlist import VARIABLE, allow_list, check_plugin_allowed
     from vllm_steermoe_plugin.compat.versions import tool_versions
     from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, condition_of
@@ -44,19 +44,13 @@ def examine(model: str | None) -> dict[str, Any]:
         "versions": tool_versions(),
         VARIABLE: "(unset: all plugins are loaded)" if (allowed := allow_list()) is None else allowed,
         "internals": len(LEDGER),
+        "wrapped": len(WRAPPED),
     }
-    for check in (check_plugin_allowed, check_ledger):
+    for check in (check_plugin_allowed, check_ledger, lambda: examine_model(model, report)):
         try:
             check()
         except EngineError as error:
-            problems.append(str(error))
-    try:
-        if model is None:
-            report["runner"] = runner(None)
-        else:
-            examine_model(model, report)
-    except EngineError as error:
-        problems.append(str(error))
+            problems.append(f"[{error.code}] {error}")
     report["architectures"] = {
         name: {"language_model": row.language, "condition": condition_of(name), "run_in_tests": row.ran}
         for name, row in ARCHITECTURES.items()
@@ -66,21 +60,27 @@ def examine(model: str | None) -> dict[str, Any]:
     return report
 
 
-def examine_model(model: str, report: dict[str, Any]) -> None:
-    """Add to the report what is known of a model from its config alone.
+def examine_model(model: str | None, report: dict[str, Any]) -> None:
+    """Add to the report what is known of a model from its config alone; without a model, only the runner.
 
     Raises:
-        EngineError: vLLM cannot read its config, or it cannot be steered. What was known by then is in the report.
+        UnsupportedModelError: vLLM cannot read its config, or it cannot be steered. What was known by then is in the
+            report.
+        ConfigurationError: see `runner`.
     """
     from vllm_steermoe_plugin.compat.symbols.config import MODEL_CONFIG
     from vllm_steermoe_plugin.models.architectures import shape_of
     from vllm_steermoe_plugin.models.checkpoints import names_of, resolve_checkpoint
 
+    if model is None:
+        report["runner"] = runner(None)
+        return
     place = resolve_checkpoint(model)
     try:
         config = MODEL_CONFIG.load()(model=place)
     except (ValueError, OSError) as error:
-        raise EngineError(f"vLLM cannot read the config of {model}: {' '.join(str(error).split())[:500]}") from None
+        why = " ".join(str(error).split())[:500]
+        raise UnsupportedModelError(f"vLLM cannot read the config of {model}: {why}") from None
     report["model"] = model
     report["runs_as"] = config.architecture
     report["runner"] = runner(config)
@@ -98,7 +98,7 @@ def runner(model_config: Any) -> str:
         model_config: vLLM's; None for what holds without a model.
 
     Raises:
-        EngineError: this vLLM cannot be asked.
+        ConfigurationError: vLLM refuses to say, as where its environment asks for a runner that cannot run here.
     """
     from vllm_steermoe_plugin.compat.symbols.config import HAS_TRITON, V2_MISSING, VLLM_CONFIG
 
@@ -107,7 +107,7 @@ def runner(model_config: Any) -> str:
         config = make() if model_config is None else make(model_config=model_config)
         is_v2 = config.use_v2_model_runner
     except ValueError as error:
-        raise EngineError(f"vLLM does not say which model runner it would use: {error}") from None
+        raise ConfigurationError(f"vLLM does not say which model runner it would use: {error}") from None
     name = "V2, by the model's ModelState" if is_v2 else "V1, by wrapping two of its methods"
     asked = os.environ.get("VLLM_USE_V2_MODEL_RUNNER")
     if asked is not None:

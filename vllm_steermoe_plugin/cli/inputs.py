@@ -8,37 +8,37 @@ import os
 from pathlib import Path
 from typing import Any
 
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import ConfigurationError, UsageError
 
 
 def check_writable(path: Path) -> None:
     """Refuse a file that could not be written, before anything is computed.
 
     Raises:
-        RequestError: it is a folder, or its folder cannot be made or written to.
+        UsageError: it is a folder, or its folder cannot be made or written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror or error}") from None
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
     if path.is_dir():
-        raise RequestError(f"cannot write {path}: it is a folder")
+        raise UsageError(f"cannot write {path}: it is a folder")
     if not os.access(path.parent, os.W_OK):
-        raise RequestError(f"cannot write {path}: its folder cannot be written to")
+        raise UsageError(f"cannot write {path}: its folder cannot be written to")
 
 
 def json_object(text: str, option: str = "--engine-args") -> dict[str, Any]:
     """The object that an option's text holds.
 
     Raises:
-        RequestError: it holds none.
+        UsageError: it holds none.
     """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{option} is not JSON: {error}") from None
+        raise UsageError(f"{option} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise RequestError(f"{option} must be a JSON object, got {type(value).__name__}")
+        raise UsageError(f"{option} must be a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -46,7 +46,7 @@ def need(package: str, extra: str) -> None:
     """Refuse what could not be finished without an optional package, before anything is computed.
 
     Raises:
-        EngineError: it is not installed.
+        ConfigurationError: it is not installed.
     """
     if importlib.util.find_spec(package) is None:
-        raise EngineError(f"this needs {package}; install vllm-steermoe-plugin[{extra}]")
+        raise ConfigurationError(f"this needs {package}; install vllm-steermoe-plugin[{extra}]")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expert_registry import read_ranking
-from expert_registry.errors import RequestError, one_of
+from expert_registry.errors import UsageError, one_of
 
 _KINDS = ("depth", "experts", "heatmap", "overlap")
 
@@ -19,27 +19,27 @@ def plot(
     kind: Annotated[
         str,
         typer.Option(
-            help="heatmap: layer by expert. experts: the first ones with intervals. depth: in which layers they are. "
-            "overlap: what two rankings have in common."
+            help="heatmap: layer by expert. experts: the top ones with intervals. depth: experts by layer. "
+            "overlap: of the top experts of two rankings."
         ),
     ] = "heatmap",
     top: Annotated[int, typer.Option(min=1, max=100_000, help="How many experts (not for heatmap).")] = 30,
 ) -> None:
-    """Draw risk differences."""
+    """Plot a ranking (heatmap, top experts, depth, overlap)."""
     from vllm_steermoe_plugin.cli.inputs import check_writable, need
 
     need("matplotlib", "plot")
     from vllm_steermoe_plugin.views.figures import draw_depth, draw_experts, draw_heatmaps, draw_overlap
 
     if kind not in _KINDS:
-        raise RequestError(one_of(kind, _KINDS, "kind of figure"))
+        raise UsageError(one_of(kind, _KINDS, "kind of figure"))
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise RequestError(f"--out {out} must end in .png, .svg or .pdf")
+        raise UsageError(f"--out {out} must end in .png, .svg or .pdf")
     check_writable(out)
     read = [read_ranking(path) for path in rankings]
     if kind == "overlap":
         if len(read) != 2:
-            raise RequestError(f"overlap is of two rankings, got {len(read)}")
+            raise UsageError(f"overlap is of two rankings, got {len(read)}")
         draw_overlap(read[0], read[1], out, top)
     elif kind == "experts":
         draw_experts(read, out, top)

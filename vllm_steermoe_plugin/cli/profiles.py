@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import ConfigurationError, EngineError, UsageError
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT
 
 KEY_VARIABLE = "STEERMOE_MANAGE_KEY"
@@ -48,9 +46,9 @@ def load(
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"cannot read {text[1:]}: {error}") from None
+            raise UsageError(f"cannot read {text[1:]}: {error}") from None
     if len(text) > MAX_TEXT:
-        raise RequestError(f"the profile has {len(text)} characters; at most {MAX_TEXT}")
+        raise UsageError(f"the profile has {len(text)} characters; at most {MAX_TEXT}")
     answer = call(server, "PUT", f"profiles/{quoted(name)}", text.encode())
     typer.echo(f"{answer['name']}: {answer['activated']} activated, {answer['deactivated']} deactivated")
 
@@ -68,14 +66,6 @@ def refresh(server: Server = LOCAL) -> None:
     typer.echo("rankings are looked up anew")
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Answers a redirection as an error: the key must not follow it to another host."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """No request is made."""
-        return None
-
-
 def quoted(name: str) -> str:
     """A name as one segment of a URL."""
     return urllib.parse.quote(name, safe="")
@@ -85,22 +75,31 @@ def call(server: str, method: str, path: str, body: bytes | None = None) -> Any:
     """The server's answer.
 
     Raises:
-        EngineError: there is no key, the server cannot be reached, or it refuses; with its reason.
+        ConfigurationError: there is no key.
+        EngineError: the server cannot be reached, or it refuses; with its reason.
     """
+    import httpx
+
     key = os.environ.get(KEY_VARIABLE)
     if not key:
-        raise EngineError(f"set {KEY_VARIABLE} to the operator's key of the server")
+        raise ConfigurationError(f"set {KEY_VARIABLE} to the operator's key of the server")
     url = f"{server.rstrip('/')}/steermoe/{path}"
     try:
-        request = urllib.request.Request(url, body, {"Authorization": f"Bearer {key}"}, method=method)
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS) as reply:
-            return json.load(reply)
-    except urllib.error.HTTPError as error:
-        text = error.read(1 << 16).decode(errors="replace")
-        try:
-            text = json.loads(text)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            text = f"{text[:200]}; is the setting 'manage' on?" if error.code == 404 else text[:200]
-        raise EngineError(f"{method} {url}: status {error.code}: {text}") from None
-    except (OSError, ValueError) as error:
+        # The key must not follow a redirection to another host.
+        reply = httpx.request(
+            method,
+            url,
+            content=body,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=TIMEOUT_SECONDS,
+            follow_redirects=False,
+        )
+        if reply.is_success:
+            return reply.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise EngineError(f"{url} cannot be reached: {error}") from None
+    try:
+        text = reply.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        text = reply.text[:200] + ("; is the setting 'manage' on?" if reply.status_code == 404 else "")
+    raise EngineError(f"{method} {url}: status {reply.status_code}: {text}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
+from vllm_steermoe_plugin.cli.additional_config import with_settings
 from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
 from vllm_steermoe_plugin.settings import KEY, read_settings
@@ -19,22 +19,30 @@ from vllm_steermoe_plugin.settings import KEY, read_settings
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Hub id, folder, or steermoe-lab.")],
-    default: Annotated[str | None, typer.Option(help="Steering of requests that name none.")] = None,
-    allow_override: Annotated[bool, typer.Option(help="Requests may change the default.")] = True,
-    allow_reverse: Annotated[bool, typer.Option(help="Requests may steer away from a behaviour.")] = False,
-    allow_experts: Annotated[bool, typer.Option(help="Requests may list experts themselves.")] = False,
-    base_model: Annotated[str | None, typer.Option(help="MODEL is a fine-tune of it; use its rankings.")] = None,
-    locked: Annotated[Path | None, typer.Option(help="Lock file: only the rankings that it pins.")] = None,
+    default: Annotated[str | None, typer.Option(help="Steering expression for requests without one.")] = None,
+    allow_override: Annotated[
+        bool, typer.Option(help="Allow requests to override the default (including with `none`).")
+    ] = True,
+    allow_reverse: Annotated[
+        bool, typer.Option(help="Allow requests to steer away from a behaviour (`:reverse`).")
+    ] = False,
+    allow_experts: Annotated[
+        bool, typer.Option(help="Allow requests to list experts or change their numbers.")
+    ] = False,
+    base_model: Annotated[
+        str | None, typer.Option(help="Base model whose rankings to use for a fine-tuned MODEL.")
+    ] = None,
+    locked: Annotated[Path | None, typer.Option(help="Only use rankings pinned in this lock file.")] = None,
     profile: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=TEXT", help="A profile that requests may name as @NAME.")
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="A profile that requests use as @NAME.")
     ] = None,
     manage: Annotated[
         str | None,
-        typer.Option(metavar="env:NAME|file:PATH", help="Where the key is that lets an operator manage profiles."),
+        typer.Option(metavar="env:NAME|file:PATH", help="Source of the admin API key."),
     ] = None,
-    profile_store: Annotated[Path | None, typer.Option(help="File that keeps profiles loaded over HTTP.")] = None,
+    profile_store: Annotated[Path | None, typer.Option(help="File that stores profiles loaded over HTTP.")] = None,
 ) -> None:
-    """Serve a model over HTTP. All other options go to `vllm serve` as they are."""
+    """Serve a model over HTTP. All other options are passed to `vllm serve`."""
     from vllm_steermoe_plugin.compat.plugin_allowlist import (
         VARIABLE,
         allow_list,
@@ -62,8 +70,7 @@ def serve(
         "-m",
         "vllm.entrypoints.cli.main",
         "serve",
-        *serve_arguments(model, changed),
-        *context.args,
+        *with_settings([*serve_arguments(model), *context.args], changed),
     ]
     os.execv(sys.executable, command)
 
@@ -72,19 +79,19 @@ def profiles_of(options: list[str]) -> dict[str, str]:
     """Name -> request text, from options such as `terse=digits:reverse`.
 
     Raises:
-        RequestError: one is not `NAME=TEXT`, or a name stands twice.
+        UsageError: one is not `NAME=TEXT`, or a name stands twice.
     """
     profiles: dict[str, str] = {}
     for option in options:
         name, equals, text = option.partition("=")
         if not equals or name in profiles:
-            raise RequestError(f"--profile {option!r:.80}: write NAME=TEXT, each name once")
+            raise UsageError(f"--profile {option!r:.80}: write NAME=TEXT, each name once")
         profiles[name] = text
     return profiles
 
 
-def serve_arguments(model: str, settings: dict[str, object]) -> list[str]:
-    """Arguments of `vllm serve` for a model and the `steermoe` section of its `additional_config`."""
+def serve_arguments(model: str) -> list[str]:
+    """Arguments of `vllm serve` for a model."""
     from vllm_steermoe_plugin.engine import LAB_OPTIONS
 
     arguments = [resolve_checkpoint(model), "--served-model-name", model]
@@ -92,6 +99,4 @@ def serve_arguments(model: str, settings: dict[str, object]) -> list[str]:
         for key, value in LAB_OPTIONS.items():
             flag = f"--{key.replace('_', '-')}"
             arguments += [flag] if value is True else [flag, str(value)]
-    if settings:
-        arguments += ["--additional-config", json.dumps({KEY: settings})]
     return arguments

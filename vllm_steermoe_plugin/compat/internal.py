@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import CompatibilityError
 from vllm_steermoe_plugin.compat.versions import vllm_version
 
 SENTINEL = "__steermoe__"
@@ -26,12 +26,18 @@ class Internal:
         why: what we use it for.
         parameters: names that its signature must begin with; None if it is not called by position.
         reads: attributes of a class, or of its instances, that we read or call by name.
+        mentions: keyword arguments by name that a function's body passes on, on which we rely.
+        wrapped: whether it is replaced by a callable of ours (`wrap_once`).
+        formerly: its path in the oldest supported release, if it has moved since.
     """
 
     path: str
     why: str
     parameters: tuple[str, ...] | None = None
     reads: tuple[str, ...] = ()
+    mentions: tuple[str, ...] = ()
+    wrapped: bool = False
+    formerly: str | None = None
 
     @property
     def module(self) -> str:
@@ -47,19 +53,20 @@ class Internal:
         """Import it.
 
         Raises:
-            EngineError: it is not there, its parameters changed, or it has not all that we read.
+            CompatibilityError: it is not there, its parameters changed, or it has not all that we read.
         """
-        value = self._find(self.path.partition(":")[2])
+        value = self._find(self.path)
         if self.parameters is not None:
             found = tuple(inspect.signature(inspect.unwrap(value)).parameters)
             if found[: len(self.parameters)] != self.parameters:
-                raise EngineError(
+                raise CompatibilityError(
                     f"{self.path} of vLLM {vllm_version()} takes {found}, but {self.parameters} was expected; "
                     f"it is needed to {self.why}"
                 )
         missing = [name for name in self.reads if not provides(value, name)]
+        missing += [name for name in self.mentions if not _mentions(inspect.unwrap(value).__code__, name)]
         if missing:
-            raise EngineError(
+            raise CompatibilityError(
                 f"{self.path} of vLLM {vllm_version()} has no {', '.join(missing)}; it is needed to {self.why}"
             )
         return value
@@ -68,20 +75,22 @@ class Internal:
         """Import the class or module that has it.
 
         Raises:
-            EngineError: it is not there.
+            CompatibilityError: it is not there.
         """
-        return self._find(self.path.partition(":")[2].rpartition(".")[0])
+        return self._find(self.path[: -len(self.name) - 1])
 
-    def _find(self, attributes: str) -> Any:
-        try:
-            value: Any = importlib.import_module(self.module)
-            for attribute in attributes.split(".") if attributes else ():
-                value = getattr(value, attribute)
-        except (ImportError, AttributeError) as error:
-            raise EngineError(
-                f"vLLM {vllm_version()} has no {self.path} ({error}); it is needed to {self.why}"
-            ) from None
-        return value
+    def _find(self, path: str) -> Any:
+        for place in (path, *([self.formerly] if self.formerly is not None else [])):
+            module, _, attributes = place.partition(":")
+            try:
+                value: Any = importlib.import_module(module)
+                for attribute in attributes.split(".") if attributes else ():
+                    value = getattr(value, attribute)
+            except (ImportError, AttributeError) as error:
+                why = error
+            else:
+                return value
+        raise CompatibilityError(f"vLLM {vllm_version()} has no {self.path} ({why}); it is needed to {self.why}")
 
 
 def provides(owner: Any, name: str) -> bool:
@@ -98,6 +107,10 @@ def provides(owner: Any, name: str) -> bool:
     return False
 
 
+def _mentions(code: CodeType, name: str) -> bool:
+    return any(isinstance(constant, tuple) and name in constant for constant in code.co_consts)
+
+
 def _operations(code: CodeType) -> set[tuple[str, Any]]:
     return {(instruction.opname, instruction.argval) for instruction in dis.get_instructions(code)}
 
@@ -107,9 +120,15 @@ def wrap_once(internal: Internal, make: Callable[[Callable[..., Any]], Callable[
 
     Plugins may be loaded more than once in a process; wrapping twice would steer twice.
 
+    Args:
+        internal: an entry that says `wrapped`, so that the number of wrapped callables can be counted.
+        make: the replacement, given the original.
+
     Raises:
-        EngineError: it has moved, or its parameters changed.
+        CompatibilityError: it has moved, or its parameters changed.
     """
+    if not internal.wrapped:
+        raise CompatibilityError(f"{internal.path} is wrapped, but its entry does not say so")
     original = internal.load()
     if getattr(original, SENTINEL, False):
         return

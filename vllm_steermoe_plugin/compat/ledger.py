@@ -21,6 +21,8 @@ LEDGER: tuple[Internal, ...] = tuple(
     if isinstance(value, Internal)
 )
 """All entries."""
+WRAPPED = tuple(internal for internal in LEDGER if internal.wrapped)
+"""Those that are replaced by a callable of ours."""
 
 
 def check_ledger() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import CompatibilityError
 
 DISTRIBUTION = "vllm-steermoe-plugin"
 
@@ -35,12 +35,12 @@ def vllm_version() -> str:
 
 
 def check_version() -> None:
-    """Raise EngineError unless the installed vLLM is a supported release."""
+    """Raise CompatibilityError unless the installed vLLM is a supported release."""
     version = vllm_version()
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     first, end = SUPPORTED
     if not first <= numbers < end:
-        raise EngineError(
+        raise CompatibilityError(
             f"vllm-steermoe-plugin supports vLLM from {first[0]}.{first[1]} up to, not including, {end[0]}.{end[1]}; "
             f"found {version}. Install a supported one, or leave this plugin out with VLLM_PLUGINS"
         )

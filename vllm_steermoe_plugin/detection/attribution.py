@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expert_registry import RankedExpert, Ranking
-from expert_registry.errors import EngineError, ProfileError
+from expert_registry.errors import ConfigurationError, EngineError, ProfileError
 from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, count_groups, sent, take_counts
 from vllm_steermoe_plugin.detection.pairs import ChatMessage, PairsError
 from vllm_steermoe_plugin.detection.token_spans import render_chat
@@ -31,7 +31,7 @@ class AttributedToken:
 
     Attributes:
         text: its characters; empty for tokens without any, such as a beginning of text.
-        score: mean over the MoE layers of the summed risk differences of its experts; above 0 for side 1. Of
+        score: mean over the MoE layers of the summed risk differences of its experts; above 0 for the positive side. Of
             several tokens, their mean.
         experts: those that weigh most.
     """
@@ -56,7 +56,8 @@ def attribute(
     Raises:
         ProfileError: the ranking is of a model of another shape.
         PairsError: the text is empty or longer than the context.
-        EngineError: the engine does not count, or its tokenizer gives no character offsets.
+        ConfigurationError: the engine does not count.
+        UnsupportedFeatureError: its tokenizer gives no character offsets.
     """
     config = engine.llm_engine.vllm_config.model_config
     shape = shape_of(config.hf_config, config.architecture)
@@ -64,7 +65,9 @@ def attribute(
         raise ProfileError(f"the ranking is of {ranking.shape}, but the engine runs {shape}")
     groups = count_groups(engine)
     if not groups:
-        raise EngineError(f"this engine does not count; start it with the setting 'count_groups' at {COUNT_GROUPS}")
+        raise ConfigurationError(
+            f"this engine does not count; start it with the setting 'count_groups' at {COUNT_GROUPS}"
+        )
     tokenizer = offset_tokenizer(engine)
     plain = isinstance(text, str)
     written = text if isinstance(text, str) else render_chat(tuple(text), tokenizer, "the chat")

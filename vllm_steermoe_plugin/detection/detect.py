@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_registry import DataRef, ExampleSums, ModelRef, Ranking
-from expert_registry.errors import EngineError, RequestError
-from vllm_steermoe_plugin.detection.card import check_described, detection_card
+from expert_registry import ExampleSums, ModelRef, Ranking
+from expert_registry.errors import ConfigurationError, UsageError
+from vllm_steermoe_plugin.detection.card import check_described, counting_notes, detection_card
 from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, count_groups
-from vllm_steermoe_plugin.detection.loop import STABLE_CHUNKS, DetectionLoop, DetectionOptions
+from vllm_steermoe_plugin.detection.loop import DetectionLoop, DetectionOptions
 from vllm_steermoe_plugin.detection.pair_counting import SIDES
 from vllm_steermoe_plugin.detection.pairs import PairsError, PairSet
 from vllm_steermoe_plugin.detection.progress_file import Checkpoint, Progress, ResumeError, digest_of
@@ -40,18 +40,18 @@ def detect(
     Args:
         engine: started with the setting `count_groups`, best `COUNT_GROUPS` (see `start_engine`).
         model_id: name under which the ranking will be looked up.
-        pairs: side 1 shows the behaviour.
-        behaviour: goes into the card.
+        pairs: the positive side shows the behaviour.
+        behaviour: goes into the ranking card.
         revision: of the checkpoint; by default what is known of the engine's.
         options: see there.
 
     Raises:
-        RequestError: the model's name or the behaviour cannot stand in a card, or there are not more experts than
+        UsageError: the model's name or the behaviour cannot stand in a card, or there are not more experts than
             `stop_when_stable`.
         PairsError: a pair cannot be counted.
         ResumeError: the checkpoint is damaged, or of another detection.
-        EngineError: the model has no routed experts that can be counted, the engine does not count, or its
-            tokenizer gives no character offsets.
+        EngineError: the model has no routed experts that can be counted (UnsupportedModelError), the engine does not
+            count (ConfigurationError), or its tokenizer gives no character offsets (UnsupportedFeatureError).
     """
     options = options or DetectionOptions()
     pairs = pairs.grouped()
@@ -60,12 +60,12 @@ def detect(
     shape = shape_of(config.hf_config, config.architecture)
     groups = count_groups(engine)
     if groups < SIDES:
-        raise EngineError(
+        raise ConfigurationError(
             f"this engine counts {groups} groups; start it with the setting 'count_groups' at {COUNT_GROUPS}"
         )
     most = len(shape.layers) * shape.num_experts
     if options.stop_when_stable is not None and not 1 <= options.stop_when_stable < most:
-        raise RequestError(f"stop_when_stable={options.stop_when_stable}: the first 1 to {most - 1} of {most} experts")
+        raise UsageError(f"stop_when_stable={options.stop_when_stable}: the first 1 to {most - 1} of {most} experts")
     tokenizer = offset_tokenizer(engine)
     sums = ExampleSums(len(shape.layers), shape.num_experts, permutations=options.permutations, seed=options.seed)
     # transformers keeps the commit of what it loads from the hub.
@@ -91,30 +91,14 @@ def detect(
         ModelRef(id=model_id, revision=revision, architecture=shape.architecture),
         shape,
         behaviour,
-        DataRef(name=pairs.name, sha256=pairs.sha256, pairs=sums.pairs),
-        pairs.rule + ("; as many tokens of the longer side as the shorter has" if options.balance else ""),
-        _notes(str(config.dtype).rpartition(".")[2], bool(tokenizer.chat_template), progress, pairs, options, stopped),
+        pairs,
+        counted=sums.pairs,
+        balance=options.balance,
+        notes=counting_notes(
+            str(config.dtype).rpartition(".")[2], bool(tokenizer.chat_template), progress, pairs, options, stopped
+        ),
     )
     return Ranking(counts, card, sums.summary())
-
-
-def _notes(
-    dtype: str, chat_template: bool, progress: Progress, pairs: PairSet, options: DetectionOptions, stopped: bool
-) -> list[str]:
-    """What else the counts, and what is drawn at random, depend on."""
-    notes = [f"Counted in {dtype}; halves and permutations by seed {options.seed}."]
-    if stopped:
-        notes.append(
-            f"Stopped after {progress.done} of {len(pairs.pairs)} pairs: the first {options.stop_when_stable} "
-            f"experts had not changed for {STABLE_CHUNKS} chunks."
-        )
-    if progress.skipped:
-        notes.append(f"{len(progress.skipped)} bad pairs were skipped.")
-    if progress.merged:
-        notes.append(f"{progress.merged} tokens reach over the edge of what is counted; they count.")
-    if not chat_template:
-        notes.append("The model has no chat template; chats were written as lines 'Role: content'.")
-    return notes
 
 
 def _digest(

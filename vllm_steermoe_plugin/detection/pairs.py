@@ -1,7 +1,7 @@
 """Contrastive pairs: two texts that differ in a behaviour, and which tokens of each are counted.
 
-A file of pairs is JSONL. Each line has `messages_1` and `messages_2` (chat messages) or
-`text_1` and `text_2`, and may have `target_1` and `target_2`: the part of the text that
+A file of pairs is JSON lines, or of another kind that `rows` reads. Each line has `messages_1` and `messages_2` (chat
+messages) or `text_1` and `text_2`, and may have `target_1` and `target_2`: the part of the text that
 counts (its last occurrence). Instead of a target, `count_1` and `count_2` may say what counts:
 `"all"`; a role's name, for every message of that role; `[start, stop]`, characters of the text;
 or `[message, start, stop]`, characters of a message (numbered from 0). With neither, the last
@@ -13,20 +13,20 @@ the same `cluster` (a string or a whole number) says so. A pair without one is i
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expert_registry.errors import SteerMoEError
+from vllm_steermoe_plugin.detection.rows import DataError, parse_json, read_data, scan_rows
 
-MAX_LINE = 1 << 20
-MAX_FILE_BYTES = 2 << 30
+MAX_TEXT = 1 << 20
+"""Characters of one text or message."""
 
 ALL = "all"
 DEFAULT_RULE = "the target string or other part that a pair names, else the last assistant message, else the whole text"
@@ -37,6 +37,11 @@ Count = str | tuple[int, int] | tuple[int, int, int]
 class PairsError(SteerMoEError):
     """A file of pairs, or a pair in it, cannot be used; the message names file and line."""
 
+    code = "STEERMOE-E401"
+
+
+_Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
 
 class ChatMessage(BaseModel):
     """One chat message."""
@@ -44,10 +49,10 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str
+    content: _Text
 
 
-_Position = Annotated[int, Field(ge=0, le=MAX_LINE, strict=True)]
+_Position = Annotated[int, Field(ge=0, le=MAX_TEXT, strict=True)]
 _Count = (
     Annotated[str, Field(min_length=1, max_length=64)]
     | tuple[_Position, _Position]
@@ -60,8 +65,8 @@ class _Line(BaseModel):
 
     messages_1: tuple[ChatMessage, ...] | None = None
     messages_2: tuple[ChatMessage, ...] | None = None
-    text_1: str | None = None
-    text_2: str | None = None
+    text_1: _Text | None = None
+    text_2: _Text | None = None
     target_1: Annotated[str, Field(min_length=1)] | None = None
     target_2: Annotated[str, Field(min_length=1)] | None = None
     count_1: _Count | None = None
@@ -100,7 +105,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class ContrastivePair:
-    """Side 1 shows the behaviour, side 2 does not. `origin` names file and line in errors.
+    """The positive side (1) shows the behaviour, the negative (2) does not. `origin` names file and line in errors.
 
     Pairs with the same `cluster` (7 and "7" are the same) share something; None for a pair that shares nothing.
     """
@@ -113,7 +118,7 @@ class ContrastivePair:
 
 @dataclass(frozen=True, slots=True)
 class PairSet:
-    """Pairs with the name, the hash and the rule of what counts that stand in a ranking's card.
+    """Pairs with the name, the hash and the rule of what counts that stand in a ranking card.
 
     `skipped` says of each line that was left out why; there are none unless that was asked for.
     """
@@ -150,7 +155,7 @@ class PairSet:
         """
         written = [(place, _written(row)) for place, row in rows]
         digest = hashlib.sha256(b"\n".join(line for _, line in written)).hexdigest()
-        return _gathered(name, digest, written, count, skip_bad)
+        return _gathered(name, digest, ((place, parse_json(line, place)) for place, line in written), count, skip_bad)
 
     def first(self, number: int | None) -> PairSet:
         """The first so many pairs, which the name says if there are more; None for all."""
@@ -177,7 +182,7 @@ class PairSet:
 
 
 def read_pairs(path: Path, *, count: str | None = None, skip_bad: bool = False) -> PairSet:
-    """Read a JSONL file of pairs, UTF-8 with or without a byte order mark.
+    """Read a file of pairs of one of the kinds that `rows` names.
 
     Args:
         path: the file.
@@ -188,18 +193,10 @@ def read_pairs(path: Path, *, count: str | None = None, skip_bad: bool = False) 
         PairsError: no such file, or a line that is not as the module says.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise PairsError(f"{path} is larger than {MAX_FILE_BYTES} bytes; split it")
-        data = path.read_bytes()
-    except OSError as error:
-        raise PairsError(f"cannot read {path}: {error.strerror}") from None
-    return _gathered(path.name, hashlib.sha256(data).hexdigest(), _lines(data, path.name), count, skip_bad)
-
-
-def _lines(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if line.strip():
-            yield f"{name}, line {number}", line
+        data = read_data(path)
+    except DataError as error:
+        raise PairsError(str(error)) from None
+    return _gathered(path.name, hashlib.sha256(data).hexdigest(), scan_rows(data, path.name), count, skip_bad)
 
 
 def _written(row: Mapping[str, object]) -> bytes:
@@ -208,11 +205,11 @@ def _written(row: Mapping[str, object]) -> bytes:
     return line.encode("utf-8", "surrogatepass")
 
 
-def _gathered(name: str, digest: str, lines: Iterable[tuple[str, bytes]], count: str | None, skip_bad: bool) -> PairSet:
+def _gathered(name: str, digest: str, rows: Iterable[tuple[str, object]], count: str | None, skip_bad: bool) -> PairSet:
     pairs, skipped = [], []
-    for place, line in lines:
+    for place, row in rows:
         try:
-            pairs.append(_pair(line, place, count))
+            pairs.append(_pair(row, place, count))
         except PairsError as error:
             if not skip_bad:
                 raise
@@ -230,19 +227,15 @@ def _rule(count: str | None) -> str:
     return f"the target string or other part that a pair names, else {rest}"
 
 
-def _pair(line: bytes, origin: str, count: str | None) -> ContrastivePair:
-    if len(line) > MAX_LINE:
-        raise PairsError(f"{origin}: {len(line)} bytes; at most {MAX_LINE} are read")
+def _pair(row: object, origin: str, count: str | None) -> ContrastivePair:
+    if isinstance(row, DataError):
+        raise PairsError(str(row)) from None
     try:
-        value = _Line.model_validate_json(line)
+        value = _Line.model_validate(row)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise PairsError(f"{origin}: {where + ': ' if where else ''}{first['msg']}") from None
-    try:
-        json.loads(line, object_pairs_hook=_each_key_once)
-    except ValueError as error:
-        raise PairsError(f"{origin}: {error}") from None
     sides = (
         (value.messages_1, value.text_1, value.target_1, value.count_1),
         (value.messages_2, value.text_2, value.target_2, value.count_2),
@@ -252,12 +245,3 @@ def _pair(line: bytes, origin: str, count: str | None) -> ContrastivePair:
         for messages, text, target, said in sides
     )
     return ContrastivePair(one, two, origin, None if value.cluster is None else str(value.cluster))
-
-
-def _each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a key that stands twice JSON readers silently take one value."""
-    found = dict(items)
-    if len(found) < len(items):
-        keys = [key for key, _ in items]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} stands twice")
-    return found

@@ -24,6 +24,8 @@ _MAX_BYTES = 4 << 30
 class ResumeError(SteerMoEError):
     """A file of progress cannot be used."""
 
+    code = "STEERMOE-E403"
+
 
 def digest_of(*parts: object) -> str:
     """Of everything that the sums depend on: progress is taken up only by the very same detection."""
@@ -86,6 +88,9 @@ class Progress:
 
         Sums and number of pairs are in one file that replaces the one before, so a kill at any moment
         leaves both of the same moment and nothing is counted twice.
+
+        Raises:
+            FileError: it cannot be written.
         """
         if not now and time.monotonic() - self._saved < checkpoint.every:
             return
@@ -97,10 +102,7 @@ class Progress:
             "tops": [sorted(top) for top in self.tops],
         }
         data = save(self.sums.tensors(), metadata={_KEY: json.dumps(state)})
-        try:
-            write_atomic(checkpoint.path, data, overwrite=True)
-        except RankingFormatError as error:
-            raise ResumeError(str(error)) from None
+        write_atomic(checkpoint.path, data, overwrite=True)
         self._saved = time.monotonic()
 
     def resume(self, checkpoint: Checkpoint) -> bool:

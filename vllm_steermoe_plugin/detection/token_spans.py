@@ -212,8 +212,7 @@ def _target(target: str, messages: tuple[ChatMessage, ...], tokenizer: Any, text
     start = text.rfind(target, low, high)
     if start < 0:
         raise PairsError(
-            f"{origin}: it is unsure where the span {target!r:.60} stands, for the chat template changes the message "
-            "that holds it, or has the same characters itself; name a longer target"
+            f"{origin}: the target {target!r:.60} is ambiguous after the chat template was applied; use a longer target"
         )
     return start, start + len(target)
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import ConfigurationError, EngineError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.device.routing_counters import REMEMBERED_IDS, Counters
 from vllm_steermoe_plugin.device.rule_slots import Slots
@@ -139,7 +139,7 @@ class SteeringState:
         rules = None if steer is None else self._table(steer)
         counted = None if args.get(COUNT_KEY) is None else CountedSpans.from_json(args[COUNT_KEY])
         if counted is not None and counted.last_group > self.groups:
-            raise EngineError(
+            raise ConfigurationError(
                 f"group {counted.last_group} is not counted here; setting 'count_groups' is {self.groups}"
             )
         if rules is not None:

@@ -19,6 +19,8 @@ READ_XARGS = (
     "/v1/messages",
 )
 """Endpoints that generate and read `vllm_xargs`."""
+_SPEECH = ("/v1/audio/transcriptions", "/v1/audio/translations")
+"""Forms; in batch files their fields may hold `vllm_xargs`."""
 _HANDS_ON = "/invocations"
 """It hands bodies to some of them."""
 _HARMLESS = (*(f"{path}/render" for path in READ_XARGS), "/tokenize", "/detokenize", "/count_tokens")
@@ -28,6 +30,8 @@ _AFTERWARDS = "/derender"
 """Endpoints that are shown a request, steered or not, of which the tokens have been generated."""
 _COHERE = "/v2/chat"
 """Generates, by the default only: vLLM drops what it does not know of there."""
+
+_BEAMS = "use_beam_search"
 
 Place = tuple[str, ...]
 """Keys that lead from a body to the text that asks."""
@@ -45,10 +49,12 @@ def check_body(path: str, body: object) -> None:
 
     Args:
         path: of the URL; there may be a prefix before that of the endpoint.
-        body: as parsed from JSON.
+        body: as parsed from JSON, or the fields of a form.
     """
-    if isinstance(body, dict) and not path.endswith(_AFTERWARDS):
-        _check(f"vLLM's {path:.80}", body, _read_at(path))
+    reads = _read_at(path)
+    for place in _asking(body) if isinstance(body, dict) and not path.endswith(_AFTERWARDS) else ():
+        if place != reads:
+            raise _refusal(path, ".".join(place)[:160], reads)
 
 
 def check_names(path: str, kind: str, names: Iterable[str]) -> None:
@@ -61,17 +67,19 @@ def check_names(path: str, kind: str, names: Iterable[str]) -> None:
     """
     wrong = next((name for name in names if _asks(name)), None)
     if wrong is not None:
-        raise _refusal(f"vLLM's {path:.80}", f"the {kind} {wrong:.80}", _read_at(path))
+        raise _refusal(path, f"the {kind} {wrong:.80}", _read_at(path))
 
 
-def check_fields(what: str, fields: Mapping[str, Any]) -> None:
-    """Raise RequestError if a request asks for steering anywhere but in `vllm_xargs`.
+def check_beams(path: str, body: object) -> None:
+    """Raise RequestError if a request asks for steering and for beam search, which drops it."""
+    if has_beams(body) and STEER_KEY in (asked_at(path, body) or {}):
+        raise RequestError("vLLM's beam search does not carry a request's steering; ask without beam search")
 
-    Args:
-        what: the request is.
-        fields: of it, with those that vLLM does not know.
-    """
-    _check(what, fields, XARGS)
+
+def has_beams(body: object) -> bool:
+    """Whether a body asks for beam search, as pydantic reads booleans."""
+    asked = body.get(_BEAMS) if isinstance(body, dict) else None
+    return str(asked).strip().lower() not in ("none", "false", "0", "0.0", "off", "no", "n", "f")
 
 
 def asked_at(path: str, body: object) -> Mapping[str, object] | None:
@@ -84,26 +92,20 @@ def asked_at(path: str, body: object) -> Mapping[str, object] | None:
 
 def generates(path: str) -> bool:
     """Whether an endpoint generates, as asked for or by default."""
-    return path.endswith((*READ_XARGS, _HANDS_ON, _TOKENS_IN, _COHERE))
+    return path.endswith((*READ_XARGS, *_SPEECH, _HANDS_ON, _TOKENS_IN, _COHERE))
 
 
 def _read_at(path: str) -> Place | None:
     if path.endswith(_TOKENS_IN):
         return _IN_TOKENS_IN
-    return XARGS if path.endswith((*READ_XARGS, _HANDS_ON, *_HARMLESS)) else None
+    return XARGS if path.endswith((*READ_XARGS, *_SPEECH, _HANDS_ON, *_HARMLESS)) else None
 
 
-def _check(what: str, body: Mapping[str, Any], reads: Place | None) -> None:
-    for place in _asking(body):
-        if place != reads:
-            raise _refusal(what, ".".join(place)[:160], reads)
-
-
-def _refusal(what: str, place: str, reads: Place | None) -> RequestError:
+def _refusal(path: str, place: str, reads: Place | None) -> RequestError:
     # Keys may have half a surrogate in them, with which no answer could be written.
     shown = "".join(letter if letter.isprintable() else "?" for letter in place)
     return RequestError(
-        f"{what} does not read {shown}, so this request would not be steered; "
+        f"vLLM's {path:.80} does not read {shown}, so this request would not be steered; "
         + (f"write {'.'.join(reads)}" if reads is not None else f"ask at one of {', '.join(READ_XARGS)}")
     )
 

@@ -11,17 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedModelError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.models.config_families import FAMILIES, has, integer, read
 from vllm_steermoe_plugin.models.unsupported import OTHER_NAMES, REFUSED
 
 BY_CHECKPOINT = "by the checkpoint"
 """The language model of a vision-language model is the architecture that its own text config names."""
-
-
-class NotSteerable(EngineError):
-    """The model is known and cannot be steered; vLLM serves it as it is, and requests for steering are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +104,7 @@ def shape_of(config: object, architecture: str | None = None) -> MoEShape:
         architecture: as what vLLM runs it; by default the first architecture of the config that can be steered.
 
     Raises:
-        NotSteerable: this model cannot be steered; the message says why.
-        EngineError: the config lacks what it should have.
+        UnsupportedModelError: this model cannot be steered, or the config lacks what it should have.
     """
     named = read(config, "architectures", None)
     names = [name for name in named if isinstance(name, str)] if isinstance(named, Sequence) else []
@@ -120,19 +115,18 @@ def shape_of(config: object, architecture: str | None = None) -> MoEShape:
     counts = [read(text, key) for key in family.experts if has(text, key)]
     # A key that says "none" is a dense model; one that is missing is not a config of this architecture.
     if counts and all(count in (None, 0) for count in counts):
-        raise NotSteerable(f"this {row.name} cannot be steered: its config has no routed experts")
+        raise UnsupportedModelError(f"this {row.name} cannot be steered: its config has no routed experts")
     try:
         obstacle = family.obstacle(text)
-        if obstacle is not None:
-            raise NotSteerable(f"this {row.name} cannot be steered: {obstacle}")
-        layers = tuple(family.layers(text))
-        experts, top_k = integer(text, family.experts), integer(text, family.top_k)
-    except NotSteerable:
-        raise
-    except EngineError as error:
-        raise EngineError(f"{row.name}: {error}") from None
+        if obstacle is None:
+            layers = tuple(family.layers(text))
+            experts, top_k = integer(text, family.experts), integer(text, family.top_k)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{row.name}: {error}") from None
+    if obstacle is not None:
+        raise UnsupportedModelError(f"this {row.name} cannot be steered: {obstacle}")
     if not layers:
-        raise NotSteerable(f"this {row.name} cannot be steered: none of its layers has routed experts")
+        raise UnsupportedModelError(f"this {row.name} cannot be steered: none of its layers has routed experts")
     return MoEShape(row.name, layers, experts, top_k)
 
 
@@ -148,7 +142,7 @@ def language_model_of(config: object, architecture: str) -> Architecture:
     """The row of the language model: that of `architecture`, or of what it holds by the config.
 
     Raises:
-        NotSteerable: it holds one that cannot be steered.
+        UnsupportedModelError: it holds one that cannot be steered.
     """
     return _language(ARCHITECTURES[architecture], _text_config(config))
 
@@ -160,10 +154,10 @@ def _row(names: Sequence[str], in_config: Sequence[str]) -> Architecture:
     refused = next((name for name in names if name in REFUSED), None)
     hint = "".join(f". {OTHER_NAMES[name]}" for name in in_config if name in OTHER_NAMES)
     if refused is not None:
-        raise NotSteerable(f"{refused} cannot be steered: {REFUSED[refused]}{hint}")
+        raise UnsupportedModelError(f"{refused} cannot be steered: {REFUSED[refused]}{hint}")
     alike = [match for name in names for match in get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.95)]
     meant = f" (did you mean {alike[0]}?)" if alike else ""
-    raise NotSteerable(
+    raise UnsupportedModelError(
         f"this model cannot be steered: {' or '.join(names) or 'a model without a named architecture'}{meant} is not "
         f"known to have softmax-routed experts; `steermoe doctor` lists what has{hint}"
     )
@@ -179,7 +173,7 @@ def _language(row: Architecture, text: object) -> Architecture:
     if isinstance(name, str) and name in ARCHITECTURES and not ARCHITECTURES[name].language:
         return ARCHITECTURES[name]
     why = REFUSED.get(str(name), "it is none that is known to have softmax-routed experts")
-    raise NotSteerable(f"this {row.name} cannot be steered: its language model is {name}; {why}")
+    raise UnsupportedModelError(f"this {row.name} cannot be steered: its language model is {name}; {why}")
 
 
 def _by_model_type(model_type: object) -> object:

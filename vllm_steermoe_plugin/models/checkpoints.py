@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedModelError
 from expert_registry.files import is_folder
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.models import lab_checkpoint
@@ -91,7 +91,7 @@ def shape_in(folder: Path) -> MoEShape:
     """The MoE shape of a checkpoint folder, from its config.json.
 
     Raises:
-        EngineError: no readable config, or a model that cannot be steered.
+        UnsupportedModelError: no readable config, or a model that cannot be steered.
     """
     return shape_of(SimpleNamespace(**_config(folder)))
 
@@ -99,7 +99,7 @@ def shape_in(folder: Path) -> MoEShape:
 def _has_config(folder: Path) -> bool:
     try:
         _config(folder)
-    except EngineError:
+    except UnsupportedModelError:
         return False
     return True
 
@@ -109,7 +109,7 @@ def _config(folder: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EngineError(f"cannot read {path}: {error}") from None
+        raise UnsupportedModelError(f"cannot read {path}: {error}") from None
     if not isinstance(value, dict):
-        raise EngineError(f"{path} is not a JSON object")
+        raise UnsupportedModelError(f"{path} is not a JSON object")
     return value

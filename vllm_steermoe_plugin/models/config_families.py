@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedModelError
 
 _MISSING = object()
 
@@ -19,13 +19,13 @@ def read(config: object, path: str, default: object = _MISSING) -> object:
     """The value at a dotted path; `default` if it is not there.
 
     Raises:
-        EngineError: it is not there, and there is no default.
+        UnsupportedModelError: it is not there, and there is no default.
     """
     value = _at(config, path)
     if value is not _MISSING:
         return value
     if default is _MISSING:
-        raise EngineError(f"the config has no {path}")
+        raise UnsupportedModelError(f"the config has no {path}")
     return default
 
 
@@ -45,12 +45,12 @@ def integer(config: object, paths: Iterable[str]) -> int:
     """The first integer among several paths.
 
     Raises:
-        EngineError: there is none.
+        UnsupportedModelError: there is none.
     """
     paths = tuple(paths)
     found = next((value for path in paths if type(value := read(config, path, None)) is int), None)
     if found is None:
-        raise EngineError(f"the config has no integer {' or '.join(paths)}")
+        raise UnsupportedModelError(f"the config has no integer {' or '.join(paths)}")
     return found
 
 
@@ -67,7 +67,7 @@ def _by_sparse_step(config: object) -> Iterable[int]:
     dense = set(_integers(read(config, "mlp_only_layers", None)))
     step = read(config, "decoder_sparse_step", None) or 1
     if type(step) is not int:
-        raise EngineError(f"decoder_sparse_step is {step!r}, not an integer")
+        raise UnsupportedModelError(f"decoder_sparse_step is {step!r}, not an integer")
     return (i for i in range(num_layers(config)) if i not in dense and (i + 1) % step == 0)
 
 
@@ -75,7 +75,7 @@ def _after_dense_ones(config: object) -> Iterable[int]:
     first = integer(config, ("first_k_dense_replace",))
     step = read(config, "moe_layer_freq", 1)
     if type(step) is not int or step < 1:
-        raise EngineError(f"moe_layer_freq is {step!r}; only a whole number of layers is known")
+        raise UnsupportedModelError(f"moe_layer_freq is {step!r}; only a whole number of layers is known")
     return (i for i in range(first, num_layers(config)) if i % step == 0)
 
 
@@ -105,7 +105,7 @@ def _integers(value: object) -> list[int]:
     if value is None:
         return []
     if not isinstance(value, list | tuple | set) or not all(type(item) is int for item in value):
-        raise EngineError(f"{value!r} is not a list of layers")
+        raise UnsupportedModelError(f"{value!r} is not a list of layers")
     return list(value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedFeatureError
 from vllm_steermoe_plugin.compat.symbols.config import CURRENT_PLATFORM
 from vllm_steermoe_plugin.models.architectures import Architecture
 from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings
@@ -41,6 +41,6 @@ def refuse_unsupported(language: Architecture, vllm_config: Any, settings: Setti
     }
     for reason, applies in reasons.items():
         if applies:
-            raise EngineError(
+            raise UnsupportedFeatureError(
                 f"steering is not possible here: {reason}. Change that, or switch steering off with {SWITCH_OFF}"
             )

@@ -78,21 +78,21 @@ class SteeringRequest:
 
 
 def lists_experts(text: object) -> TypeGuard[str]:
-    """Whether a text is to be an explicit expert set, without reading it."""
+    """Whether a steering expression is an explicit expert set, without parsing it."""
     return isinstance(text, str) and len(text) <= MAX_TEXT and text.lstrip().startswith("{")
 
 
 def parse_request(text: object) -> SteeringRequest:
-    """Read the text of a steering request.
+    """Parse a steering expression.
 
     Raises:
-        RequestError: it is no text or breaks the grammar above; the message says how.
+        RequestError: it is no string or breaks the grammar above; the message says how.
         ProfileError: an explicit set that contradicts itself.
     """
     if not isinstance(text, str):
-        raise RequestError(f"steering is asked for by a text, got {type(text).__name__}: {text!r:.80}")
+        raise RequestError(f"`steermoe` must be a string, got {type(text).__name__}: {text!r:.80}")
     if len(text) > MAX_TEXT:
-        raise RequestError(f"the steering request has {len(text)} characters; at most {MAX_TEXT} are read")
+        raise RequestError(f"the steering expression has {len(text)} characters; at most {MAX_TEXT} are read")
     stripped = text.strip()
     if stripped.startswith("{"):
         return SteeringRequest(explicit=SteeringProfile.from_json(stripped))

@@ -12,7 +12,7 @@ from expert_registry.registry import Found
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.request import Named, SteeringRequest
-from vllm_steermoe_plugin.steering.rules import compile_rules
+from vllm_steermoe_plugin.steering.rules import check_rules
 from vllm_steermoe_plugin.steering.selection import select_experts
 
 
@@ -72,7 +72,7 @@ def resolve(
     Args:
         request: as parsed.
         models: names of the served model, for the registry.
-        shape: of the served model; the profile is compiled for it once, so that errors come here.
+        shape: of the served model; the profile is checked against it, so that errors come here.
         registry: where rankings are, or those that a server has used so far.
         base_model: of which the served model is a fine-tune, and whose rankings may be used as well.
         loaded: the profiles that `request.profiles` names, in that order.
@@ -90,7 +90,7 @@ def resolve(
         parts = [_resolve_named(part, models, shape, registry, base_model) for part in request.named]
         merged = SteeringProfile.merge([part.profile for part in (*parts, *loaded)])
         resolved = Resolved(merged, tuple(source for part in (*parts, *loaded) for source in part.sources))
-    compile_rules(resolved.profile, shape)
+    check_rules(resolved.profile, shape)
     return resolved
 
 

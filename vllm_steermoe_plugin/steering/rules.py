@@ -31,33 +31,39 @@ class RuleTable:
     phase: Phase
 
 
-def compile_rules(profile: SteeringProfile, shape: MoEShape) -> RuleTable:
-    """Check a profile against a model's shape and write it as a table.
+def check_rules(profile: SteeringProfile, shape: MoEShape) -> None:
+    """Check a profile against a model's shape.
 
     Raises:
         ProfileError: a layer without routed experts, an expert out of range, more than K
             activated or more than E - K deactivated in one layer.
     """
-    rows = shape.rows
-    rules = np.zeros((len(shape.layers), shape.num_experts), dtype=np.int8)
+    rows, left = shape.rows, shape.num_experts - shape.top_k
     limits = (
-        ("activate", profile.activate, 1, shape.top_k, f"a token has only {shape.top_k} experts"),
-        (
-            "deactivate",
-            profile.deactivate,
-            -1,
-            shape.num_experts - shape.top_k,
-            f"{shape.top_k} of {shape.num_experts} must remain",
-        ),
+        ("activate", profile.activate, shape.top_k, f"a token has only {shape.top_k} experts"),
+        ("deactivate", profile.deactivate, left, f"{shape.top_k} of {shape.num_experts} must remain"),
     )
-    for verb, experts, rule, limit, reason in limits:
+    for verb, experts, limit, reason in limits:
         for layer, expert in sorted(experts):
             if layer not in rows:
                 raise ProfileError(f"{verb}: layer {layer} has no routed experts; the model is {shape}")
             if not 0 <= expert < shape.num_experts:
                 raise ProfileError(f"{verb}: layer {layer} has no expert {expert}; the model is {shape}")
-            rules[rows[layer], expert] = rule
         for layer, count in Counter(layer for layer, _ in experts).items():
             if count > limit:
                 raise ProfileError(f"{verb}: {count} experts in layer {layer}, but at most {limit}: {reason}")
+
+
+def compile_rules(profile: SteeringProfile, shape: MoEShape) -> RuleTable:
+    """Write a profile as a table for a model.
+
+    Raises:
+        ProfileError: it does not fit the model's shape (`check_rules`).
+    """
+    check_rules(profile, shape)
+    rows = shape.rows
+    rules = np.zeros((len(shape.layers), shape.num_experts), dtype=np.int8)
+    for experts, rule in ((profile.activate, 1), (profile.deactivate, -1)):
+        for layer, expert in experts:
+            rules[rows[layer], expert] = rule
     return RuleTable(rules, profile.digest, profile.phase)

@@ -25,7 +25,7 @@ class Selection:
 def select_experts(
     ranking: Ranking, *, activate: int, deactivate: int, reverse: bool = False, phase: Phase = "both"
 ) -> Selection:
-    """Activate the first experts of side 1 and deactivate the first of side 2.
+    """Activate the top experts of the positive side and deactivate the top experts of the negative side.
 
     Args:
         ranking: of the model to be steered.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
+from jinja2 import Environment
 from rich.text import Text
 
 from expert_registry import Ranking
@@ -18,52 +18,43 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 }
 """Signs for control characters: a text must not move the cursor or set the colours of the terminal that shows it, nor
 the order of what stands around it."""
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+_PAGE = Environment(autoescape=True, keep_trailing_newline=True).from_string("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <style>
-body {{ font: 16px/1.7 system-ui, sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em;
-       color: #111; background: #fff }}
-pre {{ font: 15px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }}
-pre span {{ border-radius: 2px }}
-span {{ unicode-bidi: isolate }}
-.key {{ padding: 0 .4em; color: #fff }}
+body { font: 16px/1.7 system-ui, sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em;
+       color: #111; background: #fff }
+pre { font: 15px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+pre span { border-radius: 2px }
+span { unicode-bidi: isolate }
+.key { padding: 0 .4em; color: #fff }
 </style></head><body>
-<h1>{title}</h1>
-<p><span class="key" style="background: rgb{red}">{side_1}</span>
-<span class="key" style="background: rgb{blue}">{side_2}</span></p>
-<p>Colour: mean over {layers} layers of the summed risk differences of the experts that each token's router
-selected; full colour at {scale:.3f}. Point at a token for its number and its weightiest experts.</p>
-<pre>{tokens}</pre>
+<h1>{{ title }}</h1>
+<p><span class="key" style="background: rgb{{ red }}">{{ sides[0] }}</span>
+<span class="key" style="background: rgb{{ blue }}">{{ sides[1] }}</span></p>
+<p>Colour: mean over {{ layers }} layers of the summed risk differences of the experts that each token's router
+selected; full colour at {{ "%.3f" % scale }}. Point at a token for its number and its weightiest experts.</p>
+<pre>{% for token, share in tokens -%}
+<span title="{{ "%+.4f" % token.score }}{% for e in token.experts %}
+layer {{ e.layer }} expert {{ e.expert }}: {{ "%+.3f" % e.risk_difference }}{% endfor %}" style="background: rgba(
+{{- (red if token.score > 0 else blue) | join(", ") }}, {{ "%.2f" % share }})
+{%- if share > 0.65 %}; color: #fff{% endif %}">{{ token.text.translate(pictures) }}</span>
+{%- endfor %}</pre>
 </body></html>
-"""
+""")
 
 
 def attribution_html(tokens: Sequence[AttributedToken], ranking: Ranking) -> str:
     """A page of its own; all that comes from the text or the ranking is escaped."""
-    scale = _scale(tokens)
-    spans = []
-    for token in tokens:
-        if not token.text:
-            continue
-        red, green, blue = _RED if token.score > 0 else _BLUE
-        share = min(abs(token.score) / scale, 1.0)
-        names = [f"layer {e.layer} expert {e.expert}: {e.risk_difference:+.3f}" for e in token.experts]
-        tip = html.escape("\n".join([f"{token.score:+.4f}", *names]), quote=True).replace("\n", "&#10;")
-        colour = "; color: #fff" if share > 0.65 else ""
-        spans.append(
-            f'<span title="{tip}" style="background: rgba({red}, {green}, {blue}, {share:.2f}){colour}">'
-            f"{html.escape(token.text.translate(_PICTURES))}</span>"
-        )
-    card = ranking.card
-    return _PAGE.format(
-        title=html.escape(f"{card.behaviour}: {card.model.id}"),
-        side_1=html.escape(card.sides[0]),
-        side_2=html.escape(card.sides[1]),
+    scale, card = _scale(tokens), ranking.card
+    return _PAGE.render(
+        title=f"{card.behaviour}: {card.model.id}",
+        sides=card.sides,
         red=_RED,
         blue=_BLUE,
         layers=len(ranking.shape.layers),
         scale=scale,
-        tokens="".join(spans),
+        pictures=_PICTURES,
+        tokens=[(token, min(abs(token.score) / scale, 1.0)) for token in tokens if token.text],
     )
 
 

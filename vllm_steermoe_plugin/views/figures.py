@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from expert_registry import Ranking, intervals
-from expert_registry.errors import ProfileError, RequestError
+from expert_registry.errors import ProfileError, UsageError
 from expert_registry.statistics import clustered_by
 
 _SIDE_1, _SIDE_2, _CHANCE = "#b2182b", "#2166ac", "#777777"
@@ -30,10 +30,10 @@ MOST_EXPERTS = 500
 
 
 def draw_heatmaps(rankings: Sequence[Ranking], path: Path) -> None:
-    """Write an image with one panel per ranking; one scale for all, as far below zero (side 2) as above (side 1).
+    """Write an image with one panel per ranking; one scale for all, symmetric about zero (positive: positive side).
 
     Raises:
-        RequestError: it cannot be written.
+        UsageError: it cannot be written.
     """
     heights = [max(2.2, 0.08 * len(ranking.shape.layers)) + 0.5 for ranking in rankings]
     figure = Figure(figsize=(9.0, sum(heights) + 0.5), layout="constrained")
@@ -66,11 +66,11 @@ def draw_experts(rankings: Sequence[Ranking], path: Path, top: int) -> None:
     """The first `top` experts of each ranking with their risk difference and, if it can be had, 95 % interval.
 
     Raises:
-        RequestError: these are more than `MOST_EXPERTS` bars, or the image cannot be written.
+        UsageError: these are more than `MOST_EXPERTS` bars, or the image cannot be written.
     """
     numbers = [min(top, ranking.counts.activations_1.size) for ranking in rankings]
     if sum(numbers) > MOST_EXPERTS:
-        raise RequestError(f"experts are drawn one by one, at most {MOST_EXPERTS} of them in all, not {sum(numbers)}")
+        raise UsageError(f"experts are drawn one by one, at most {MOST_EXPERTS} of them in all, not {sum(numbers)}")
     heights = [0.22 * number + 1.2 for number in numbers]
     figure = Figure(figsize=(7.0, sum(heights)), layout="constrained")
     axes = figure.subplots(len(rankings), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -94,10 +94,10 @@ def draw_experts(rankings: Sequence[Ranking], path: Path, top: int) -> None:
 
 
 def draw_depth(rankings: Sequence[Ranking], path: Path, top: int) -> None:
-    """How many of the first `top` experts each layer has, side 1 upwards and side 2 downwards.
+    """How many of the first `top` experts each layer has, the positive side upwards and the negative side downwards.
 
     Raises:
-        RequestError: the image cannot be written.
+        UsageError: the image cannot be written.
     """
     figure = Figure(figsize=(8.0, 2.4 * len(rankings) + 0.4), layout="constrained")
     axes = figure.subplots(len(rankings), 1, squeeze=False)[:, 0]
@@ -126,7 +126,7 @@ def draw_overlap(one: Ranking, other: Ranking, path: Path, top: int) -> None:
 
     Raises:
         ProfileError: they are of models of different shape.
-        RequestError: the image cannot be written.
+        UsageError: the image cannot be written.
     """
     if one.shape != other.shape:
         raise ProfileError(f"rankings of {one.shape} and of {other.shape} name different experts; they cannot overlap")
@@ -188,4 +188,4 @@ def _save(figure: Figure, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror or error}") from None
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-from expert_registry.errors import EngineError, SteerMoEError
+from expert_registry.errors import (
+    CompatibilityError,
+    SteerMoEError,
+    UnsupportedFeatureError,
+    UnsupportedModelError,
+)
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.compat.symbols.config import CONFIGS
 from vllm_steermoe_plugin.compat.symbols.worker import ELEMENTS_TO_LOAD, MOE_RUNNER
@@ -19,10 +24,9 @@ from vllm_steermoe_plugin.settings import SWITCH_OFF, read_settings
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.wire import STEER_KEY
 from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
-from vllm_steermoe_plugin.worker.handshake import install_roll_call
 from vllm_steermoe_plugin.worker.lora_gate import install_lora_hook
 from vllm_steermoe_plugin.worker.router_check import router_obstacle
-from vllm_steermoe_plugin.worker.runners.guard import guard_model, install_worker_check, leave_unbound
+from vllm_steermoe_plugin.worker.runners.guard import guard_model, leave_unbound
 from vllm_steermoe_plugin.worker.runners.v1 import install_v1_hooks
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
@@ -44,15 +48,13 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     for internal in CONFIGS:
         internal.load()
     settings = read_settings(vllm_config.additional_config)
-    install_worker_check()
-    install_roll_call()
     if not settings.enabled:
         leave_unbound(model)
         return None
     try:
         shape = served_shape(vllm_config)
     except SteerMoEError:
-        # The front end asks the same and refuses steering with the reason. Were it answered otherwise, the roll call
+        # The front end asks the same and refuses steering with the reason. Were it answered otherwise, the handshake
         # would find this worker absent.
         leave_unbound(model)
         return None
@@ -114,11 +116,11 @@ def self_check(gate: SteeredGateLinear, state: SteeringState, layer: int) -> Non
         state.forget(_PROBE)
         state.clear_step()
         if bool((chosen == expert).any(dim=1).all()) != selected or bool((chosen == expert).any()) != selected:
-            raise EngineError(
+            raise CompatibilityError(
                 f"self-check failed: layer {layer} does not {verb} expert {expert}; chosen: {chosen.tolist()}"
             )
     if not torch.equal(gate.rewrite(logits.clone()), logits):
-        raise EngineError(f"self-check failed: layer {layer} changes the logits of unsteered tokens")
+        raise CompatibilityError(f"self-check failed: layer {layer} changes the logits of unsteered tokens")
     state.steered_requests = 0
 
 
@@ -128,9 +130,9 @@ def _gates(model: Any, shape: MoEShape) -> dict[int, SteeredGateLinear]:
         if isinstance(module, SteeredGateLinear) and module.output_size == shape.num_experts:
             match = _LAYER_INDEX.search(module.prefix or name)
             if match is None:
-                raise EngineError(f"the gate {name!r} (prefix {module.prefix!r}) does not tell its layer")
+                raise CompatibilityError(f"the gate {name!r} (prefix {module.prefix!r}) does not tell its layer")
             if int(match[1]) in gates:
-                raise EngineError(
+                raise CompatibilityError(
                     f"layer {match[1]} has two gates, the second is {name!r}; one of them would run unsteered"
                 )
             gates[int(match[1])] = module
@@ -142,7 +144,7 @@ def _refuse_fused_gates(model: Any) -> None:
     for name, module in model.named_modules():
         # No default: if the attribute is gone, we no longer know who computes the logits.
         if isinstance(module, runner) and module._fse_fuse_gate:
-            raise EngineError(
+            raise UnsupportedModelError(
                 f"{name} computes its router logits together with the shared expert's gate, from the weights of both; "
                 "steering would not reach it"
             )
@@ -151,7 +153,7 @@ def _refuse_fused_gates(model: Any) -> None:
 def _refuse_later_rounding(gates: dict[int, SteeredGateLinear], language: Architecture, dtype: torch.dtype) -> None:
     for layer, gate in gates.items():
         if language.rounds_logits and gate.out_dtype is torch.float32 is not dtype:
-            raise EngineError(
+            raise UnsupportedFeatureError(
                 f"the router of layer {layer} computes in float32, and {language.name} then rounds its logits to "
                 f"{dtype}, where an activated expert may tie with another one. Run it with dtype='float32', or switch "
                 f"steering off with {SWITCH_OFF}"
@@ -162,7 +164,7 @@ def _check_layers(gates: dict[int, SteeredGateLinear], shape: MoEShape, vllm_con
     first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
     expected = {layer for layer in shape.layers if first <= layer < end}
     if set(gates) != expected:
-        raise EngineError(
+        raise CompatibilityError(
             f"found gates in layers {sorted(gates)} but expected {sorted(expected)} for {shape}; "
             f"the others would run unsteered. To serve this model without steering: {SWITCH_OFF}"
         )
@@ -182,13 +184,13 @@ def _check_routers(model: Any, layers: set[int], shape: MoEShape, selection: str
         elif module.layer_id in found:
             obstacle = "its layer has another one"
         if obstacle is not None:
-            raise EngineError(
+            raise UnsupportedModelError(
                 f"{name} cannot be steered, although {shape} was expected: {obstacle}. To serve this model without "
                 f"steering: {SWITCH_OFF}"
             )
         found.add(module.layer_id)
     if found != layers:
-        raise EngineError(
+        raise CompatibilityError(
             f"layers {sorted(layers - found)} of {shape} have a gate but none of vLLM's MoE layers. To serve this "
             f"model without steering: {SWITCH_OFF}"
         )

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import EngineError, UnsupportedModelError
+from vllm_steermoe_plugin.compat.handshake import WorkerStatus, users_extension, worker_status
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.worker.runners.lookup import state_of
-
-EXTENSION = "vllm_steermoe_plugin.worker.extension.SteerMoEWorker"
-"""Value of vLLM's `worker_extension_cls`."""
 
 
 class SteerMoEWorker:
     """Mixed into the worker class by vLLM."""
 
     model_runner: Any
+
+    def steermoe_handshake(self) -> WorkerStatus:
+        """Whether this worker steers; see `why_not_all`."""
+        try:
+            state = state_of(self.model_runner)
+        except EngineError as error:
+            # Answered, not raised: vLLM would leave the other workers' answers to the next question.
+            return worker_status(steers=False, fault=str(error))
+        return worker_status(steers=state is not None)
 
     def steermoe_status(self) -> dict[str, Any]:
         """Layers bound on this worker, and how many steered requests it has seen."""
@@ -46,5 +54,18 @@ class SteerMoEWorker:
     def _steermoe_state(self) -> SteeringState:
         state = state_of(self.model_runner)
         if state is None:
-            raise EngineError("this worker's model is not steerable, or steering is switched off")
+            raise UnsupportedModelError("this worker's model is not steerable, or steering is switched off")
         return state
+
+
+def __getattr__(name: str) -> type:
+    """The extension with the methods of a user's own beside its own (`extension_beside`)."""
+    theirs = users_extension(name)
+    if theirs is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = theirs.rpartition(".")
+    cls: type = getattr(importlib.import_module(module), attribute)
+    # Remembered: vLLM compares the class with those that it has mixed in before.
+    globals()[name] = cls if issubclass(cls, SteerMoEWorker) else type(name, (SteerMoEWorker, cls), {})
+    found: type = globals()[name]
+    return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import ConfigurationError
 from vllm_steermoe_plugin.compat.symbols.worker import GATE_FORWARD, GATE_LINEAR, REPLACED_LAYERS
 from vllm_steermoe_plugin.device.ops import rewrite_
 from vllm_steermoe_plugin.device.steering_state import SteeringState
@@ -55,5 +55,7 @@ def use_steered_gates() -> None:
     if replaced is SteeredGateLinear:
         return
     if replaced is not None:
-        raise EngineError(f"another plugin has replaced vLLM's {name} by {replaced!r}; steering needs that place")
+        raise ConfigurationError(
+            f"another plugin has replaced vLLM's {name} by {replaced!r}; steering needs that place"
+        )
     _GateLinear.register_oot(SteeredGateLinear)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedFeatureError
 from vllm_steermoe_plugin.compat.symbols.worker import BIND_CAPTURER
 from vllm_steermoe_plugin.device.ops import count_
 from vllm_steermoe_plugin.device.steering_state import SteeringState
@@ -35,7 +35,7 @@ def count_selections(model: Any, state: SteeringState) -> None:
     try:
         BIND_CAPTURER.load()(model, Counter(state))
     except ValueError as error:
-        raise EngineError(
+        raise UnsupportedFeatureError(
             f"routing cannot be counted here: {error} Choose another MoE kernel with vLLM's moe_backend, or leave out "
             "the setting 'count_groups'"
         ) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import CompatibilityError
 from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS, MODELS_PACKAGE, PACKAGE
 from vllm_steermoe_plugin.compat.variant_names import architecture_of
 from vllm_steermoe_plugin.compat.versions import vllm_version
@@ -61,7 +61,7 @@ def upstream_class(architecture: str) -> type:
     """
     known = BUILT_IN_MODELS.load()
     if architecture not in known:
-        raise EngineError(f"vLLM {vllm_version()} has no model class for {architecture}")
+        raise CompatibilityError(f"vLLM {vllm_version()} has no model class for {architecture}")
     module, name = known[architecture]
     # vLLM's newer models are packages of their own, named in full.
     place = module if module.startswith(PACKAGE) else f"{MODELS_PACKAGE}.{module}"

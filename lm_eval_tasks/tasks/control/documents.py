@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from lm_eval_tasks.tasks.faithfulness.documents import LETTERS, with_options
 from lm_eval_tasks.tasks.sources import load_rows
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError
 
 HARMLESS_FILE = "harmless.txt"
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from lm_eval_tasks.data_files import Row
 from lm_eval_tasks.tasks.sources import load_rows
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError, Row
 
 LETTERS = "ABCDEFGHIJ"
 _EXPERT = (

@@ -8,9 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from lm_eval_tasks.data_files import read_text
 from lm_eval_tasks.tasks.sources import SOURCES, load_rows
-from vllm_steermoe_plugin.detection.datasets import DataError
+from vllm_steermoe_plugin.detection.rows import DataError, read_text
 
 TEMPLATE_VARIABLE = "STEERMOE_TEMPLATE"
 PLACE = "{prompt}"

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from expert_registry import MoEShape, Recommended, Registry, SteerMoEError
+from expert_registry import Recommended, Registry, SteerMoEError
 from expert_registry.errors import EngineError, PolicyError, ProfileError, RequestError, UnknownRankingError
 from expert_registry.registry import publish
+from tests.support.front_ends import DIGITS, EXPERTS, MODEL, SHAPE, front_end, profile_in, tiny_registry
 from tests.support.made_rankings import make_ranking
-from vllm_steermoe_plugin.admission.request_admission import FrontEnd, Prepared
+from tests.support.refusals import as_said, refusal
+from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
@@ -32,33 +35,13 @@ from vllm_steermoe_plugin.steering.wire import (
     compose_salt,
 )
 
-MODEL = "org/Tiny-MoE"
-SHAPE = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)
-EXPERTS = '{"activate": {"3": [5]}}'
-DIGITS = make_ranking(1, behaviour="digits", recommended_reverse=Recommended(activate=1, deactivate=3))
 CHECKED: dict[str, object] = {CHECKED_KEY: True}
 SPANS = CountedSpans(2, ((0, 3), (5, 6)))
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    publish(DIGITS, tmp_path)
-    publish(make_ranking(5, behaviour="refusal", recommended=Recommended(activate=0, deactivate=1)), tmp_path)
-    publish(make_ranking(3, behaviour="other", experts=8), tmp_path)
-    return Registry((tmp_path,))
-
-
-def front_end(
-    registry: Registry, settings: Settings | None = None, *, served: bool = False, shape: MoEShape | EngineError = SHAPE
-) -> FrontEnd:
-    return FrontEnd(settings=settings or Settings(), shape=shape, models=[MODEL], registry=registry, served=served)
-
-
-def profile_in(prepared: Prepared | None) -> SteeringProfile | None:
-    """What the worker will read."""
-    assert prepared is not None
-    text = prepared.extra_args.get(STEER_KEY)
-    return None if text is None else SteeringProfile.from_json(str(text))
+    return tiny_registry(tmp_path)
 
 
 def admitted(extra_args: Mapping[str, object] | None) -> SteeringState:
@@ -68,69 +51,55 @@ def admitted(extra_args: Mapping[str, object] | None) -> SteeringState:
     return state
 
 
-@pytest.mark.parametrize("extra_args", [None, {}, {"other": 3}])
-@pytest.mark.parametrize("served", [False, True])
-def test_a_request_that_asks_for_nothing_is_left_alone(registry: Registry, extra_args: Any, served: bool) -> None:
-    assert front_end(registry, served=served).prepare(extra_args) is None
+def test_a_request_that_asks_for_nothing_is_left_alone(registry: Registry) -> None:
+    for served, args in itertools.product((False, True), (None, {}, {"other": 3})):
+        assert front_end(registry, served=served).admit(args) is None
 
 
 def test_a_named_behaviour_becomes_what_its_ranking_recommends(registry: Registry) -> None:
-    prepared = front_end(registry, served=True).prepare({STEER_KEY: "digits", "other": 3})
+    prepared = front_end(registry, served=True).admit({STEER_KEY: "digits", "other": 3})
     expected = select_experts(DIGITS, activate=2, deactivate=2).profile
     assert profile_in(prepared) == expected
-    assert prepared == Prepared(CHECKED | {STEER_KEY: expected.to_json(), "other": 3}, STEERED + expected.digest)
-    reverse = front_end(registry).prepare({STEER_KEY: "digits:reverse"})
+    assert prepared == AdmittedRequest(CHECKED | {STEER_KEY: expected.to_json(), "other": 3}, STEERED + expected.digest)
+    reverse = front_end(registry).admit({STEER_KEY: "digits:reverse"})
     assert profile_in(reverse) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
-    numbers = front_end(registry).prepare({STEER_KEY: "digits:activate=0:phase=prompt"})
+    numbers = front_end(registry).admit({STEER_KEY: "digits:activate=0:phase=prompt"})
     assert profile_in(numbers) == select_experts(DIGITS, activate=0, deactivate=2, phase="prompt").profile
 
 
 def test_two_behaviours_are_merged(registry: Registry) -> None:
     there = front_end(registry)
-    one, two = (profile_in(there.prepare({STEER_KEY: name})) for name in ("digits:deactivate=0", "refusal"))
+    one, two = (profile_in(there.admit({STEER_KEY: name})) for name in ("digits:deactivate=0", "refusal"))
     assert one is not None and two is not None
-    both = profile_in(there.prepare({STEER_KEY: "digits:deactivate=0+refusal"}))
+    both = profile_in(there.admit({STEER_KEY: "digits:deactivate=0+refusal"}))
     assert both == SteeringProfile.merge([one, two])
-    assert both == profile_in(there.prepare({STEER_KEY: "refusal + digits:deactivate=0"}))
+    assert both == profile_in(there.admit({STEER_KEY: "refusal + digits:deactivate=0"}))
 
 
-def test_the_arguments_of_the_caller_stay_as_they_were(registry: Registry) -> None:
-    args = {STEER_KEY: "digits", "other": [1]}
-    front_end(registry).prepare(args)
-    assert args == {STEER_KEY: "digits", "other": [1]}
-
-
-@pytest.mark.parametrize("text", ["digits", "digits:reverse", "refusal:phase=generation", EXPERTS])
-def test_a_worker_takes_what_the_front_end_writes_and_it_is_canonical(registry: Registry, text: str) -> None:
-    prepared = front_end(registry).prepare({STEER_KEY: text})
-    assert prepared is not None
-    written = prepared.extra_args[STEER_KEY]
-    assert isinstance(written, str) and SteeringProfile.from_json(written).to_json() == written
-    assert admitted(prepared.extra_args).steered_requests == 1
+def test_a_worker_takes_what_the_front_end_writes_and_the_callers_arguments_stay(registry: Registry) -> None:
+    for text in ("digits", "digits:reverse", "refusal:phase=generation", EXPERTS):
+        args: dict[str, object] = {STEER_KEY: text, "other": [1]}
+        prepared = front_end(registry).admit(args)
+        assert prepared is not None and args == {STEER_KEY: text, "other": [1]}
+        written = prepared.extra_args[STEER_KEY]
+        assert isinstance(written, str) and SteeringProfile.from_json(written).to_json() == written
+        assert admitted(prepared.extra_args).steered_requests == 1
 
 
 def test_a_default_steers_and_none_lifts_it(registry: Registry) -> None:
     there = front_end(registry, Settings(default="digits"), served=True)
-    asked = front_end(registry).prepare({STEER_KEY: "digits"})
-    assert there.prepare(None) == there.prepare({}) == asked
-    assert there.prepare({"other": 1}) is not None
-    lifted = there.prepare({STEER_KEY: "none", "other": 1})
-    assert lifted == Prepared(CHECKED | {"other": 1}, None)
+    asked = front_end(registry).admit({STEER_KEY: "digits"})
+    assert there.admit(None) == there.admit({}) == asked
+    assert there.admit({"other": 1}) is not None
+    lifted = there.admit({STEER_KEY: "none", "other": 1})
+    assert lifted == AdmittedRequest(CHECKED | {"other": 1}, None)
     assert admitted(lifted.extra_args).steered_requests == 0
-    assert profile_in(there.prepare({STEER_KEY: "refusal"})) != profile_in(asked)
-
-
-def test_a_default_that_is_not_to_be_lifted_is_not(registry: Registry) -> None:
-    there = front_end(registry, Settings(default="digits", allow_override=False))
-    assert profile_in(there.prepare(None)) is not None
-    for text in ("none", "refusal", "digits"):
-        with pytest.raises(PolicyError, match="allow_override"):
-            there.prepare({STEER_KEY: text})
+    assert profile_in(there.admit({STEER_KEY: "refusal"})) != profile_in(asked)
 
 
 def test_the_policy_does_not_bind_the_operators_own_default(registry: Registry) -> None:
     there = front_end(registry, Settings(default="digits:reverse"), served=True)
-    assert profile_in(there.prepare(None)) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
+    assert profile_in(there.admit(None)) == select_experts(DIGITS, activate=1, deactivate=3, reverse=True).profile
 
 
 def test_a_default_that_cannot_be_applied_stops_the_start(registry: Registry) -> None:
@@ -143,23 +112,92 @@ def test_a_default_that_cannot_be_applied_stops_the_start(registry: Registry) ->
     front_end(registry, Settings(default="digit", enabled=False))
 
 
-def test_switched_off_nothing_is_steered_and_asking_is_refused(registry: Registry) -> None:
-    there = front_end(registry, Settings(enabled=False, default="digits", count_groups=2))
-    assert there.prepare(None) is None
-    with pytest.raises(PolicyError, match="enabled"):
-        there.prepare({STEER_KEY: "digits"})
-    with pytest.raises(EngineError, match="count"):
-        there.prepare({COUNT_KEY: SPANS.to_json()})
-
-
-@pytest.mark.parametrize(
-    ("text", "setting"),
-    [("digits:reverse", "allow_reverse"), (EXPERTS, "allow_experts"), ("digits:activate=1", "allow_experts")],
+COUNT = SPANS.to_json()
+WRONG_RANGES = (
+    "[]",
+    "[[1,1]]",
+    "[[2,3],[0,1]]",
+    "[[0,2],[1,3]]",
+    "[[-1,1]]",
+    '["ab"]',
+    "[[0,1,2]]",
+    "[[0," + "9" * 5000 + "]]",
 )
-def test_a_server_refuses_what_only_the_operator_may_allow(registry: Registry, text: str, setting: str) -> None:
-    with pytest.raises(PolicyError, match=setting):
-        front_end(registry, served=True).prepare({STEER_KEY: text})
-    assert front_end(registry, Settings(**{setting: True}), served=True).prepare({STEER_KEY: text}) is not None
+WRONG_SPANS = [f'{{"group": {group}, "ranges": [[0, 1]]}}' for group in ("0", "true")] + [
+    f'{{"group": 1, "ranges": {ranges}}}' for ranges in WRONG_RANGES
+]
+LOCKED: dict[str, object] = {"default": "digits", "allow_override": False}
+OFF: dict[str, object] = {"enabled": False, "default": "digits", "count_groups": 2}
+COUNTS: dict[str, object] = {"count_groups": 2}
+REFUSED: list[tuple[dict[str, object], bool, dict[str, object], type[SteerMoEError], str]] = [
+    # What the operator does not allow, on a server or at all.
+    *((LOCKED, False, {STEER_KEY: text}, PolicyError, "allow_override") for text in ("none", "refusal", "digits")),
+    (OFF, False, {STEER_KEY: "digits"}, PolicyError, "enabled"),
+    (OFF, False, {COUNT_KEY: COUNT}, EngineError, "count"),
+    ({}, True, {STEER_KEY: "digits:reverse"}, PolicyError, "allow_reverse"),
+    ({}, True, {STEER_KEY: EXPERTS}, PolicyError, "allow_experts"),
+    ({}, True, {STEER_KEY: "digits:activate=1"}, PolicyError, "allow_experts"),
+    (COUNTS, True, {COUNT_KEY: COUNT}, PolicyError, "not over HTTP"),
+    ({}, False, {COUNT_KEY: COUNT}, EngineError, "count_groups"),
+    ({"count_groups": 1}, False, {COUNT_KEY: COUNT}, RequestError, "group 2 of 1"),
+    # What the plugin writes is not taken from a caller.
+    *(
+        (COUNTS, False, {key: value} | more, RequestError, "written by the plugin")
+        for key in (SHARED_KEY, CHECKED_KEY)
+        for value in (None, [0, "mine"], "x", True)
+        for more in ({}, {COUNT_KEY: COUNT}, {STEER_KEY: "none"})
+    ),
+    # What is no request, or no span.
+    *(
+        ({}, False, {STEER_KEY: wrong}, RequestError, "")
+        for wrong in (3, True, ["digits"], {"activate": {"3": [5]}}, "", "Digits", "digits:boost")
+    ),
+    *(
+        (COUNTS, False, {COUNT_KEY: wrong}, RequestError, "counted|integers")
+        for wrong in ("", "[]", "{}", 3, ["x"], "[" * 100_000, *WRONG_SPANS)
+    ),
+    # What does not fit the model or the registry, before the engine sees it.
+    *(
+        ({}, False, {STEER_KEY: text}, kind, words)
+        for text, kind, words in (
+            ("other", UnknownRankingError, "8 experts"),
+            ("digits@7", UnknownRankingError, "digits@7"),
+            ("lies", UnknownRankingError, "digits, other, refusal"),
+            ("none+digits", SteerMoEError, "none"),
+            ('{"activate": {"2": [0]}}', ProfileError, "layer 2"),
+            ('{"activate": {"3": [6]}}', ProfileError, "expert 6"),
+            ('{"activate": {"3": [0, 1, 2]}}', ProfileError, "at most 2"),
+            ("digits+digits:reverse", RequestError, "twice"),
+            ("digits+refusal:phase=prompt", ProfileError, "phase"),
+            ("digits:activate=19", ProfileError, "19 experts"),
+        )
+    ),
+]
+"""Settings, whether served, extra arguments -> the error and its words."""
+ADMITTED: list[tuple[dict[str, object], bool, str]] = [
+    ({"allow_reverse": True}, True, "digits:reverse"),
+    ({"allow_experts": True}, True, EXPERTS),
+    ({"allow_experts": True}, True, "digits:activate=1"),
+    ({}, True, "digits:phase=prompt"),
+    ({}, False, "digits:reverse:activate=1"),
+    ({}, False, EXPERTS),
+]
+
+
+def test_each_request_is_admitted_or_refused_as_settings_and_model_say(registry: Registry) -> None:
+    wrong = []
+    for settings, served, args, kind, words in REFUSED:
+        there = front_end(registry, Settings.model_validate(settings), served=served)
+        error = refusal(there.admit, args)
+        if not as_said(error, kind, words):
+            wrong.append((settings, served, str(args)[:80], error))
+    assert wrong == []
+    for settings, served, text in ADMITTED:
+        there = front_end(registry, Settings.model_validate(settings), served=served)
+        assert profile_in(there.admit({STEER_KEY: text})) is not None
+    for settings in (OFF, LOCKED):
+        steered = front_end(registry, Settings.model_validate(settings)).admit(None)
+        assert (steered is None) == (settings is OFF)
 
 
 def test_equal_steering_has_an_equal_salt_and_other_steering_another(registry: Registry) -> None:
@@ -167,7 +205,7 @@ def test_equal_steering_has_an_equal_salt_and_other_steering_another(registry: R
     found = there.resolve("digits")
     assert found is not None
     ways = ["digits", " digits@1:forward", "digits@latest:activate=2", found.profile.to_json()]
-    assert len({there.prepare({STEER_KEY: text}).salt for text in ways}) == 1  # type: ignore[union-attr]
+    assert len({there.admit({STEER_KEY: text}).salt for text in ways}) == 1  # type: ignore[union-attr]
     others = [
         "digits",
         "digits:reverse",
@@ -177,282 +215,103 @@ def test_equal_steering_has_an_equal_salt_and_other_steering_another(registry: R
         "refusal",
         EXPERTS,
     ]
-    salts = [there.prepare({STEER_KEY: text}).salt for text in others]  # type: ignore[union-attr]
+    salts = [there.admit({STEER_KEY: text}).salt for text in others]  # type: ignore[union-attr]
     assert len(set(salts)) == len(others) and all(salt and salt.startswith(SALT_PREFIX) for salt in salts)
 
 
 def test_each_counted_request_has_a_text_of_its_own_from_its_first_counted_token_on(registry: Registry) -> None:
     there = front_end(registry, Settings(count_groups=2))
     args: dict[str, object] = {COUNT_KEY: SPANS.to_json()}
-    prepared = [
-        there.prepare(extra) for extra in [args, args, args | {STEER_KEY: "digits"}, args | {STEER_KEY: "none"}]
-    ]
+    prepared = [there.admit(extra) for extra in [args, args, args | {STEER_KEY: "digits"}, args | {STEER_KEY: "none"}]]
     shared: list[Any] = [one.extra_args[SHARED_KEY] for one in prepared if one]
     assert [first for first, _ in shared] == 4 * [SPANS.ranges[0][0]] and len({own for _, own in shared}) == 4
     # What comes before is another's too, if that is steered alike.
-    steered = there.prepare({STEER_KEY: "digits"})
+    steered = there.admit({STEER_KEY: "digits"})
     assert [one.salt for one in prepared if one] == [None, None, steered and steered.salt, None]
     assert prepared[0] is not None and prepared[0].extra_args == args | CHECKED | {SHARED_KEY: shared[0]}
     assert admitted(prepared[0].extra_args).steered_requests == 0
     assert profile_in(prepared[2]) == profile_in(steered)
 
 
-@pytest.mark.parametrize("key", [SHARED_KEY, CHECKED_KEY])
-@pytest.mark.parametrize("value", [None, [0, "mine"], "x", True])
-@pytest.mark.parametrize("more", [{}, {COUNT_KEY: SPANS.to_json()}, {STEER_KEY: "none"}])
-def test_what_the_plugin_writes_is_not_taken_from_a_caller(
-    registry: Registry, key: str, value: object, more: dict[str, object]
-) -> None:
-    with pytest.raises(RequestError, match="written by the plugin"):
-        front_end(registry, Settings(count_groups=2)).prepare({key: value} | more)
+OURS = (None, *(STEERED + end for end in ("0" * 64, "1" * 64, "0" * 64 + ":1", "0" * 64 + ":12")))
 
 
-MADE: dict[str, tuple[dict[str, object] | None, bool, bool]] = {
-    "asks for nothing": (None, True, False),
-    "other arguments": ({"other": 1, STEER_KEY: None}, True, False),
-    "a name": ({STEER_KEY: "digits"}, False, False),
-    "experts": ({STEER_KEY: EXPERTS}, False, False),
-    "a mark as HTTP would have it": ({STEER_KEY: EXPERTS, CHECKED_KEY: 1}, False, False),
-    "counted": ({COUNT_KEY: SPANS.to_json()}, False, False),
-    "shared": ({SHARED_KEY: [0, "mine"]}, False, False),
-    "prepared": ({STEER_KEY: EXPERTS, CHECKED_KEY: True}, True, True),
-    "prepared, and not to be steered": (CHECKED, True, True),
-}
-"""Extra arguments of a request that was made elsewhere, and whether it may go on: without a default, and with one."""
+@given(st.lists(st.tuples(st.sampled_from(OURS), st.none() | st.text(st.characters(), max_size=128)), unique=True))
+@example(list(itertools.product(OURS, (None, "", "mine", "mine:", ":1", "2", "\0mine", "\ud800"))))
+@example([(None, SALT_PREFIX), (OURS[1], SALT_PREFIX + "x:mine"), (OURS[2], OURS[1])])
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_every_pair_of_our_salt_and_the_users_has_a_salt_of_its_own(pairs: list[tuple[str | None, str | None]]) -> None:
+    salts = []
+    for ours, users in pairs:
+        if users is not None and users.startswith(SALT_PREFIX):
+            with pytest.raises(RequestError, match=f"'{SALT_PREFIX}'"):
+                compose_salt(ours, users)
+            continue
+        salts.append(compose_salt(ours, users))
+        if ours is None or users is None:
+            assert salts[-1] == (users if ours is None else ours)
+    assert len(set(salts)) == len(salts)
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_a_request_made_past_the_front_end_does_not_go_on(registry: Registry, name: str) -> None:
-    args, *may = MADE[name]
-    for settings, goes_on in zip((Settings(), Settings(default="digits")), may, strict=True):
-        with nullcontext() if goes_on else pytest.raises(RequestError, match="EngineCoreRequest"):
-            front_end(registry, settings).check_made(args)
-    for made in (
-        front_end(registry, Settings(default="digits")).prepare({STEER_KEY: text}) for text in ("digits", "none")
-    ):
-        assert made is not None
-        front_end(registry, Settings(default="digits")).check_made(made.extra_args)
-
-
-@pytest.fixture
-def _core_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm_steermoe_plugin.core.request_check.served_shape", lambda vllm_config: SHAPE)
-
-
-@pytest.mark.usefixtures("_core_of_the_lab")
-@pytest.mark.parametrize("name", MADE)
-def test_the_engines_core_ends_an_unchecked_request_alone(name: str) -> None:
-    from vllm_steermoe_plugin.core.request_check import _preprocess
-
-    args, *may = MADE[name]
-    for default, goes_on in zip((None, "digits"), may, strict=True):
-        taken: list[object] = []
-        take = _preprocess(lambda self, request: taken.append(request) or "taken")  # noqa: B023
-        core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={"steermoe": {"default": default}}))
-        params = SimpleNamespace(extra_args=args)
-        request = SimpleNamespace(
-            request_id="7", sampling_params=params, abort_immediately=False, cache_salt=STEERED + "0" * 64
-        )
-        with nullcontext() if goes_on else pytest.raises(EngineError, match=r"request 7 .*does not load the plugin"):
-            assert take(core, request) == "taken"
-        assert taken == [request], "what vLLM does for its caches is done in any case"
-        for free in ({"sampling_params": None}, {"abort_immediately": True}):
-            assert take(core, SimpleNamespace(**(vars(request) | free))) == "taken"
-
-
-@pytest.mark.usefixtures("_core_of_the_lab")
-@pytest.mark.parametrize(
-    ("args", "salt", "reason"),
-    [
-        ({STEER_KEY: EXPERTS}, None, "has no salt of steering"),
-        ({STEER_KEY: EXPERTS}, "mine", "has no salt of steering"),
-        ({STEER_KEY: "digits"}, STEERED, "JSON"),
-        ({STEER_KEY: '{"activate": {"99": [1]}}'}, STEERED, "layer 99 has no routed experts"),
-        ({COUNT_KEY: "nothing"}, None, "JSON"),
-    ],
-)
-def test_the_engines_core_reads_what_is_marked_as_checked(
-    args: dict[str, object], salt: str | None, reason: str
-) -> None:
-    """Before a step does, where it would end the engine."""
-    from vllm_steermoe_plugin.core.request_check import _preprocess
-
-    core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
-    params = SimpleNamespace(extra_args=args | CHECKED)
-    request = SimpleNamespace(request_id="7", sampling_params=params, abort_immediately=False, cache_salt=salt)
-    with pytest.raises(SteerMoEError, match=reason):
-        _preprocess(lambda self, request: "taken")(core, request)
-
-
-def test_the_users_salt_is_joined_to_ours() -> None:
-    ours = SALT_PREFIX + "0" * 64
-    assert compose_salt(None, None) is None
-    assert compose_salt(None, "mine") == "mine"
-    assert compose_salt(ours, None) == ours
-    assert compose_salt(ours, "\ud800") != ours
-    pairs = list(
-        itertools.product([ours, SALT_PREFIX + "1" * 64, None], [None, "", "mine", "mine:", ":mine", "0" * 64])
-    )
-    assert len({compose_salt(*pair) for pair in pairs}) == len(pairs)
-
-
-@pytest.mark.parametrize("text", ["digits", "digits:phase=prompt", None])
-@pytest.mark.parametrize("user_salt", [None, "mine", "m" * 128])
-@pytest.mark.parametrize("counted", [False, True])
-def test_every_salt_is_one_that_vllm_takes_from_a_user(
-    registry: Registry, text: str | None, user_salt: str | None, counted: bool
-) -> None:
+def test_every_salt_is_one_that_vllm_takes_from_a_user(registry: Registry) -> None:
     from vllm.entrypoints.generate.base.protocol import validate_cache_salt
 
-    args = ({STEER_KEY: text} if text else {}) | ({COUNT_KEY: SPANS.to_json()} if counted else {})
-    prepared = front_end(registry, Settings(count_groups=2)).prepare(args)
-    salt = prepared.salt_for(131_072) if prepared is not None else None
-    assert (salt is None) == (text is None)
-    validate_cache_salt(compose_salt(salt, user_salt))
+    there = front_end(registry, Settings(count_groups=2))
+    for text, users, counted in itertools.product(
+        (None, "digits", "digits:phase=prompt"), (None, "mine", "m" * 128), ({}, {COUNT_KEY: COUNT})
+    ):
+        prepared = there.admit(({STEER_KEY: text} if text else {}) | counted)
+        salt = prepared.salt_for(131_072) if prepared is not None else None
+        assert (salt is None) == (text is None)
+        validate_cache_salt(compose_salt(salt, users))
 
 
-@pytest.mark.parametrize("user_salt", [SALT_PREFIX, SALT_PREFIX + "0" * 64, SALT_PREFIX + "x:mine"])
-@pytest.mark.parametrize("salt", [None, SALT_PREFIX + "1" * 64])
-def test_a_user_cannot_forge_our_salt(salt: str | None, user_salt: str) -> None:
-    with pytest.raises(RequestError, match=f"'{SALT_PREFIX}'"):
-        compose_salt(salt, user_salt)
-
-
-def test_counting_is_refused_over_http_and_where_nobody_counts(registry: Registry) -> None:
-    with pytest.raises(PolicyError, match="not over HTTP"):
-        front_end(registry, Settings(count_groups=2), served=True).prepare({COUNT_KEY: SPANS.to_json()})
-    with pytest.raises(EngineError, match="count_groups"):
-        front_end(registry).prepare({COUNT_KEY: SPANS.to_json()})
-    with pytest.raises(RequestError, match="group 2 of 1"):
-        front_end(registry, Settings(count_groups=1)).prepare({COUNT_KEY: SPANS.to_json()})
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        "{}",
-        3,
-        ["x"],
-        '{"group": 0, "ranges": [[0, 1]]}',
-        '{"group": 1, "ranges": []}',
-        '{"group": 1, "ranges": [[1, 1]]}',
-        '{"group": 1, "ranges": [[2, 3], [0, 1]]}',
-        '{"group": 1, "ranges": [[0, 2], [1, 3]]}',
-        '{"group": true, "ranges": [[0, 1]]}',
-        '{"group": 1, "ranges": [[-1, 1]]}',
-        '{"group": 1, "ranges": ["ab"]}',
-        '{"group": 1, "ranges": [[0, 1, 2]]}',
-        "[" * 100_000,
-        '{"group": 1, "ranges": [[0, ' + "9" * 5000 + "]]}",
-    ],
-    ids=lambda text: str(text)[:40],
-)
-def test_counted_spans_that_are_none_are_refused(registry: Registry, text: object) -> None:
-    with pytest.raises(RequestError):
-        front_end(registry, Settings(count_groups=2)).prepare({COUNT_KEY: text})
-
-
-def test_counted_positions_must_lie_in_the_prompt(registry: Registry) -> None:
-    prepared = front_end(registry, Settings(count_groups=2)).prepare({COUNT_KEY: SPANS.to_json()})
-    assert prepared is not None
-    FrontEnd.check_counted(prepared, [0] * 6, 1)
+def test_counted_positions_lie_in_the_prompt_of_one_answer(registry: Registry) -> None:
+    there = front_end(registry, Settings(count_groups=2))
+    counted, steered = there.admit({COUNT_KEY: COUNT}), there.admit({STEER_KEY: "digits"})
+    assert counted is not None and steered is not None
+    FrontEnd.check_counted(counted, [0] * 6, 1)
     for prompt in ([0] * 5, [], None):
         with pytest.raises(RequestError, match="end at 6"):
-            FrontEnd.check_counted(prepared, prompt, 1)
-    FrontEnd.check_counted(Prepared({}, None), None, 1)
+            FrontEnd.check_counted(counted, prompt, 1)
+    for samples in (2, 5):
+        with pytest.raises(RequestError, match=f"n={samples} answers .*count with n=1"):
+            FrontEnd.check_counted(counted, [0] * 6, samples)
+        FrontEnd.check_counted(steered, None, samples)
 
 
-@pytest.mark.parametrize("samples", [2, 5])
-def test_a_counted_request_has_one_answer(registry: Registry, samples: int) -> None:
+def test_a_null_that_passes_the_front_end_does_not_stop_a_worker(registry: Registry) -> None:
     there = front_end(registry, Settings(count_groups=2))
-    counted, steered = there.prepare({COUNT_KEY: SPANS.to_json()}), there.prepare({STEER_KEY: "digits"})
-    assert counted is not None and steered is not None
-    with pytest.raises(RequestError, match=f"n={samples} answers .*count with n=1"):
-        FrontEnd.check_counted(counted, [0] * 6, samples)
-    FrontEnd.check_counted(steered, [0] * 6, samples)
-
-
-@pytest.mark.parametrize(
-    "extra_args",
-    [{STEER_KEY: None}, {COUNT_KEY: None}, {STEER_KEY: "digits", COUNT_KEY: None}],
-    ids=["steer", "count", "both"],
-)
-def test_a_null_that_passes_the_front_end_does_not_stop_a_worker(
-    registry: Registry, extra_args: dict[str, object]
-) -> None:
-    try:
-        prepared = front_end(registry, Settings(count_groups=2)).prepare(extra_args)
-    except SteerMoEError:
-        return
-    # What `prepare` leaves alone goes to the worker as it came.
-    admitted(prepared.extra_args if prepared is not None else extra_args)
-
-
-@pytest.mark.parametrize("asked", [3, True, ["digits"], {"activate": {"3": [5]}}, "", "Digits", "digits:boost"])
-def test_what_is_no_request_is_refused(registry: Registry, asked: object) -> None:
-    with pytest.raises(RequestError):
-        front_end(registry).prepare({STEER_KEY: asked})
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "names"),
-    [
-        ("other", UnknownRankingError, "8 experts"),
-        ("digits@7", UnknownRankingError, "digits@7"),
-        ("lies", UnknownRankingError, "digits, other, refusal"),
-        ("none+digits", SteerMoEError, "none"),
-        ('{"activate": {"2": [0]}}', ProfileError, "layer 2"),
-        ('{"activate": {"3": [6]}}', ProfileError, "expert 6"),
-        ('{"activate": {"3": [0, 1, 2]}}', ProfileError, "at most 2"),
-        ("digits+digits:reverse", RequestError, "twice"),
-        ("digits+refusal:phase=prompt", ProfileError, "phase"),
-        ("digits:activate=19", ProfileError, "19 experts"),
-    ],
-)
-def test_what_does_not_fit_the_model_is_refused_before_the_engine_sees_it(
-    registry: Registry, text: str, error: type[Exception], names: str
-) -> None:
-    with pytest.raises(error, match=names):
-        front_end(registry).prepare({STEER_KEY: text})
+    for args in ({STEER_KEY: None}, {COUNT_KEY: None}, {STEER_KEY: "digits", COUNT_KEY: None}):
+        # What `prepare` leaves alone goes to the worker as it came.
+        prepared = there.admit(args)
+        admitted(prepared.extra_args if prepared is not None else args)
 
 
 def test_a_model_that_cannot_be_steered_serves_those_who_do_not_ask(registry: Registry) -> None:
-    there = front_end(registry, shape=EngineError("LlamaForCausalLM cannot be steered"))
-    assert there.prepare(None) is None
-    assert there.prepare({"other": 1}) is None
-    for text in ("digits", EXPERTS):
-        with pytest.raises(EngineError, match="Llama"):
-            there.prepare({STEER_KEY: text})
-    with pytest.raises(EngineError, match="Llama"):
-        front_end(registry, Settings(default="digits"), shape=EngineError("LlamaForCausalLM cannot be steered"))
-
-
-def test_a_model_that_cannot_be_steered_serves_those_who_ask_not_to_be_steered(registry: Registry) -> None:
-    there = front_end(registry, shape=EngineError("LlamaForCausalLM cannot be steered"))
-    assert there.prepare({STEER_KEY: "none"}) == Prepared(CHECKED, None)
-
-
-def test_refusing_again_and_again_gathers_nothing(registry: Registry) -> None:
-    there = front_end(registry, shape=EngineError("LlamaForCausalLM cannot be steered"))
+    llama = EngineError("LlamaForCausalLM cannot be steered")
+    there = front_end(registry, shape=llama)
+    assert there.admit(None) is None and there.admit({"other": 1}) is None
+    assert there.admit({STEER_KEY: "none"}) == AdmittedRequest(CHECKED, None)
     lengths = []
-    for _ in range(3):
-        with pytest.raises(EngineError) as caught:
-            there.prepare({STEER_KEY: "digits"})
+    for text in 3 * ["digits"] + 3 * [EXPERTS]:
+        with pytest.raises(EngineError, match="Llama") as caught:
+            there.admit({STEER_KEY: text})
         lengths.append(len(caught.traceback))
-    assert lengths[0] == lengths[2]
+    assert lengths[0] == lengths[2] and lengths[3] == lengths[5], "refusing gathers nothing"
+    with pytest.raises(EngineError, match="Llama"):
+        front_end(registry, Settings(default="digits"), shape=llama)
 
 
 def test_padding_a_request_does_not_fill_the_memory_of_a_server(registry: Registry) -> None:
     import tracemalloc
 
     there = front_end(registry, served=True)
-    there.prepare({STEER_KEY: "digits"})
+    there.admit({STEER_KEY: "digits"})
     tracemalloc.start()
     try:
         for i in range(40):
-            there.prepare({STEER_KEY: "digits" + " " * (200_000 + i)})
+            there.admit({STEER_KEY: "digits" + " " * (200_000 + i)})
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -465,7 +324,7 @@ def test_few_expert_lists_of_callers_are_kept(registry: Registry) -> None:
     there = front_end(registry, Settings(allow_experts=True), served=True)
     sets = [frozenset({(0, i % 6), (1, i // 6), (3, 1)}) for i in range(36)]
     for experts in sets:
-        there.prepare({STEER_KEY: SteeringProfile(experts).to_json()})
+        there.admit({STEER_KEY: SteeringProfile(experts).to_json()})
     gc.collect()
     kept = [found for found in gc.get_objects() if isinstance(found, SteeringProfile) and found.activate in sets]
     assert len(kept) <= 8
@@ -493,7 +352,7 @@ def test_a_list_that_is_refused_anyway_is_not_read(registry: Registry, monkeypat
         there = front_end(registry, settings, served=True)
         for text in (EXPERTS, " " + EXPERTS, "{", "{" * 1000):
             with pytest.raises(PolicyError):
-                there.prepare({STEER_KEY: text})
+                there.admit({STEER_KEY: text})
             assert not there.wants_store({STEER_KEY: text})
     assert read == []
 
@@ -504,15 +363,15 @@ def test_a_list_is_read_and_checked_once_for_all_prompts(registry: Registry, mon
     read = counting(monkeypatch, SteeringProfile, "from_json")
     prepared = []
     for _ in range(50):
-        prepared.append(there.prepare({STEER_KEY: EXPERTS}))
+        prepared.append(there.admit({STEER_KEY: EXPERTS}))
         with pytest.raises(ProfileError, match="layer 2"):
-            there.prepare({STEER_KEY: wrong})
+            there.admit({STEER_KEY: wrong})
     assert len(read) == 2
     assert all(one == prepared[0] for one in prepared)
     there.resolver.refuse("the workers are gone")
     for text in (EXPERTS, wrong):
         with pytest.raises(EngineError, match="gone"):
-            there.prepare({STEER_KEY: text})
+            there.admit({STEER_KEY: text})
 
 
 def test_rankings_that_do_not_go_together_are_read_once(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,7 +380,7 @@ def test_rankings_that_do_not_go_together_are_read_once(registry: Registry, monk
     lengths = []
     for _ in range(50):
         with pytest.raises(ProfileError, match="phase") as caught:
-            there.prepare({STEER_KEY: "digits:phase=prompt+refusal:phase=generation"})
+            there.admit({STEER_KEY: "digits:phase=prompt+refusal:phase=generation"})
         lengths.append(len(caught.traceback))
     assert len(found) == 2 and lengths[1] == lengths[-1], "and refusing gathers nothing"
 
@@ -530,109 +389,31 @@ def test_a_ranking_that_is_published_after_it_was_asked_for_is_found(registry: R
     there = front_end(registry, served=True)
     for text in ("digits@2", "brevity", "brevity+digits"):
         with pytest.raises(UnknownRankingError):
-            there.prepare({STEER_KEY: text})
+            there.admit({STEER_KEY: text})
     publish(make_ranking(7, behaviour="digits", version=2), registry.folders[0])
     publish(
         make_ranking(8, behaviour="brevity", recommended=Recommended(activate=0, deactivate=1)), registry.folders[0]
     )
     for text in ("digits@2", "brevity"):
-        assert there.prepare({STEER_KEY: text}) is not None
+        assert there.admit({STEER_KEY: text}) is not None
 
 
-def test_input_in_pieces_is_not_steered(registry: Registry) -> None:
-    from vllm.exceptions import VLLMValidationError
-
-    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _process_inputs
-
-    def original(*args: Any, **kwargs: Any) -> SimpleNamespace:
-        return SimpleNamespace(prompt_token_ids=[3], sampling_params=SimpleNamespace(), cache_salt="mine")
-
-    def ask(settings: Settings, extra_args: Any, **kwargs: Any) -> SimpleNamespace:
-        processor = SimpleNamespace(**{_FRONT_END: front_end(registry, settings, served=True)})
-        return _process_inputs(original)(
-            processor, "id", "prompt", SimpleNamespace(n=1, extra_args=extra_args), **kwargs
-        )
-
-    assert ask(Settings(), {STEER_KEY: "digits"}, resumable=False).cache_salt.startswith(SALT_PREFIX)
-    assert ask(Settings(), {STEER_KEY: "none"}, resumable=True).cache_salt == "mine"
-    assert ask(Settings(), None, resumable=True).cache_salt == "mine"
-    for settings, extra_args in ((Settings(), {STEER_KEY: "digits"}), (Settings(default="digits"), None)):
-        with pytest.raises(VLLMValidationError, match="in pieces"):
-            ask(settings, extra_args, resumable=True)
-
-
-def test_a_server_does_not_tell_callers_where_its_files_are(registry: Registry) -> None:
-    from vllm.exceptions import GracefulHTTPError
-
-    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _process_inputs
-
-    for path in registry.folders[0].rglob("digits/*.safetensors"):
-        path.write_bytes(path.read_bytes()[:100])
-    for served in (True, False):
-        processor = SimpleNamespace(**{_FRONT_END: front_end(registry, served=served)})
-        with pytest.raises(GracefulHTTPError, match="digits") as caught:
-            _process_inputs(lambda *_: None)(processor, "id", "p", SimpleNamespace(extra_args={STEER_KEY: "digits"}))
-        assert caught.value.http_status == 500, "the caller is not at fault"
-        assert (str(registry.folders[0]) in str(caught.value)) == (not served)
-
-
-def test_a_default_that_cannot_be_applied_any_more_is_not_the_callers_fault(registry: Registry) -> None:
-    from vllm.exceptions import GracefulHTTPError, VLLMValidationError
-
-    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _process_inputs
-
-    there = front_end(registry, Settings(default="digits"), served=True)
-    there.resolver.refuse("the workers are gone")
-    process = _process_inputs(lambda *_: None)
-    processor = SimpleNamespace(**{_FRONT_END: there})
-    with pytest.raises(GracefulHTTPError, match=r"default steering.*the workers are gone") as caught:
-        process(processor, "id", "p", SimpleNamespace(extra_args=None))
-    assert caught.value.http_status == 500
-    with pytest.raises(VLLMValidationError, match="the workers are gone"):
-        process(processor, "id", "p", SimpleNamespace(extra_args={STEER_KEY: "refusal"}))
-
-
-def test_a_servers_door_refuses_as_the_engine_would(registry: Registry) -> None:
-    import asyncio
-
-    from vllm.exceptions import GracefulHTTPError, VLLMValidationError
-
-    from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _check
-
-    def knock(there: FrontEnd, extra_args: dict[str, object] | None) -> None:
-        engine = SimpleNamespace(input_processor=SimpleNamespace(**{_FRONT_END: there}))
-        asyncio.run(_check(engine, extra_args))
-
-    there = front_end(registry, Settings(default="digits"), served=True)
-    good: tuple[dict[str, object] | None, ...] = (None, {}, {"other": 1}, {STEER_KEY: None}, {STEER_KEY: "refusal"})
-    for extra_args in good:
-        knock(there, extra_args)
-    for wrong, reason in (("digitz", "did you mean"), ("digits:reverse", "allow_reverse"), (["digits"], "text")):
-        with pytest.raises(VLLMValidationError, match=reason):
-            knock(there, {STEER_KEY: wrong})
-        asyncio.run(_check(None, {STEER_KEY: wrong}))  # A server that only renders.
-    there.resolver.refuse("the workers are gone")
-    with pytest.raises(GracefulHTTPError, match="the workers are gone"):
-        knock(there, None)
-
-
-@pytest.mark.parametrize("text", ["digits", EXPERTS, "refusal:reverse"])
-def test_nothing_is_steered_before_all_workers_are_known_to_steer(registry: Registry, text: str) -> None:
+def test_nothing_is_steered_before_all_workers_are_known_to_steer(registry: Registry) -> None:
     def waiting(**settings: Any) -> FrontEnd:
         values = {"settings": Settings(**settings), "shape": SHAPE, "models": [MODEL], "registry": registry}
         return FrontEnd(**values, served=False, awaits_workers=True)
 
-    there = waiting()
-    with pytest.raises(EngineError, match="not yet been asked"):
-        there.prepare({STEER_KEY: text})
-    assert there.prepare(None) is None and there.prepare({STEER_KEY: "none"}) is not None
-    there.hear_workers(None)
-    assert there.prepare({STEER_KEY: text}) is not None
-    there = waiting()
-    there.hear_workers("worker 1 of engine 0 is absent")
-    with pytest.raises(EngineError, match="worker 1"):
-        there.prepare({STEER_KEY: text})
-    assert there.prepare(None) is None and there.prepare({STEER_KEY: "none"}) is not None
-    with pytest.raises(EngineError, match="worker 1"):
-        waiting(default=text).hear_workers("worker 1 of engine 0 is absent")
+    for text in ("digits", EXPERTS, "refusal:reverse"):
+        for absent, before, after in (
+            (None, "not yet been asked", None),
+            ("worker 1 is absent", "not yet", "worker 1"),
+        ):
+            there = waiting()
+            for words in (before, after):
+                error = refusal(there.admit, {STEER_KEY: text})
+                assert error is None if words is None else as_said(error, EngineError, words)
+                assert there.admit(None) is None and there.admit({STEER_KEY: "none"}) is not None
+                there.set_worker_status(absent)
+        with pytest.raises(EngineError, match="worker 1"):
+            waiting(default=text).set_worker_status("worker 1 is absent")
     assert not waiting(enabled=False).awaits_workers

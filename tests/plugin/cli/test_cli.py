@@ -14,9 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from expert_registry import read_ranking, write_ranking
-from expert_registry.errors import EngineError, PolicyError, RequestError
+from expert_registry.errors import ConfigurationError, EngineError, UsageError
+from tests.support.folders import ROOT
 from tests.support.loopback import Loopback
 from tests.support.planted import VERSION, planted_ranking, planted_registry
+from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.profiles import KEY_VARIABLE, call
 from vllm_steermoe_plugin.cli.serve import profiles_of, serve_arguments
@@ -103,10 +105,11 @@ def test_plot_writes_a_picture(tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (("registry", "show", "nobody/nothing", "digits"), "unknown model"),
+def test_errors_are_one_line_and_status_1(registry: Path) -> None:
+    done = steermoe("registry", "show", "nobody/nothing", "digits")
+    assert done.returncode == 1
+    assert "unknown model" in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+    rows = [
         (("registry", "show", lab_checkpoint.NAME, "digit"), "did you mean 'digits'"),
         (("registry", "show", lab_checkpoint.NAME, "digits@9"), "digits@9"),
         (("registry", "show", lab_checkpoint.NAME, "digits@x"), "a version is a number"),
@@ -114,13 +117,9 @@ def test_plot_writes_a_picture(tmp_path: Path) -> None:
         (("detect", "--out", "x", "--model", "some/model", "--recipe", "refusal"), "invented world"),
         (("detect", "--out", "x", "--recipe", "singing"), "unknown recipe 'singing'"),
         (("detect", "--out", "x", "--pairs", "missing.jsonl", "--behaviour", "b"), "cannot read missing.jsonl"),
-        (("plot", "pyproject.toml"), "not a ranking file"),
-    ],
-)
-def test_errors_are_one_line_and_status_1(arguments: tuple[str, ...], reason: str, registry: Path) -> None:
-    done = steermoe(*arguments)
-    assert done.returncode == 1
-    assert reason in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+        (("plot", str(ROOT / "pyproject.toml")), "not a ranking file"),
+    ]
+    assert not_refused(lambda arguments: RUN.invoke(app, arguments, catch_exceptions=False), rows) == []
 
 
 @pytest.mark.engine
@@ -132,7 +131,8 @@ def test_detect_writes_a_ranking(tmp_path: Path) -> None:
     assert read_ranking(out).card.data.name.endswith("seed 3")
     assert list(tmp_path.iterdir()) == [out], "the file of progress is removed once the ranking is written"
     again = steermoe("detect", "--recipe", "digits", "--out", str(out))
-    assert again.returncode == 1 and "immutable" in " ".join(again.stderr.split())
+    assert again.returncode == 1 and again.stderr.startswith("steermoe: error [STEERMOE-E201]: ")
+    assert "immutable" in " ".join(again.stderr.split())
 
 
 def test_a_model_that_is_no_mixture_is_refused_before_its_weights_are_loaded(tmp_path: Path) -> None:
@@ -159,14 +159,13 @@ def test_the_operators_key_does_not_follow_a_redirection(monkeypatch: pytest.Mon
         assert not elsewhere.requests
 
 
-def test_serve_resolves_the_lab_model_and_writes_the_settings() -> None:
-    arguments = serve_arguments(lab_checkpoint.NAME, {"allow_reverse": True})
+def test_serve_resolves_the_lab_model() -> None:
+    arguments = serve_arguments(lab_checkpoint.NAME)
     assert arguments[0] == str(lab_checkpoint.MODEL_DIR) and arguments[1:3] == [
         "--served-model-name",
         lab_checkpoint.NAME,
     ]
-    assert json.loads(arguments[arguments.index("--additional-config") + 1]) == {"steermoe": {"allow_reverse": True}}
-    assert serve_arguments("some/model", {}) == ["some/model", "--served-model-name", "some/model"]
+    assert serve_arguments("some/model") == ["some/model", "--served-model-name", "some/model"]
 
 
 def test_serve_hands_profiles_and_who_manages_them_to_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,17 +183,14 @@ def test_serve_hands_profiles_and_who_manages_them_to_vllm(tmp_path: Path, monke
     settings = [json.loads(command[command.index("--additional-config") + 1])["steermoe"] for command in started]
     expected = {"profiles": {"terse": "digits:activate=4", "house": "refusal"}, "default": "@house"}
     assert settings == [expected, expected | {"manage": "env:NAME", "profile_store": str(store)}]
-    assert all(command[-2:] == ["--api-server-count", "2"] for command in started)
+    assert all(command[-4:-2] == ["--api-server-count", "2"] for command in started)
     assert "steermoe" in os.environ["VLLM_PLUGINS"].split(",")
 
 
-@pytest.mark.parametrize("options", [["terse"], ["a=digits", "a=refusal"]])
-def test_a_profile_option_is_a_name_and_a_text(options: list[str]) -> None:
-    with pytest.raises(RequestError, match="NAME=TEXT"):
-        profiles_of(options)
-
-
-@pytest.mark.parametrize(("option", "names"), [("--manage=secret", "manage"), ("--profile=Terse=digits", "profiles")])
-def test_settings_that_are_none_stop_serve(option: str, names: str) -> None:
-    with pytest.raises(PolicyError, match=names):
-        RUN.invoke(app, ["serve", lab_checkpoint.NAME, option], catch_exceptions=False)
+def test_a_profile_option_is_a_name_and_a_text_and_settings_that_are_none_stop_serve() -> None:
+    for options in (["terse"], ["a=digits", "a=refusal"]):
+        with pytest.raises(UsageError, match="NAME=TEXT"):
+            profiles_of(options)
+    for option, words in (("--manage=secret", "manage"), ("--profile=Terse=digits", "profiles")):
+        with pytest.raises(ConfigurationError, match=words):
+            RUN.invoke(app, ["serve", lab_checkpoint.NAME, option], catch_exceptions=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from tests.registry.test_statistics import ranking_of, routed, summed
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.detect import _name_of
@@ -57,7 +57,7 @@ def test_what_could_not_be_written_is_refused_before_the_engine_starts(
     arguments: tuple[str, ...], reason: str, pairs: str, tmp_path: Path
 ) -> None:
     error = detect("--pairs", pairs, "--out", str(tmp_path / "out"), *arguments)
-    assert isinstance(error, RequestError) and reason in str(error)
+    assert isinstance(error, UsageError) and reason in str(error)
 
 
 def test_pairs_and_notes_that_no_card_holds_are_refused_before_the_engine_starts() -> None:
@@ -70,7 +70,7 @@ def test_pairs_and_notes_that_no_card_holds_are_refused_before_the_engine_starts
         (pairs, replace(behaviour, note="x" * 3900), "note"),
         (pairs, replace(behaviour, sides=("🤖" * 2500,) * 2), "what describes digits: the card would take"),
     ):
-        with pytest.raises(RequestError, match=f"cannot hold {field}"):
+        with pytest.raises(UsageError, match=f"cannot hold {field}"):
             check_described("a/model", about, some)
 
 
@@ -78,7 +78,7 @@ def test_a_file_that_could_not_be_written_is_refused_before_the_engine_starts(pa
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file" / "x", tmp_path):
         error = detect("--pairs", pairs, "--behaviour", "b", "--overwrite", "--out", str(out))
-        assert isinstance(error, RequestError) and f"cannot write {out}" in str(error)
+        assert isinstance(error, UsageError) and f"cannot write {out}" in str(error)
 
 
 def test_one_file_is_not_taken_for_two_things(pairs: str, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_one_file_is_not_taken_for_two_things(pairs: str, tmp_path: Path) -> Non
         ("--recipe", "digits", "--data-file", pairs, "--out", pairs, "--overwrite"),
     ):
         error = detect(*arguments)
-        assert isinstance(error, RequestError) and "must be different files" in str(error)
+        assert isinstance(error, UsageError) and "must be different files" in str(error)
 
 
 def test_what_a_recipe_says_itself_is_refused(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_folder_is_known_by_the_name_that_it_bears(tmp_path: Path) -> None:
     cached = tmp_path / "models--owner--name" / "snapshots" / "0123"
     cached.mkdir(parents=True)
     assert _name_of(str(cached)) == "owner/name"
-    with pytest.raises(RequestError, match="give one by --model-id"):
+    with pytest.raises(UsageError, match="give one by --model-id"):
         _name_of(str(tmp_path))
 
 
@@ -132,25 +132,25 @@ def test_the_summary_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str
         "(in brackets family-wise, among all)"
     ) in out
     first = out.splitlines()[1]
-    assert first.split()[:4] == ["layer", "1", "expert", "0"] and "  p 0.010 (0.010)" in first
-    assert "independent ones" in out and "two halves of the pairs share" in out
+    assert first.split()[:4] == ["layer", "1", "expert", "0"] and "  p 0.010 (0.010)  log-odds +" in first
+    assert "effective sample size" in out and "(halves of the pairs)" in out
     out, _ = printed(capsys, 60, 99, pairs=300)
-    assert "intervals by cluster (60 of 300 pairs); q" in out and "two halves of the clusters share" in out
+    assert "intervals by cluster (60 of 300 pairs); q" in out and "(halves of the clusters)" in out
 
 
 def test_few_clusters_are_cautioned_about_and_not_turned_into_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = printed(capsys, 29, 99, pairs=300)
-    assert "independent ones" not in out and "only 29 clusters:" in err
+    assert "effective sample size" not in out and "only 29 clusters:" in err
     assert "  p " in out and "[" in out
     out, err = printed(capsys, 30, 99, pairs=300)
-    assert "independent ones" in out and "only" not in err
+    assert "effective sample size" in out and "only" not in err
 
 
 def test_a_ranking_of_before_has_the_p_values_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
     counts, clusters = summed(*routed(4, 60, effect=2.0), permutations=99)
     print_summary(ranking_of(counts, replace(clusters, exceeded_by_any=None)))
     out = capsys.readouterr().out
-    assert "family-wise" not in out and "  p 0.010\n" in out
+    assert "family-wise" not in out and "  p 0.010  log-odds" in out
 
 
 def test_the_summary_leaves_out_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,4 +165,4 @@ def test_no_interval_of_no_width_is_printed(capsys: pytest.CaptureFixture[str]) 
     selections[:, 0, :, :2] = 3
     selections[:, 1, :, 2:4] = 3
     print_summary(ranking_of(*summed(selections, np.full((40, 2), 3), permutations=9)))
-    assert capsys.readouterr().out.count("+1.000  [alike in all pairs]  q ") == 4
+    assert capsys.readouterr().out.count("+1.000  [zero variance]  q ") == 4

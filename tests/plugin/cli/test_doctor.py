@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import ConfigurationError
 from tests.support import tiny
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.doctor import runner
@@ -54,7 +54,7 @@ def test_it_says_which_model_runner_is_live_and_why(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
     assert runner(None).startswith("V1") and "VLLM_USE_V2_MODEL_RUNNER=0" in runner(None)
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(EngineError, match="V2 requires Triton"):
+    with pytest.raises(ConfigurationError, match="V2 requires Triton"):
         runner(None)
 
 
@@ -95,7 +95,8 @@ def test_a_config_that_cannot_be_steered_is_told_with_the_reason(tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"mlp_only_layers": [0, 1, 2, 3]}))
     code, found = report(str(tmp_path))
     assert code == 1 and found["runs_as"] == "Qwen3MoeForCausalLM" and "layers_bound" not in found
-    assert found["problems"] == ["this Qwen3MoeForCausalLM cannot be steered: none of its layers has routed experts"]
+    reason = "this Qwen3MoeForCausalLM cannot be steered: none of its layers has routed experts"
+    assert found["problems"] == [f"[STEERMOE-E302] {reason}"]
 
 
 def test_a_model_of_the_transformers_backend_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import ConfigurationError, UsageError
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.inputs import json_object
 
@@ -22,39 +22,30 @@ def error_of(*arguments: str) -> BaseException | None:
     return CliRunner().invoke(app, list(arguments)).exception
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_plots_that_could_not_be_drawn_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for command in (
         (*EVALUATE, "--out", "run.json", "--report", "report"),
         (*TUNE, "--behaviour", "singing", "--out", "tuned"),
         (*COMPARE, "--out", "report"),
-    ],
-)
-def test_plots_that_could_not_be_drawn_are_refused_first(
-    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    error = error_of(*command)
-    assert isinstance(error, EngineError) and "needs matplotlib; install vllm-steermoe-plugin[plot]" in str(error)
-    other = error_of(*command, "--no-plot")
-    assert other is not None and "matplotlib" not in str(other)
+    ):
+        error = error_of(*command)
+        assert isinstance(error, ConfigurationError) and "matplotlib" in str(error) and "[plot]" in str(error)
+        other = error_of(*command, "--no-plot")
+        assert other is not None and "matplotlib" not in str(other)
 
 
-@pytest.mark.parametrize(
-    "command", [(*EVALUATE, "--out"), (*EVALUATE, "--out", "x", "--report"), (*TUNE, "--out"), (*COMPARE, "--out")]
-)
-def test_a_place_that_cannot_be_written_is_refused_first(
-    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_cannot_be_written_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
-    error = error_of(*command, "file/inside")
-    assert isinstance(error, RequestError) and "cannot write file/inside" in str(error)
+    for command in ((*EVALUATE, "--out"), (*EVALUATE, "--out", "x", "--report"), (*TUNE, "--out"), (*COMPARE, "--out")):
+        error = error_of(*command, "file/inside")
+        assert isinstance(error, UsageError) and "cannot write file/inside" in str(error)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "3", "[" * 100_000])
-def test_what_is_no_json_object_is_named_by_its_option(text: str) -> None:
-    with pytest.raises(RequestError, match="--metadata"):
-        json_object(text, "--metadata")
+def test_what_is_no_json_object_is_named_by_its_option() -> None:
+    for text in ("{", "[1]", "3", "[" * 100_000):
+        with pytest.raises(UsageError, match="--metadata"):
+            json_object(text, "--metadata")
     assert json_object(json.dumps({"a": 1})) == {"a": 1}

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from typer.testing import CliRunner, Result
 
 from expert_registry import read_ranking, write_ranking
-from expert_registry.errors import PolicyError, RankingFormatError, RequestError, SteerMoEError, UnknownRankingError
+from expert_registry.errors import PolicyError, RankingFormatError, SteerMoEError, UnknownRankingError, UsageError
 from expert_registry.format import CARD_KEY
 from expert_registry.registry import publish
 from tests.support.folders import RELEASED_DATA as DATA
@@ -124,7 +124,7 @@ def test_lock_pins_and_the_lock_is_obeyed(mine: Path, monkeypatch: pytest.Monkey
     assert "not in the lock file" in refused(UnknownRankingError, "show", lab_checkpoint.NAME, "digits")
     assert len(json.loads(fine("lock", "--out", "all.lock", "--json"))) == 4
     assert "only what is in a registry" in refused(
-        RequestError, "lock", mine / "org--tiny-moe" / "digits" / "v1.safetensors"
+        UsageError, "lock", mine / "org--tiny-moe" / "digits" / "v1.safetensors"
     )
 
 
@@ -146,7 +146,7 @@ def test_export_and_add_move_a_ranking_without_changing_it(mine: Path) -> None:
     assert value["card"]["version"] == 1 and len(value["experts"]) == 18
     assert value["experts"] == [list(expert) for expert in read_ranking(original).experts()]
     assert "immutable" in refused(RankingFormatError, "export", MODEL, "digits", "--out", "one.json")
-    assert ".safetensors or .json" in refused(RequestError, "export", MODEL, "digits", "--out", "one.csv")
+    assert ".safetensors or .json" in refused(UsageError, "export", MODEL, "digits", "--out", "one.csv")
     assert fine("add", "one.safetensors", "--folder", "other").startswith("stored")
     assert fine("add", "one.safetensors", "--folder", "other").startswith("there already")
     assert "there already" in fine("add", "one.safetensors")

@@ -20,15 +20,14 @@ from tests.support.folders import ROOT
 from vllm_steermoe_plugin import register
 from vllm_steermoe_plugin.compat import versions
 from vllm_steermoe_plugin.compat.internal import SENTINEL, Internal, provides, wrap_once
-from vllm_steermoe_plugin.compat.ledger import LEDGER
-from vllm_steermoe_plugin.compat.symbols import core, frontend, worker
+from vllm_steermoe_plugin.compat.ledger import LEDGER, WRAPPED
+from vllm_steermoe_plugin.compat.symbols import core, frontend, http, worker
 from vllm_steermoe_plugin.compat.symbols.config import CONFIGS
-from vllm_steermoe_plugin.compat.symbols.frontend import INPUT_PROCESSOR, PROCESS_INPUTS
-from vllm_steermoe_plugin.compat.symbols.http import TO_BEAMS, TO_SAMPLING, VALIDATE_INVOCATION, VALIDATE_JSON
+from vllm_steermoe_plugin.compat.symbols.frontend import INPUT_PROCESSOR, OFFLINE_BEAMS, PROCESS_INPUTS
 from vllm_steermoe_plugin.compat.symbols.registry import MODEL_REGISTRY
 from vllm_steermoe_plugin.compat.variant_names import architecture_of, variant_name
 from vllm_steermoe_plugin.compat.versions import check_version
-from vllm_steermoe_plugin.frontend.hooks import _shape
+from vllm_steermoe_plugin.frontend.attached import _shape
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 
 
@@ -40,6 +39,15 @@ def test_every_touched_symbol_is_where_the_ledger_says(internal: Internal) -> No
 def test_a_symbol_that_moved_is_named_with_what_it_was_for() -> None:
     with pytest.raises(EngineError, match=r"has no vllm\.v1:nothing.*needed to steer"):
         Internal("vllm.v1:nothing", "steer").load()
+
+
+def test_what_has_moved_between_supported_releases_is_found_in_either_place() -> None:
+    from vllm.v1.engine import EngineCoreRequest
+
+    path = "vllm.v1.engine:EngineCoreRequest"
+    assert Internal("vllm.of.another_release:EngineCoreRequest", "steer", formerly=path).load() is EngineCoreRequest
+    with pytest.raises(EngineError, match=r"has no vllm\.x:y .*needed to steer"):
+        Internal("vllm.x:y", "steer", formerly="vllm.x:z").load()
 
 
 def test_a_changed_signature_is_an_error() -> None:
@@ -83,7 +91,8 @@ def test_an_attribute_that_went_away_is_named_with_what_it_was_for(internal: Int
     assert f"has no {', '.join(renamed)}; it is needed to" in str(error.value)
 
 
-READ_CONFIGS = ("worker/binding.py", "models/steerability.py", "frontend/hooks.py", "worker/variants.py")
+READ_CONFIGS = ("worker/binding.py", "models/steerability.py", "models/engine_limits.py", "models/engine_config.py")
+READ_CONFIGS += ("frontend/attached.py", "worker/variants.py", "worker/runners/lookup.py")
 
 
 def attributes_of(module: str) -> set[str]:
@@ -107,24 +116,16 @@ def test_no_field_of_vllms_configuration_is_read_that_the_ledger_lacks() -> None
 
 
 def test_what_is_wrapped_is_in_the_ledger_with_its_signature() -> None:
-    """So that `steermoe doctor` sees it move: by the source, each call names an entry."""
+    """So that `steermoe doctor` sees it move, and counts it: by the source, each call names an entry that says so."""
     named: set[str] = set()
     for path in (ROOT / "vllm_steermoe_plugin").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "wrap_once":
                 named.add(ast.unparse(node.args[0]))
-    assert len(named) >= 14
-    loops = {"validate_json", "to_sampling", "to_beams"}
-    assert loops <= named
-    entries = {name: entry for module in (frontend, core, worker) for name, entry in vars(module).items()}
-    wrapped = [VALIDATE_JSON, VALIDATE_INVOCATION]
-    wrapped += [*TO_SAMPLING, *TO_BEAMS]
-    wrapped += [entries[name] for name in named - loops]
-    assert {id(internal) for internal in wrapped} <= {id(internal) for internal in LEDGER}
-    assert [internal.path for internal in wrapped if internal.parameters is None] == []
-    assert [
-        internal.path for internal in wrapped if "(wrapped" not in internal.why and "wrapped)" not in internal.why
-    ] == []
+    entries = {name: entry for module in (frontend, http, core, worker) for name, entry in vars(module).items()}
+    assert {id(entries[name]) for name in named} == {id(internal) for internal in WRAPPED}
+    assert [internal.path for internal in WRAPPED if internal.parameters is None] == []
+    assert len(WRAPPED) <= 10, "each wrapped callable is a debt"
 
 
 def test_what_moved_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,11 +137,19 @@ def test_what_moved_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "doubled", doubled, raising=False)
     for path, parameters in (("moved:doubled", ("y",)), ("moved:tripled", ("x",)), ("moved:Class.doubled", ("x",))):
         with pytest.raises(EngineError, match="needed to test"):
-            wrap_once(Internal(path, "test", parameters), lambda original: original)
+            wrap_once(Internal(path, "test", parameters, wrapped=True), lambda original: original)
     assert vars(module)["doubled"] is doubled
     for _ in range(2):
-        wrap_once(Internal("moved:doubled", "test", ("x",)), lambda original: lambda x: original(x) + 1)
+        wrap_once(Internal("moved:doubled", "test", ("x",), wrapped=True), lambda original: lambda x: original(x) + 1)
     assert vars(module)["doubled"](3) == 7
+    with pytest.raises(EngineError, match="does not say so"):
+        wrap_once(Internal("moved:doubled", "test", ("x",)), lambda original: original)
+
+
+def test_a_keyword_that_a_body_no_longer_passes_is_missed() -> None:
+    OFFLINE_BEAMS.load()
+    with pytest.raises(EngineError, match="has no skip_copy; it is needed to tell"):
+        replace(OFFLINE_BEAMS, mentions=("skip_copy",)).load()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from vllm_steermoe_plugin.detection.pairs import MAX_LINE, ChatMessage, PairsError, PairSet, Side, read_pairs
+from tests.support.refusals import not_refused
+from vllm_steermoe_plugin.detection.pairs import MAX_TEXT, ChatMessage, PairsError, PairSet, Side, read_pairs
 from vllm_steermoe_plugin.detection.token_spans import TokenSpan, balanced, encode_side, encode_sides
 
 ALPHABET = sorted("abcdefghijklmnopqrstuvwxyz .,:?!<|>_\n0123456789")
@@ -144,45 +145,38 @@ def test_pairs_made_in_python_hash_as_the_file_that_they_would_be(tmp_path: Path
     assert made == read_pairs(write(tmp_path, line, line))
 
 
-@pytest.mark.parametrize(
-    ("line", "names"),
-    [
-        ({}, "messages_1 and messages_2, or text_1 and text_2"),
-        ({"text_1": "one"}, "text_1 and text_2"),
-        ({"text_1": "one", "messages_2": CHAT["messages_2"]}, "text_1 and text_2"),
-        (CHAT | TEXT, "text_1 and text_2"),
-        (TEXT | {"target": "x"}, "target"),
-        (TEXT | {"target_1": ""}, "target_1"),
-        (TEXT | {"text_2": 3}, "text_2"),
-        (TEXT | {"text_2": None}, "text_1 and text_2"),
-        (CHAT | {"messages_1": "hello"}, "messages_1"),
-        (CHAT | {"messages_1": [{"role": "user"}]}, r"messages_1\.0\.content"),
-        (CHAT | {"messages_1": [{"role": "user", "content": None}]}, r"messages_1\.0\.content"),
-        (CHAT | {"messages_1": [{"role": "", "content": "x"}]}, r"messages_1\.0\.role"),
-        (CHAT | {"messages_1": [{"role": "user", "content": "x", "name": "y"}]}, r"messages_1\.0\.name"),
-        ([TEXT], "line 2"),
-        (b"{", "line 2"),
-        (b"not JSON", "line 2"),
-        (b"null", "line 2"),
-        (b'{"text_1": "\xff", "text_2": "x"}', "line 2"),
-        (b'{"text_1": "\\ud83d", "text_2": "x"}', "line 2"),
-        (b'{"text_1": "a", "text_2": "b", "text_1": "c"}', "text_1 stands twice"),
-        (b'{"text_1": NaN, "text_2": "b"}', "text_1"),
-        (TEXT | {"cluster": ""}, "cluster"),
-        (TEXT | {"cluster": True}, "cluster"),
-        (TEXT | {"cluster": 1.5}, "cluster"),
-        (TEXT | {"cluster": [1]}, "cluster"),
-        (b'{"text_1": "a", "text_2": "b", "cluster": ' + b"9" * 5000 + b"}", "line 2"),
-        (b"[" * 100_000, "line 2"),
-        (b'{"text_1": "' + b"x" * MAX_LINE + b'", "text_2": "x"}', str(MAX_LINE)),
-    ],
-    ids=range(28),
-)
-def test_a_bad_line_is_refused_by_file_line_and_field(tmp_path: Path, line: object, names: str) -> None:
-    path = write(tmp_path, TEXT, line, TEXT)
-    with pytest.raises(PairsError, match=names) as caught:
-        read_pairs(path)
-    assert str(caught.value).startswith("pairs.jsonl, line 2: ")
+NEITHER = "messages_1 and messages_2, or text_1 and text_2"
+BAD_LINES: list[tuple[object, str]] = [
+    ({}, NEITHER),
+    ({"text_1": "one"}, NEITHER),
+    ({"text_1": "one", "messages_2": CHAT["messages_2"]}, NEITHER),
+    (CHAT | TEXT, NEITHER),
+    (TEXT | {"text_2": None}, NEITHER),
+    (TEXT | {"target": "x"}, "target"),
+    (TEXT | {"target_1": ""}, "target_1"),
+    (TEXT | {"text_2": 3}, "text_2"),
+    (CHAT | {"messages_1": "hello"}, "messages_1"),
+    (CHAT | {"messages_1": [{"role": "user"}]}, r"messages_1\.0\.content"),
+    (CHAT | {"messages_1": [{"role": "user", "content": None}]}, r"messages_1\.0\.content"),
+    (CHAT | {"messages_1": [{"role": "", "content": "x"}]}, r"messages_1\.0\.role"),
+    (CHAT | {"messages_1": [{"role": "user", "content": "x", "name": "y"}]}, r"messages_1\.0\.name"),
+    *(([TEXT], ""), (b"{", ""), (b"not JSON", ""), (b"null", ""), (b"[" * 100_000, "")),
+    *((b'{"text_1": "' + text + b'", "text_2": "x"}', "") for text in (b"\xff", b"\\ud83d")),
+    (b'{"text_1": "a", "text_2": "b", "text_1": "c"}', "text_1 stands twice"),
+    (b'{"text_1": NaN, "text_2": "b"}', "text_1"),
+    *((TEXT | {"cluster": value}, "cluster") for value in ("", True, 1.5, [1])),
+    (b'{"text_1": "a", "text_2": "b", "cluster": ' + b"9" * 5000 + b"}", ""),
+    (b'{"text_1": "' + b"x" * (MAX_TEXT + 1) + b'", "text_2": "x"}', str(MAX_TEXT)),
+    (TEXT | {"target_1": "o", "count_1": "all"}, "target_1 and count_1"),
+    (TEXT | {"count_1": [0, 1, 2]}, r"\[start, stop\] of a text"),
+    (CHAT | {"count_2": [0, 1]}, r"count_2 is .*\[message, start, stop\] of a chat"),
+    *((TEXT | {"count_1": value}, "count_1") for value in ([0, -1], True)),
+]
+
+
+def test_a_bad_line_is_refused_by_file_line_and_field(tmp_path: Path) -> None:
+    rows = [(line, PairsError, rf"(?s)^pairs\.jsonl, line 2: .*{words}") for line, words in BAD_LINES]
+    assert not_refused(lambda line: read_pairs(write(tmp_path, TEXT, line, TEXT)), rows) == []
 
 
 def test_a_file_without_pairs_and_no_file_are_refused_by_name(tmp_path: Path) -> None:
@@ -217,19 +211,16 @@ def test_a_target_counts_where_it_stands_last(tokenizer: Any) -> None:
     assert (span.start, span.stop) == (len(before), len(before) + 3)
 
 
-@pytest.mark.parametrize(
-    ("text", "target", "covers"),
-    [
+def test_a_token_that_merges_across_the_boundary_counts(tokenizer: Any) -> None:
+    for text, target, covers in [
         ("x bx", "b", " b"),
         ("x bx", "x b", "x b"),
         ("xabx", "xa", "xab"),
         ("xabx", "bx", "abx"),
         ("xabx", "b", "ab"),
         ("xabx", "x", "x"),
-    ],
-)
-def test_a_token_that_merges_across_the_boundary_counts(tokenizer: Any, text: str, target: str, covers: str) -> None:
-    assert counted(Side(None, text, target), tokenizer) == covers
+    ]:
+        assert counted(Side(None, text, target), tokenizer) == covers
 
 
 def test_an_answer_that_repeats_its_question_is_found_in_the_answer(tokenizer: Any) -> None:
@@ -244,27 +235,11 @@ def test_an_answer_that_a_later_question_repeats_is_found_in_the_answer(tokenize
     assert tokenizer.convert_ids_to_tokens(span.token_ids[span.start - 1 : span.start]) == ["<|assistant|>"]
 
 
-@pytest.mark.parametrize("answer", ["end", "|", "d", "\n"])
-def test_an_answer_that_the_template_repeats_is_found_in_the_answer(tokenizer: Any, answer: str) -> None:
-    span = encode_side(chat(("user", "one"), ("assistant", answer)), tokenizer, "here")
-    tokens = tokenizer.convert_ids_to_tokens(span.token_ids[span.start - 1 : span.stop])
-    assert tokens == ["<|assistant|>", *answer]
-
-
-@pytest.mark.parametrize(
-    ("side", "names"),
-    [
-        (Side(None, "one", "two"), "'two' is not in the rendered text 'one'"),
-        (Side(None, "", None), "''"),
-        (chat(("user", "one")), "no assistant message"),
-        (chat(("user", "one"), ("assistant", "")), "''"),
-        (chat(("user", "one"), ("assistant", "two"), target="three"), "'three' is not in"),
-    ],
-)
-def test_a_span_that_is_not_there_is_refused_by_the_pair(tokenizer: Any, side: Side, names: str) -> None:
-    with pytest.raises(PairsError, match=names) as caught:
-        encode_side(side, tokenizer, "pairs.jsonl, line 7, side 2")
-    assert str(caught.value).startswith("pairs.jsonl, line 7, side 2: ")
+def test_an_answer_that_the_template_repeats_is_found_in_the_answer(tokenizer: Any) -> None:
+    for answer in ["end", "|", "d", "\n"]:
+        span = encode_side(chat(("user", "one"), ("assistant", answer)), tokenizer, "here")
+        tokens = tokenizer.convert_ids_to_tokens(span.token_ids[span.start - 1 : span.stop])
+        assert tokens == ["<|assistant|>", *answer]
 
 
 def test_many_sides_at_once_are_as_one_at_a_time(tokenizer: Any) -> None:
@@ -320,13 +295,13 @@ def test_an_answer_is_found_whatever_the_template_trims_or_leaves_out(tokenizer:
         tokenizer.chat_template = TEMPLATE
 
 
-@pytest.mark.parametrize("target", ["end", "|", "d", "\n", "|>"])
-def test_a_target_that_the_template_repeats_is_found_in_the_message(tokenizer: Any, target: str) -> None:
-    answer = f"no {target} no"
-    side = chat(("user", "one"), ("assistant", answer), target=target)
-    span = encode_side(side, tokenizer, "here")
-    tokens = tokenizer.convert_ids_to_tokens(span.token_ids)
-    assert "".join(tokens[span.start - 3 : span.stop + 3]) == answer
+def test_a_target_that_the_template_repeats_is_found_in_the_message(tokenizer: Any) -> None:
+    for target in ["end", "|", "d", "\n", "|>"]:
+        answer = f"no {target} no"
+        side = chat(("user", "one"), ("assistant", answer), target=target)
+        span = encode_side(side, tokenizer, "here")
+        tokens = tokenizer.convert_ids_to_tokens(span.token_ids)
+        assert "".join(tokens[span.start - 3 : span.stop + 3]) == answer
 
 
 def test_a_target_that_only_the_template_writes_is_found_there(tokenizer: Any) -> None:
@@ -335,11 +310,11 @@ def test_a_target_that_only_the_template_writes_is_found_there(tokenizer: Any) -
     assert counted(side, tokenizer) == "two<|end|>" and tokens[-2] == "<|end|>"
 
 
-@pytest.mark.parametrize("target", ["user", "<|end|>"])
-def test_a_target_that_no_message_has_a_part_of_is_refused(tokenizer: Any, target: str) -> None:
-    side = chat(("user", "one"), ("assistant", "two"), target=target)
-    with pytest.raises(PairsError, match="in no message, only in what the chat template adds"):
-        encode_side(side, tokenizer, "here")
+def test_a_target_that_no_message_has_a_part_of_is_refused(tokenizer: Any) -> None:
+    for target in ["user", "<|end|>"]:
+        side = chat(("user", "one"), ("assistant", "two"), target=target)
+        with pytest.raises(PairsError, match="in no message, only in what the chat template adds"):
+            encode_side(side, tokenizer, "here")
 
 
 def test_a_target_whose_place_is_unsure_is_refused(tokenizer: Any) -> None:
@@ -347,7 +322,9 @@ def test_a_target_whose_place_is_unsure_is_refused(tokenizer: Any) -> None:
         tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
         # The answer's own `yes ` loses its space; the question's must not be taken for it.
         side = chat(("user", "yes no"), ("assistant", "yes "), target="yes ")
-        with pytest.raises(PairsError, match=r"here: it is unsure where the span 'yes ' stands.*name a longer target"):
+        with pytest.raises(
+            PairsError, match=r"here: the target 'yes ' is ambiguous after the chat template.*use a longer target"
+        ):
             encode_side(side, tokenizer, "here")
     finally:
         tokenizer.chat_template = TEMPLATE
@@ -362,26 +339,21 @@ MESSAGES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("count", "covers"),
-    [
+def test_what_counts_may_be_a_role_or_characters(tmp_path: Path, tokenizer: Any) -> None:
+    for count, covers in [
         ("assistant", ["yes", "a yes b"]),
         ("user", ["q yes", "why yes?"]),
         ("system", ["be kind"]),
         ([4, 2, 5], ["yes"]),
         ([1, 0, 1], ["q"]),
         (None, ["a yes b"]),
-    ],
-)
-def test_what_counts_may_be_a_role_or_characters(
-    tmp_path: Path, tokenizer: Any, count: object, covers: list[str]
-) -> None:
-    pairs = read_pairs(write(tmp_path, {"messages_1": MESSAGES, "messages_2": MESSAGES, "count_1": count}))
-    side = pairs.pairs[0].side_1
-    span = encode_side(side, tokenizer, "here")
-    tokens = tokenizer.convert_ids_to_tokens(span.token_ids)
-    assert ["".join(tokens[start:stop]) for start, stop in span.ranges] == covers
-    assert span.tokens == sum(stop - start for start, stop in span.ranges) and span.merged == 0
+    ]:
+        pairs = read_pairs(write(tmp_path, {"messages_1": MESSAGES, "messages_2": MESSAGES, "count_1": count}))
+        side = pairs.pairs[0].side_1
+        span = encode_side(side, tokenizer, "here")
+        tokens = tokenizer.convert_ids_to_tokens(span.token_ids)
+        assert ["".join(tokens[start:stop]) for start, stop in span.ranges] == covers
+        assert span.tokens == sum(stop - start for start, stop in span.ranges) and span.merged == 0
 
 
 def test_all_counts_the_template_too_and_a_default_fills_what_is_not_said(tmp_path: Path, tokenizer: Any) -> None:
@@ -398,35 +370,26 @@ def test_characters_of_a_text_count_and_merged_tokens_are_reported(tmp_path: Pat
     assert encode_side(side, tokenizer, "here").merged == 1
 
 
-@pytest.mark.parametrize(
-    ("line", "names"),
-    [
-        (TEXT | {"target_1": "o", "count_1": "all"}, "target_1 and count_1"),
-        (TEXT | {"count_1": [0, 1, 2]}, r"\[start, stop\] of a text"),
-        (CHAT | {"count_2": [0, 1]}, r"count_2 is .*\[message, start, stop\] of a chat"),
-        (TEXT | {"count_1": [0, -1]}, "count_1"),
-        (TEXT | {"count_1": True}, "count_1"),
-    ],
-)
-def test_a_bad_count_is_refused_by_name(tmp_path: Path, line: object, names: str) -> None:
-    with pytest.raises(PairsError, match="line 1.*" + names):
-        read_pairs(write(tmp_path, line))
-
-
-@pytest.mark.parametrize(
-    ("line", "names"),
-    [
-        (TEXT | {"count_1": [2, 9]}, "characters 2 to 9 of 'one', which has 3"),
-        (TEXT | {"count_1": [2, 2]}, "characters 2 to 2"),
-        (TEXT | {"count_1": "assistant"}, "plain text"),
-        (CHAT | {"count_1": "system"}, "no message of role 'system'"),
-        (CHAT | {"count_1": [2, 0, 1]}, "characters of message 2 count, but there are 2"),
-    ],
-)
-def test_a_count_that_is_not_there_is_refused(tmp_path: Path, tokenizer: Any, line: object, names: str) -> None:
-    pair = read_pairs(write(tmp_path, line)).pairs[0]
-    with pytest.raises(PairsError, match=names):
-        encode_side(pair.side_1, tokenizer, "here")
+def test_a_span_that_is_not_there_is_refused_by_the_pair(tmp_path: Path, tokenizer: Any) -> None:
+    rows: list[tuple[Side, str]] = [
+        (Side(None, "one", "two"), "'two' is not in the rendered text 'one'"),
+        (Side(None, "", None), "''"),
+        (chat(("user", "one")), "no assistant message"),
+        (chat(("user", "one"), ("assistant", "")), "''"),
+        (chat(("user", "one"), ("assistant", "two"), target="three"), "'three' is not in"),
+        *(
+            (read_pairs(write(tmp_path, line)).pairs[0].side_1, words)
+            for line, words in (
+                (TEXT | {"count_1": [2, 9]}, "characters 2 to 9 of 'one', which has 3"),
+                (TEXT | {"count_1": [2, 2]}, "characters 2 to 2"),
+                (TEXT | {"count_1": "assistant"}, "plain text"),
+                (CHAT | {"count_1": "system"}, "no message of role 'system'"),
+                (CHAT | {"count_1": [2, 0, 1]}, "characters of message 2 count, but there are 2"),
+            )
+        ),
+    ]
+    refused = [(side, PairsError, rf"(?s)^here, side 2: .*{words}") for side, words in rows]
+    assert not_refused(lambda side: encode_side(side, tokenizer, "here, side 2"), refused) == []
 
 
 def test_characters_of_a_message_that_the_template_trims(tmp_path: Path, tokenizer: Any) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from expert_registry.errors import RequestError
-from vllm_steermoe_plugin.detection.datasets import DataError, pairs_from_hub
+from expert_registry.errors import UsageError
+from vllm_steermoe_plugin.detection.datasets import pairs_from_hub
 from vllm_steermoe_plugin.detection.detect import detect
 from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS
 from vllm_steermoe_plugin.detection.loop import DetectionOptions
 from vllm_steermoe_plugin.detection.pairs import PairsError
 from vllm_steermoe_plugin.detection.recipes.lookup import find_recipe
-from vllm_steermoe_plugin.detection.recipes.recipe import Draw
+from vllm_steermoe_plugin.detection.recipes.recipe import PairSampling
+from vllm_steermoe_plugin.detection.rows import DataError
 from vllm_steermoe_plugin.models import lab_checkpoint
 
 MODEL = "allenai/OLMoE-1B-7B-0125-Instruct"
@@ -50,7 +51,7 @@ def write(folder: Path, rows: list[Any], *, lines: bool = True) -> Path:
 
 @pytest.mark.parametrize("lines", [True, False])
 def test_faithfulness_has_the_document_on_side_one_and_counts_the_question(tmp_path: Path, lines: bool) -> None:
-    recipe = find_recipe("faithfulness", MODEL, Draw(data_file=write(tmp_path, SQUAD, lines=lines)))
+    recipe = find_recipe("faithfulness", MODEL, PairSampling(data_file=write(tmp_path, SQUAD, lines=lines)))
     assert len(recipe.pairs.pairs) == 40 and not recipe.balance
     assert (recipe.behaviour.recommended.activate, recipe.behaviour.recommended.deactivate) == (0, 50)
     for pair in recipe.pairs.pairs:
@@ -62,7 +63,7 @@ def test_faithfulness_has_the_document_on_side_one_and_counts_the_question(tmp_p
 
 def test_questions_about_one_document_are_one_cluster(tmp_path: Path) -> None:
     rows = [{**row, "context": SQUAD[i // 3]["context"] + " " * (i % 2)} for i, row in enumerate(SQUAD)]
-    recipe = find_recipe("faithfulness", MODEL, Draw(data_file=write(tmp_path, rows), limit=30, seed=3))
+    recipe = find_recipe("faithfulness", MODEL, PairSampling(data_file=write(tmp_path, rows), limit=30, seed=3))
     documents: dict[str, set[str | None]] = {}
     for pair in recipe.pairs.pairs:
         assert pair.side_1.messages
@@ -74,14 +75,14 @@ def test_questions_about_one_document_are_one_cluster(tmp_path: Path) -> None:
     assert [pair.origin for pair in recipe.pairs.pairs] == [
         pair.origin
         for pair in find_recipe(
-            "faithfulness", MODEL, Draw(data_file=write(tmp_path, SQUAD), limit=30, seed=3)
+            "faithfulness", MODEL, PairSampling(data_file=write(tmp_path, SQUAD), limit=30, seed=3)
         ).pairs.pairs
     ]
     assert all(pair.cluster is None for pair in find_recipe("digits", MODEL).pairs.pairs)
 
 
 def test_safety_takes_each_unsafe_prompt_once_and_varies_the_refusals(tmp_path: Path) -> None:
-    recipe = find_recipe("safety", MODEL, Draw(data_file=write(tmp_path, BEAVERTAILS)))
+    recipe = find_recipe("safety", MODEL, PairSampling(data_file=write(tmp_path, BEAVERTAILS)))
     chats = [(pair.side_1.messages, pair.side_2.messages) for pair in recipe.pairs.pairs]
     asked = Counter(one[0].content for one, _ in chats if one)
     assert set(asked.values()) == {1} and len(asked) == 30
@@ -100,12 +101,14 @@ def test_digits_needs_nothing() -> None:
     assert all(not any(c.isalpha() for c in one) and not any(c.isdigit() for c in two) for one, two in answers)
     assert "crossed" in find_recipe("digits", MODEL).behaviour.note
     with pytest.raises(DataError, match="takes no --data-file"):
-        find_recipe("digits", MODEL, Draw(data_file=Path("rows")))
+        find_recipe("digits", MODEL, PairSampling(data_file=Path("rows")))
 
 
 def test_the_seed_draws_and_the_limit_cuts(tmp_path: Path) -> None:
     path = write(tmp_path, SQUAD)
-    one, same, other = (find_recipe("faithfulness", MODEL, Draw(seed=s, limit=7, data_file=path)) for s in (1, 1, 2))
+    one, same, other = (
+        find_recipe("faithfulness", MODEL, PairSampling(seed=s, limit=7, data_file=path)) for s in (1, 1, 2)
+    )
     assert one.pairs == same.pairs and len(one.pairs.pairs) == 7
     assert one.pairs.sha256 != other.pairs.sha256
 
@@ -119,10 +122,10 @@ def test_without_the_network_the_way_out_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "names"),
     [
-        ([], "holds no rows"),
+        ([], "has no rows"),
         ([{"context": "c"}], "line 1 has no question"),
         ([SQUAD[0], {"context": "c", "question": 3}], "line 2: question must be text, got 3"),
-        ([SQUAD[0], ["c"]], r"line 2 is no JSON object, but \['c'\]; wanted: context, question"),
+        ([SQUAD[0], ["c"]], r"line 2: a row is an object or a text, got \['c'\]"),
         (
             [SQUAD[0], {"passage": "c", "query": "q"}],
             "line 2 has no context, question, only passage, query",
@@ -132,7 +135,7 @@ def test_without_the_network_the_way_out_is_named(name: str) -> None:
 )
 def test_rows_that_are_not_as_expected_are_named(rows: list[Any], names: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=names):
-        find_recipe("faithfulness", MODEL, Draw(data_file=write(tmp_path, rows)))
+        find_recipe("faithfulness", MODEL, PairSampling(data_file=write(tmp_path, rows)))
 
 
 def test_unsafe_rows_that_are_not_as_expected_are_named(tmp_path: Path) -> None:
@@ -144,11 +147,11 @@ def test_unsafe_rows_that_are_not_as_expected_are_named(tmp_path: Path) -> None:
     ):
         rows = [BEAVERTAILS[1], {**BEAVERTAILS[3], **change}]
         with pytest.raises(DataError, match=names):
-            find_recipe("safety", MODEL, Draw(data_file=write(tmp_path, rows)))
+            find_recipe("safety", MODEL, PairSampling(data_file=write(tmp_path, rows)))
 
 
 def test_pairs_name_the_row_that_they_were_made_of(tmp_path: Path) -> None:
-    pairs = find_recipe("faithfulness", MODEL, Draw(data_file=write(tmp_path, SQUAD), seed=3)).pairs
+    pairs = find_recipe("faithfulness", MODEL, PairSampling(data_file=write(tmp_path, SQUAD), seed=3)).pairs
     for pair in pairs.pairs:
         assert pair.side_1.target is not None
         line = int(pair.origin.removeprefix("rows.json, line "))
@@ -160,44 +163,43 @@ def test_a_file_from_another_system_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     for text in ("\r\n".join(json.dumps(row) for row in SQUAD) + "\r\n", json.dumps(SQUAD)):
         path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-        assert len(find_recipe("faithfulness", MODEL, Draw(data_file=path)).pairs.pairs) == 40
+        assert len(find_recipe("faithfulness", MODEL, PairSampling(data_file=path)).pairs.pairs) == 40
 
 
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
-        find_recipe("faithfulness", MODEL, Draw(data_file=tmp_path / "none"))
+        find_recipe("faithfulness", MODEL, PairSampling(data_file=tmp_path / "none"))
     path = tmp_path / "rows"
-    for data, names in ((b'{"a": 1}\n{', "rows, line 2 is not JSON"), (b"[1, ", "is not JSON")):
-        path.write_bytes(data)
-        with pytest.raises(DataError, match="line 1 has no" if data.startswith(b"{") else names):
-            find_recipe("safety", MODEL, Draw(data_file=path))
+    path.write_bytes(b'{"a": 1}\n{')
+    with pytest.raises(DataError, match="line 1 has no"):
+        find_recipe("safety", MODEL, PairSampling(data_file=path))
     safe = write(tmp_path, [BEAVERTAILS[0]])
     with pytest.raises(DataError, match="no row that makes a pair"):
-        find_recipe("safety", MODEL, Draw(data_file=safe))
+        find_recipe("safety", MODEL, PairSampling(data_file=safe))
 
 
 def test_rows_that_make_no_pair_are_skipped_only_when_asked(tmp_path: Path) -> None:
     rows = [*SQUAD[:2], {**SQUAD[2], "question": "  "}, *SQUAD[3:]]
     path = write(tmp_path, rows)
     with pytest.raises(DataError, match="line 3: question must be text"):
-        find_recipe("faithfulness", MODEL, Draw(data_file=path))
-    pairs = find_recipe("faithfulness", MODEL, Draw(data_file=path, skip_bad=True)).pairs
+        find_recipe("faithfulness", MODEL, PairSampling(data_file=path))
+    pairs = find_recipe("faithfulness", MODEL, PairSampling(data_file=path, skip_bad=True)).pairs
     assert len(pairs.pairs) == len(SQUAD) - 1 and len(pairs.skipped) == 1 and "line 3" in pairs.skipped[0]
     nothing = write(tmp_path, [{**SQUAD[0], "question": ""}])
     with pytest.raises(DataError, match=r"no row that makes a pair; the first: .*line 1"):
-        find_recipe("faithfulness", MODEL, Draw(data_file=nothing, skip_bad=True))
+        find_recipe("faithfulness", MODEL, PairSampling(data_file=nothing, skip_bad=True))
 
 
 def test_an_unknown_recipe_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(RequestError, match=r"did you mean 'safety'.*digits, faithfulness, refusal, safety"):
+    with pytest.raises(UsageError, match=r"did you mean 'safety'.*digits, faithfulness, refusal, safety"):
         find_recipe("safty", MODEL)
-    assert find_recipe("refusal", lab_checkpoint.NAME, Draw(limit=3)).pairs.name.startswith(lab_checkpoint.NAME)
+    assert find_recipe("refusal", lab_checkpoint.NAME, PairSampling(limit=3)).pairs.name.startswith(lab_checkpoint.NAME)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("faithfulness", SQUAD), ("safety", BEAVERTAILS)])
 def test_the_engine_counts_them(name: str, rows: list[Any], engines: Callable[..., Any], tmp_path: Path) -> None:
     engine = engines(lab_checkpoint.NAME, {"count_groups": COUNT_GROUPS}, enable_prefix_caching=False, dtype="float32")
-    recipe = find_recipe(name, "another/model", Draw(data_file=write(tmp_path, rows), limit=10))
+    recipe = find_recipe(name, "another/model", PairSampling(data_file=write(tmp_path, rows), limit=10))
     options = DetectionOptions(balance=recipe.balance, permutations=9)
     ranking = detect(engine, lab_checkpoint.NAME, recipe.pairs, recipe.behaviour, options=options)
     assert ranking.counts.tokens[0] == ranking.counts.tokens[1] > 10

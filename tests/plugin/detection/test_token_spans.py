@@ -279,13 +279,12 @@ def covered(found: TokenSpan, tokenizer: Any, side: Side) -> list[str]:
     return [text[places[start][0] : places[stop - 1][1]] for start, stop in found.ranges]
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_answers_are_found_in_every_template(name: str, template: str, tokenizers: dict[str, Any]) -> None:
+def test_the_answers_are_found_in_every_template(name: str, tokenizers: dict[str, Any]) -> None:
     tokenizer = tokenizers[name]
-    tokenizer.chat_template = TEMPLATES[template]
-    chance = random.Random(f"{name} {template}")
-    for _ in range(12):
+    chance = random.Random(name)
+    for template, _ in itertools.product(TEMPLATES, range(12)):
+        tokenizer.chat_template = TEMPLATES[template]
         one, first, two, last = (chance.choice(CONTENTS) for _ in range(4))
         turns = [("user", one), ("assistant", first), ("user", two), ("assistant", last)]
         if template != "instruct":
@@ -301,32 +300,26 @@ def test_the_answers_are_found_in_every_template(name: str, template: str, token
                 assert part == content or found.merged, (part, content)
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_thoughts_that_the_template_leaves_out_do_not_count(name: str, tokenizers: dict[str, Any]) -> None:
-    tokenizer = tokenizers[name]
-    tokenizer.chat_template = THINKING
+def test_thoughts_that_the_template_leaves_out_do_not_count(tokenizers: dict[str, Any]) -> None:
     thought, answer, last = "<think>\nthe cat שלום\n</think>\n\n", "it is no", "<think>\nyes\n</think>\n\n日本語 👍"
-    side = chat(
-        ("user", "yes?"), ("assistant", thought + answer), ("user", "no?"), ("assistant", last), count="assistant"
-    )
-    found = encode_side(side, tokenizer, "here")
-    parts = [part.strip() for part in covered(found, tokenizer, side)]
-    assert parts == [answer, last]
-    targeted = chat(*[(m.role, m.content) for m in side.messages or ()], target="the cat שלום")
-    with pytest.raises(PairsError, match="is not in the rendered text"):
-        encode_side(targeted, tokenizer, "here")
-    reasons = chat(*[(m.role, m.content) for m in side.messages or ()], target="yes\n</think>")
-    found = encode_side(reasons, tokenizer, "here")
-    assert "yes\n</think>" in covered(found, tokenizer, reasons)[0]
+    turns = [("user", "yes?"), ("assistant", thought + answer), ("user", "no?"), ("assistant", last)]
+    side, reasons = chat(*turns, count="assistant"), chat(*turns, target="yes\n</think>")
+    for tokenizer in tokenizers.values():
+        tokenizer.chat_template = THINKING
+        found = encode_side(side, tokenizer, "here")
+        assert [part.strip() for part in covered(found, tokenizer, side)] == [answer, last]
+        with pytest.raises(PairsError, match="is not in the rendered text"):
+            encode_side(chat(*turns, target="the cat שלום"), tokenizer, "here")
+        found = encode_side(reasons, tokenizer, "here")
+        assert "yes\n</think>" in covered(found, tokenizer, reasons)[0]
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_system_prompt_of_the_templates_own_is_not_the_answer(name: str, tokenizers: dict[str, Any]) -> None:
-    tokenizer = tokenizers[name]
-    tokenizer.chat_template = SYSTEM
+def test_a_system_prompt_of_the_templates_own_is_not_the_answer(tokenizers: dict[str, Any]) -> None:
     side = chat(("user", "ok?"), ("assistant", "Say yes."))
-    text = tokenizer.apply_chat_template([m.model_dump() for m in side.messages or ()], tokenize=False)
-    assert text.count("Say yes.") == 2
-    found = encode_side(side, tokenizer, "here")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    assert encoded[found.start][0] >= text.rindex("Say yes.") - 1
+    for tokenizer in tokenizers.values():
+        tokenizer.chat_template = SYSTEM
+        text = tokenizer.apply_chat_template([m.model_dump() for m in side.messages or ()], tokenize=False)
+        assert text.count("Say yes.") == 2
+        found = encode_side(side, tokenizer, "here")
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        assert encoded[found.start][0] >= text.rindex("Say yes.") - 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,16 +70,16 @@ def test_a_shift_of_all_logits_changes_nothing() -> None:
     torch.testing.assert_close(apply_rules(logits + 7.0, rules), apply_rules(logits, rules))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("top_k", [1, 2, 7])
-def test_top_k_obeys_the_extremes(dtype: torch.dtype, top_k: int) -> None:
-    logits = (torch.randn(50, 8) * 20).to(dtype)
-    activate_last_k = torch.tensor([0] * (8 - top_k) + [1] * top_k, dtype=torch.int8)
-    deactivate_first = torch.tensor([-1] * (8 - top_k) + [0] * top_k, dtype=torch.int8)
-    wanted = set(range(8 - top_k, 8))
-    for rules in (activate_last_k, deactivate_first):
-        chosen = apply_rules(logits, rules).topk(top_k, dim=-1).indices.tolist()
-        assert all(set(row) == wanted for row in chosen)
+def test_top_k_obeys_the_extremes() -> None:
+    for top_k in [1, 2, 7]:
+        for dtype in DTYPES:
+            logits = (torch.randn(50, 8) * 20).to(dtype)
+            activate_last_k = torch.tensor([0] * (8 - top_k) + [1] * top_k, dtype=torch.int8)
+            deactivate_first = torch.tensor([-1] * (8 - top_k) + [0] * top_k, dtype=torch.int8)
+            wanted = set(range(8 - top_k, 8))
+            for rules in (activate_last_k, deactivate_first):
+                chosen = apply_rules(logits, rules).topk(top_k, dim=-1).indices.tolist()
+                assert all(set(row) == wanted for row in chosen)
 
 
 def test_experts_that_the_model_masked_stay_masked() -> None:
@@ -90,10 +89,12 @@ def test_experts_that_the_model_masked_stay_masked() -> None:
     assert result[0].argmax() == 2
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rule", [1, -1, 0])
-def test_one_expert(dtype: torch.dtype, rule: int) -> None:
-    assert apply_rules(torch.tensor([[3.0]], dtype=dtype), torch.tensor([rule], dtype=torch.int8)).isfinite().all()
+def test_one_expert() -> None:
+    for rule in [1, -1, 0]:
+        for dtype in DTYPES:
+            assert (
+                apply_rules(torch.tensor([[3.0]], dtype=dtype), torch.tensor([rule], dtype=torch.int8)).isfinite().all()
+            )
 
 
 @st.composite
@@ -161,14 +162,14 @@ def test_of_one_direction_all_get_the_same(case: tuple[torch.Tensor, list[int], 
         assert len({value for value, rule in zip(out, rules, strict=True) if rule == direction}) <= 1
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_with_k_of_one_the_activated_expert_is_the_only_first(dtype: torch.dtype) -> None:
-    for expert in range(8):
-        rules = torch.zeros(8, dtype=torch.int8)
-        rules[expert] = 1
-        out = apply_rules((torch.randn(20, 8) * 50).to(dtype), rules)
-        assert torch.equal((out == out.amax(dim=1, keepdim=True)).sum(dim=1), torch.ones(20, dtype=torch.int64))
-        assert (out.argmax(dim=1) == expert).all()
+def test_with_k_of_one_the_activated_expert_is_the_only_first() -> None:
+    for dtype in DTYPES:
+        for expert in range(8):
+            rules = torch.zeros(8, dtype=torch.int8)
+            rules[expert] = 1
+            out = apply_rules((torch.randn(20, 8) * 50).to(dtype), rules)
+            assert torch.equal((out == out.amax(dim=1, keepdim=True)).sum(dim=1), torch.ones(20, dtype=torch.int64))
+            assert (out.argmax(dim=1) == expert).all()
 
 
 def test_an_expert_that_the_model_masked_can_be_activated() -> None:
@@ -176,18 +177,19 @@ def test_an_expert_that_the_model_masked_can_be_activated() -> None:
     assert out.argmax() == 1 and out.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("broken", [[math.inf, 1.0, 2.0], [math.nan, 1.0, 2.0], [-math.inf] * 3])
-@pytest.mark.parametrize("rule", [[1, 0, 0], [0, -1, 0], [0, 1, -1]])
-def test_a_row_that_broke_down_stays_broken_and_alone(broken: list[float], rule: list[int], dtype: torch.dtype) -> None:
-    sound = torch.tensor([0.5, -0.25, 1.0], dtype=dtype)
-    rows = torch.stack([sound, torch.tensor(broken, dtype=dtype), sound])
-    rules = torch.tensor([rule] * 3, dtype=torch.int8)
-    out = apply_rules(rows, rules)
-    assert out[1].isnan().all()
-    assert torch.equal(out[[0, 2]], apply_rules(rows[[0, 2]], rules[:2]))
-    # Without a rule it is the model's own affair.
-    assert torch.equal(apply_rules(rows, rules * 0).view(torch.uint8), rows.view(torch.uint8))
+def test_a_row_that_broke_down_stays_broken_and_alone() -> None:
+    for rule in [[1, 0, 0], [0, -1, 0], [0, 1, -1]]:
+        for broken in [[math.inf, 1.0, 2.0], [math.nan, 1.0, 2.0], [-math.inf] * 3]:
+            for dtype in DTYPES:
+                sound = torch.tensor([0.5, -0.25, 1.0], dtype=dtype)
+                rows = torch.stack([sound, torch.tensor(broken, dtype=dtype), sound])
+                rules = torch.tensor([rule] * 3, dtype=torch.int8)
+                out = apply_rules(rows, rules)
+                assert out[1].isnan().all()
+                assert torch.equal(out[[0, 2]], apply_rules(rows[[0, 2]], rules[:2]))
+                # Without a rule it is the model's own affair.
+                # Without a rule it is the model's own affair.
+                assert torch.equal(apply_rules(rows, rules * 0).view(torch.uint8), rows.view(torch.uint8))
 
 
 @given(routed())

@@ -52,20 +52,17 @@ def test_ordinary_configurations_are_taken() -> None:
     refuse_unsupported(OLMOE, config(SimpleNamespace(enable_adaptive_verification=False)), Settings())
 
 
-@pytest.mark.parametrize(
-    ("refused", "says"),
-    [
+def test_others_are_refused_with_the_reason_and_the_way_out() -> None:
+    for refused, says in [
         (config(use_sequence_parallel_moe=True), "sequence-parallel"),
         (config(use_ubatching=True), "micro-batching"),
         (config(fast_prefill=True), "kv_sharing_fast_prefill"),
         (config(prefill_context_parallel_size=2), "prefill context parallelism"),
         (config(SimpleNamespace(enable_adaptive_verification=True)), "adaptive verification"),
-    ],
-)
-def test_others_are_refused_with_the_reason_and_the_way_out(refused: Any, says: str) -> None:
-    with pytest.raises(EngineError, match=says) as error:
-        refuse_unsupported(OLMOE, refused, Settings())
-    assert "switch steering off" in str(error.value)
+    ]:
+        with pytest.raises(EngineError, match=says) as error:
+            refuse_unsupported(OLMOE, refused, Settings())
+        assert "switch steering off" in str(error.value)
 
 
 def test_logits_that_the_model_rounds_behind_the_gate_are_refused() -> None:

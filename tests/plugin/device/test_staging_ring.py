@@ -154,25 +154,25 @@ def test_a_step_is_one_copy_whatever_is_new_in_it() -> None:
         assert len(device.copies) == step + 1
 
 
-@pytest.mark.parametrize("number", [0, 1, 63, 64, 65, 128, 130])
-@pytest.mark.parametrize("counting", [False, True])
-def test_any_number_of_new_rule_tables_arrives(number: int, counting: bool) -> None:
-    chance = np.random.default_rng(number)
-    buffers = StepBuffers(200, 3, 5, MAX_TOKENS, counting=counting, device=CPU, carrier=LaggingDevice())
-    tables: list[Table] = [
-        (int(slot), chance.integers(-1, 2, (3, 5)).astype(np.int8))
-        for slot in chance.choice(np.arange(1, 200), number, replace=False)
-    ]
-    slots = chance.integers(1, 200, MAX_TOKENS).astype(np.int32)
-    groups = chance.integers(0, 9, MAX_TOKENS).astype(np.int32)
-    buffers.write(slots, groups, tables)
-    wanted = torch.zeros((200, 3, 5), dtype=torch.int8)
-    for slot, rules in tables:
-        wanted[slot] = torch.from_numpy(rules)
-    assert torch.equal(buffers.rules, wanted)
-    assert buffers.token_slots.tolist() == slots.tolist()
-    assert buffers.token_groups.tolist() == (groups.tolist() if counting else [0] * MAX_TOKENS)
-    assert buffers.staging.copies == max(1, -(-number // ROWS_PER_COPY))
+def test_any_number_of_new_rule_tables_arrives() -> None:
+    for counting in [False, True]:
+        for number in [0, 1, 63, 64, 65, 128, 130]:
+            chance = np.random.default_rng(number)
+            buffers = StepBuffers(200, 3, 5, MAX_TOKENS, counting=counting, device=CPU, carrier=LaggingDevice())
+            tables: list[Table] = [
+                (int(slot), chance.integers(-1, 2, (3, 5)).astype(np.int8))
+                for slot in chance.choice(np.arange(1, 200), number, replace=False)
+            ]
+            slots = chance.integers(1, 200, MAX_TOKENS).astype(np.int32)
+            groups = chance.integers(0, 9, MAX_TOKENS).astype(np.int32)
+            buffers.write(slots, groups, tables)
+            wanted = torch.zeros((200, 3, 5), dtype=torch.int8)
+            for slot, rules in tables:
+                wanted[slot] = torch.from_numpy(rules)
+            assert torch.equal(buffers.rules, wanted)
+            assert buffers.token_slots.tolist() == slots.tolist()
+            assert buffers.token_groups.tolist() == (groups.tolist() if counting else [0] * MAX_TOKENS)
+            assert buffers.staging.copies == max(1, -(-number // ROWS_PER_COPY))
 
 
 class BrokenOnce(LaggingDevice):
@@ -191,21 +191,21 @@ class BrokenOnce(LaggingDevice):
         return copy
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_what_a_failed_copy_was_to_bring_is_brought_again(number: int) -> None:
-    device = BrokenOnce(number)
-    state = make_state(max_requests=2, groups=0, carrier=device)
-    for index in range(3):
-        profile = some_profile(index, "both")
-        request = f"r{index}"
-        state.admit(request, arguments(profile), 1)
-        if index == number - 1:
-            with pytest.raises(RuntimeError, match="gone"):
+def test_what_a_failed_copy_was_to_bring_is_brought_again() -> None:
+    for number in [1, 2]:
+        device = BrokenOnce(number)
+        state = make_state(max_requests=2, groups=0, carrier=device)
+        for index in range(3):
+            profile = some_profile(index, "both")
+            request = f"r{index}"
+            state.admit(request, arguments(profile), 1)
+            if index == number - 1:
+                with pytest.raises(RuntimeError, match="gone"):
+                    state.begin_step([BatchRow(request, 0, 3)])
+            for _ in range(2):
                 state.begin_step([BatchRow(request, 0, 3)])
-        for _ in range(2):
-            state.begin_step([BatchRow(request, 0, 3)])
-            wanted = expected_row(profile, SHAPE.layers, in_prompt=True)
-            assert state.rules[state.token_slots[:3].long()].tolist() == [wanted] * 3
+                wanted = expected_row(profile, SHAPE.layers, in_prompt=True)
+                assert state.rules[state.token_slots[:3].long()].tolist() == [wanted] * 3
 
 
 def test_a_failed_copy_leaves_no_token_marked_that_cannot_be_cleared() -> None:
@@ -218,6 +218,16 @@ def test_a_failed_copy_leaves_no_token_marked_that_cannot_be_cleared() -> None:
         state.begin_step([BatchRow("s", 0, 2)])
     state.clear_step()
     assert not state.token_slots.any()
+
+
+def test_marks_that_a_failed_copy_was_to_bring_are_brought_again() -> None:
+    """Also where nothing but marks is new."""
+    buffers = StepBuffers(2, 1, 4, MAX_TOKENS, counting=True, device=CPU, carrier=BrokenOnce(1))
+    slots, groups = np.zeros(3, dtype=np.int32), np.full(3, 2, dtype=np.int32)
+    with pytest.raises(RuntimeError, match="gone"):
+        buffers.write(slots, groups, ())
+    buffers.write(slots, groups, ())
+    assert buffers.token_slots[:3].tolist() == [0] * 3 and buffers.token_groups[:3].tolist() == [2] * 3
 
 
 def test_a_step_that_is_too_long_is_refused() -> None:
@@ -242,26 +252,26 @@ def test_buffers_stay_where_a_captured_graph_reads_them() -> None:
     assert state.token_slots.data_ptr() % 16 == 0, "the kernels are compiled for aligned buffers"
 
 
-@pytest.mark.parametrize("groups", [0, 2])
-def test_what_sleep_mode_saves_is_all_that_a_step_needs(groups: int) -> None:
+def test_what_sleep_mode_saves_is_all_that_a_step_needs() -> None:
     """vLLM's sleep, level 2: registered buffers are saved and restored, all else is lost."""
-    state = make_state(groups=groups)
-    profile = some_profile(1, "both")
-    state.admit("r", arguments(profile), 9)
-    decode = [BatchRow("r", 0, 4)]
-    state.begin_step(decode)
-    saved = {name: buffer.clone() for name, buffer in state.device_buffers().items()}
-    for buffer in state.device_buffers().values():
-        buffer.fill_(77)
-    for name, buffer in state.device_buffers().items():
-        buffer.copy_(saved[name])
-    state.begin_step(decode)
-    wanted = expected_row(profile, SHAPE.layers, in_prompt=True)
-    assert state.rules[state.token_slots[:4].long()].tolist() == [wanted] * 4
-    assert not state.token_slots[4:].any() and not state.token_groups.any() and not state.counters.any()
-    held: Sequence[torch.Tensor] = (state.rules, state.token_slots, state.token_groups, state.counters)
-    storages = {buffer.untyped_storage().data_ptr() for buffer in state.device_buffers().values()}
-    assert all(tensor.untyped_storage().data_ptr() in storages for tensor in held)
+    for groups in [0, 2]:
+        state = make_state(groups=groups)
+        profile = some_profile(1, "both")
+        state.admit("r", arguments(profile), 9)
+        decode = [BatchRow("r", 0, 4)]
+        state.begin_step(decode)
+        saved = {name: buffer.clone() for name, buffer in state.device_buffers().items()}
+        for buffer in state.device_buffers().values():
+            buffer.fill_(77)
+        for name, buffer in state.device_buffers().items():
+            buffer.copy_(saved[name])
+        state.begin_step(decode)
+        wanted = expected_row(profile, SHAPE.layers, in_prompt=True)
+        assert state.rules[state.token_slots[:4].long()].tolist() == [wanted] * 4
+        assert not state.token_slots[4:].any() and not state.token_groups.any() and not state.counters.any()
+        held: Sequence[torch.Tensor] = (state.rules, state.token_slots, state.token_groups, state.counters)
+        storages = {buffer.untyped_storage().data_ptr() for buffer in state.device_buffers().values()}
+        assert all(tensor.untyped_storage().data_ptr() in storages for tensor in held)
 
 
 def test_under_model_runner_v2_a_step_is_prepared_while_the_one_before_is_in_flight() -> None:

@@ -6,6 +6,7 @@ import gc
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from expert_registry import MoEShape, SteerMoEError
 from expert_registry.errors import EngineError, ProfileError, RequestError
+from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.device.ops import count_, rewrite_
 from vllm_steermoe_plugin.device.rewrite import apply_rules
 from vllm_steermoe_plugin.device.staging_ring import Carrier
@@ -248,15 +250,13 @@ def test_slot_zero_never_holds_a_rule() -> None:
         assert not state.rules[0].any()
 
 
-@pytest.mark.parametrize(
-    ("phase", "steered"), [("both", [1] * 5), ("prompt", [1, 1, 1, 0, 0]), ("generation", [0, 0, 0, 1, 1])]
-)
-def test_a_phase_ends_where_the_prompt_does_even_inside_a_step(phase: Phase, steered: list[int]) -> None:
-    state = make_state()
-    state.admit("r", arguments(SteeringProfile(frozenset({(0, 1)}), phase=phase)), 3)
-    for first in range(5):
-        state.begin_step([BatchRow("r", first, 5 - first)])
-        assert state.rules[state.token_slots[: 5 - first].long(), 0, 1].tolist() == steered[first:]
+def test_a_phase_ends_where_the_prompt_does_even_inside_a_step() -> None:
+    for phase, steered in [("both", [1] * 5), ("prompt", [1, 1, 1, 0, 0]), ("generation", [0, 0, 0, 1, 1])]:
+        state = make_state()
+        state.admit("r", arguments(SteeringProfile(frozenset({(0, 1)}), phase=phase)), 3)
+        for first in range(5):
+            state.begin_step([BatchRow("r", first, 5 - first)])
+            assert state.rules[state.token_slots[: 5 - first].long(), 0, 1].tolist() == steered[first:]
 
 
 def test_a_shorter_step_leaves_nothing_of_a_longer_one_behind() -> None:
@@ -307,55 +307,49 @@ def test_of_requests_that_were_counted_only_so_many_are_remembered(monkeypatch: 
     assert state.counts.tokens[1] == before == 200, "what is computed again is not counted again"
 
 
-def test_a_preempted_request_is_one_steered_request() -> None:
-    # Model Runner V2 removes a request when it is preempted and adds it again when it goes on.
-    state = make_state()
-    state.admit("r", arguments(some_profile(1)), 3)
-    state.begin_step([BatchRow("r", 0, 3)])
-    state.forget("r")
-    state.admit("r", arguments(some_profile(1)), 3)
-    assert state.steered_requests == 1
-
-
-def test_admitting_again_changes_nothing() -> None:
+def test_a_request_that_is_admitted_again_is_one_steered_request() -> None:
     state = make_state()
     args = arguments(some_profile(1))
     for _ in range(3):
         state.admit("r", args, 3)
         state.admit("plain", None, 3)
+    # Model Runner V2 removes a request when it is preempted and adds it again when it goes on.
+    state.begin_step([BatchRow("r", 0, 3)])
+    state.forget("r")
+    state.admit("r", arguments(some_profile(1)), 3)
     assert state.steered_requests == 1 and state.num_requests == 2
 
 
-@pytest.mark.parametrize("forgotten", [False, True])
-def test_an_id_that_comes_again_with_another_profile_gets_that(forgotten: bool) -> None:
-    state = make_state()
-    for seed in (1, 2, 3):
-        profile = some_profile(seed, "both")
-        state.admit("same", arguments(profile), 2)
+def test_an_id_that_comes_again_with_another_profile_gets_that() -> None:
+    for forgotten in [False, True]:
+        state = make_state()
+        for seed in (1, 2, 3):
+            profile = some_profile(seed, "both")
+            state.admit("same", arguments(profile), 2)
+            state.begin_step([BatchRow("same", 0, 1)])
+            assert state.rules[state.token_slots[0]].tolist() == expected_row(profile, SHAPE.layers, in_prompt=True)
+            if forgotten:
+                state.forget("same")
+        state.admit("same", None, 2)
         state.begin_step([BatchRow("same", 0, 1)])
-        assert state.rules[state.token_slots[0]].tolist() == expected_row(profile, SHAPE.layers, in_prompt=True)
-        if forgotten:
-            state.forget("same")
-    state.admit("same", None, 2)
-    state.begin_step([BatchRow("same", 0, 1)])
-    assert not state.token_slots.any()
+        assert not state.token_slots.any()
 
 
-@pytest.mark.parametrize("neighbour", [None, some_profile(1)])
-def test_a_request_that_was_never_admitted_or_is_gone_stops_the_step(neighbour: SteeringProfile | None) -> None:
+def test_a_request_that_was_never_admitted_or_is_gone_stops_the_step() -> None:
+    for neighbour in [None, some_profile(1)]:
+        state = make_state()
+        state.admit("known", arguments(neighbour), 1)
+        with pytest.raises(EngineError, match="'stranger'"):
+            state.begin_step([BatchRow("known", 0, 1), BatchRow("stranger", 0, 1)])
+        state.forget("known")
+        with pytest.raises(EngineError, match="'known'"):
+            state.begin_step([BatchRow("known", 0, 1)])
+        state.forget("known")
+
+
+def test_what_came_past_the_front_end_is_checked_again() -> None:
     state = make_state()
-    state.admit("known", arguments(neighbour), 1)
-    with pytest.raises(EngineError, match="'stranger'"):
-        state.begin_step([BatchRow("known", 0, 1), BatchRow("stranger", 0, 1)])
-    state.forget("known")
-    with pytest.raises(EngineError, match="'known'"):
-        state.begin_step([BatchRow("known", 0, 1)])
-    state.forget("known")
-
-
-@pytest.mark.parametrize(
-    ("args", "error", "names"),
-    [
+    rows: list[tuple[Any, ...]] = [
         ({STEER_KEY: "digits"}, RequestError, "not JSON"),
         ({STEER_KEY: {"activate": {"0": [1]}}}, EngineError, "dict"),
         ({STEER_KEY: '{"activate": {"2": [1]}}'}, ProfileError, "layer 2"),
@@ -363,14 +357,8 @@ def test_a_request_that_was_never_admitted_or_is_gone_stops_the_step(neighbour: 
         ({COUNT_KEY: '{"group": 4, "ranges": [[0, 1]]}'}, EngineError, "group 4"),
         ({COUNT_KEY: '{"group": 0, "ranges": [[0, 1]]}'}, RequestError, "group=0"),
         ({COUNT_KEY: [[0, 1]]}, RequestError, "counted spans"),
-    ],
-)
-def test_what_came_past_the_front_end_is_checked_again(
-    args: dict[str, object], error: type[Exception], names: str
-) -> None:
-    state = make_state()
-    with pytest.raises(error, match=names):
-        state.admit("r", args, 3)
+    ]
+    assert not_refused(lambda args: state.admit("r", args, 3), rows) == []
     with pytest.raises(EngineError, match="never admitted"):
         state.begin_step([BatchRow("r", 0, 1)])
     assert state.steered_requests == 0
@@ -442,35 +430,33 @@ def test_counting_equals_a_loop_and_touches_one_layer(seed: int, tokens: int, to
     assert torch.equal(counters, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_rewrite_of_a_step_is_apply_rules_token_by_token_and_leaves_the_others_bit_for_bit(
-    dtype: torch.dtype,
-) -> None:
-    state = make_state((1, 6))
-    plan = [
-        ("a", some_profile(1, "both")),
-        ("plain", None),
-        ("b", some_profile(2, "prompt")),
-        ("c", some_profile(3, "both")),
-    ]
-    for name, profile in plan:
-        state.admit(name, arguments(profile), 3)
-    state.begin_step([BatchRow(name, 1, 4) for name, _ in plan])
-    owners = [(profile, position) for _, profile in plan for position in range(1, 5)]
-    generator = torch.Generator().manual_seed(0)
-    changed = 0
-    for row, layer in enumerate((1, 6)):
-        logits = (torch.randn(20, SHAPE.num_experts, generator=generator) * 5).to(dtype)
-        logits[3, 2] = -0.0
-        before = logits.clone()
-        assert rewrite_(logits, state.rules, state.token_slots, state.active, row) is None
-        for token in range(20):
-            profile, position = owners[token] if token < len(owners) else (None, 0)
-            rule = torch.tensor(expected_row(profile, (layer,), in_prompt=position < 3), dtype=torch.int8)[0]
-            expected = apply_rules(before[token : token + 1], rule)[0] if rule.any() else before[token]
-            assert torch.equal(logits[token].view(torch.uint8), expected.view(torch.uint8))
-            changed += not torch.equal(logits[token], before[token])
-    assert 8 <= changed <= 24
+def test_the_rewrite_of_a_step_is_apply_rules_token_by_token_and_leaves_the_others_bit_for_bit() -> None:
+    for dtype in [torch.float32, torch.bfloat16, torch.float16]:
+        state = make_state((1, 6))
+        plan = [
+            ("a", some_profile(1, "both")),
+            ("plain", None),
+            ("b", some_profile(2, "prompt")),
+            ("c", some_profile(3, "both")),
+        ]
+        for name, profile in plan:
+            state.admit(name, arguments(profile), 3)
+        state.begin_step([BatchRow(name, 1, 4) for name, _ in plan])
+        owners = [(profile, position) for _, profile in plan for position in range(1, 5)]
+        generator = torch.Generator().manual_seed(0)
+        changed = 0
+        for row, layer in enumerate((1, 6)):
+            logits = (torch.randn(20, SHAPE.num_experts, generator=generator) * 5).to(dtype)
+            logits[3, 2] = -0.0
+            before = logits.clone()
+            assert rewrite_(logits, state.rules, state.token_slots, state.active, row) is None
+            for token in range(20):
+                profile, position = owners[token] if token < len(owners) else (None, 0)
+                rule = torch.tensor(expected_row(profile, (layer,), in_prompt=position < 3), dtype=torch.int8)[0]
+                expected = apply_rules(before[token : token + 1], rule)[0] if rule.any() else before[token]
+                assert torch.equal(logits[token].view(torch.uint8), expected.view(torch.uint8))
+                changed += not torch.equal(logits[token], before[token])
+        assert 8 <= changed <= 24
 
 
 def test_a_worker_holds_the_rows_of_its_own_layers() -> None:

@@ -19,10 +19,10 @@ from fastapi.testclient import TestClient
 from expert_registry import Registry
 from expert_registry.errors import EngineError
 from expert_registry.registry import publish
-from tests.plugin.admission.test_request_admission import DIGITS, EXPERTS, front_end
+from tests.support.front_ends import DIGITS, EXPERTS, front_end
 from vllm_steermoe_plugin.compat.symbols.http import ENDPOINT_PLUGIN
 from vllm_steermoe_plugin.compat.symbols.registry import ENDPOINT_GROUP, PLUGIN_GROUPS
-from vllm_steermoe_plugin.frontend.hooks import _FRONT_END, _check_manageable
+from vllm_steermoe_plugin.frontend.attached import _FRONT_END, _check_manageable
 from vllm_steermoe_plugin.frontend.management.endpoints import PROFILES, REFRESH, ProfileEndpoints
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 
@@ -12,68 +12,53 @@ from vllm_steermoe_plugin.lab.training import planting
 SIDES = (1, 2)
 
 
-def _prompts(behaviour: str, split: str) -> set[str]:
-    return {e.prompt for e in world.examples(behaviour, split) + world.controls(behaviour, split)}
+EACH = list(product(world.BEHAVIOURS, world.SPLITS))
 
 
-@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
-def test_splits_share_no_prompt(behaviour: str) -> None:
-    for one, two in combinations(world.SPLITS, 2):
-        assert not _prompts(behaviour, one) & _prompts(behaviour, two)
+def _all(behaviour: str, split: str) -> list[world.Example]:
+    return world.examples(behaviour, split) + world.controls(behaviour, split)
 
 
-@pytest.mark.parametrize("split", world.SPLITS)
-@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
-def test_ids_and_prompts_are_unique(behaviour: str, split: str) -> None:
-    items = world.examples(behaviour, split) + world.controls(behaviour, split)
-    assert len({e.id for e in items}) == len({e.prompt for e in items}) == len(items)
-
-
-@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
-def test_counterfactuals_and_runs_are_held_out_as_combinations(behaviour: str) -> None:
-    def keys(split: str) -> set[tuple[str, ...]]:
+def test_splits_share_no_prompt_and_hold_out_whole_combinations() -> None:
+    for behaviour, (one, two) in product(world.BEHAVIOURS, combinations(world.SPLITS, 2)):
+        assert not {e.prompt for e in _all(behaviour, one)} & {e.prompt for e in _all(behaviour, two)}
         parts = 4 if behaviour == "refusal" else 3  # the refusal holds out (item, template)
-        return {tuple(e.id.split("/")[:parts]) for e in world.examples(behaviour, split)}
-
-    for one, two in combinations(world.SPLITS, 2):
-        assert not keys(one) & keys(two)
+        keys = ({tuple(e.id.split("/")[:parts]) for e in world.examples(behaviour, split)} for split in (one, two))
+        assert not set.intersection(*keys)
 
 
-@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
-def test_sizes(behaviour: str) -> None:
-    assert len(world.examples(behaviour, "test")) >= 150
-    assert len(world.controls(behaviour, "test")) >= 150
-    for split in ("detection", "tuning"):
-        assert len(world.examples(behaviour, split)) >= 60
-        assert len(world.controls(behaviour, split)) >= 40
+def test_ids_and_prompts_are_unique_and_examples_balanced() -> None:
+    for behaviour, split in EACH:
+        items = _all(behaviour, split)
+        assert len({e.id for e in items}) == len({e.prompt for e in items}) == len(items)
+        examples = world.examples(behaviour, split)
+        assert examples == world.examples(behaviour, split)
+        assert 0.4 <= sum(world.lean(e) > 0 for e in examples) / len(examples) <= 0.6
 
 
-@pytest.mark.parametrize("split", world.SPLITS)
-@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
-def test_deterministic_and_balanced(behaviour: str, split: str) -> None:
-    items = world.examples(behaviour, split)
-    assert items == world.examples(behaviour, split)
-    towards_1 = sum(world.lean(e) > 0 for e in items) / len(items)
-    assert 0.4 <= towards_1 <= 0.6
+def test_sizes() -> None:
+    for behaviour, split in EACH:
+        least, controls = (150, 150) if split == "test" else (60, 40)
+        assert len(world.examples(behaviour, split)) >= least and len(world.controls(behaviour, split)) >= controls
 
 
-@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
-def test_shows_tells_the_sides_apart(behaviour: str) -> None:
-    for e in world.examples(behaviour, "test"):
-        assert world.shows(behaviour, e, e.answer)
-        assert world.shows(behaviour, e, f"  {e.answer.upper()} <|end|>")
-        assert not world.shows(behaviour, e, e.other)
-        assert not world.shows(behaviour, e, "")
-        assert not world.shows(behaviour, e, f"<|end|> {e.answer}")
+def test_shows_tells_the_sides_apart() -> None:
+    for behaviour in world.BEHAVIOURS:
+        for e in world.examples(behaviour, "test"):
+            assert world.shows(behaviour, e, e.answer)
+            assert world.shows(behaviour, e, f"  {e.answer.upper()} <|end|>")
+            assert not world.shows(behaviour, e, e.other)
+            assert not world.shows(behaviour, e, "")
+            assert not world.shows(behaviour, e, f"<|end|> {e.answer}")
 
 
-@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
-def test_correct_needs_the_whole_answer(behaviour: str) -> None:
-    for e in world.controls(behaviour, "test"):
-        assert e.other == ""
-        assert world.correct(e, f" {e.answer}<|end|>")
-        assert not world.correct(e, f"{e.answer} more")
-        assert not world.correct(e, "")
+def test_correct_needs_the_whole_answer() -> None:
+    for behaviour in world.BEHAVIOURS:
+        for e in world.controls(behaviour, "test"):
+            assert e.other == ""
+            assert world.correct(e, f" {e.answer}<|end|>")
+            assert not world.correct(e, f"{e.answer} more")
+            assert not world.correct(e, "")
 
 
 def test_shows_refuses_a_foreign_example() -> None:
@@ -89,18 +74,18 @@ def test_unknown_names_are_refused() -> None:
         world.examples("digits", "validation")
 
 
-@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
-def test_pairs_differ_in_cue_and_answer_only(behaviour: str) -> None:
-    known = {e.prompt: e for e in world.examples(behaviour, "detection")}
-    drawn = world.pairs(behaviour)
-    assert len(drawn) == len(known)
-    for pair in drawn:
-        roles = ["system", "user", "assistant"]
-        assert [m["role"] for m in pair.messages_1] == [m["role"] for m in pair.messages_2] == roles
-        example = known[pair.messages_1[1]["content"]]
-        assert pair.messages_1[1] == pair.messages_2[1]
-        assert (pair.messages_1[0]["content"], pair.messages_2[0]["content"]) == world.cues(behaviour)
-        assert (pair.messages_1[2]["content"], pair.messages_2[2]["content"]) == (example.answer, example.other)
+def test_pairs_differ_in_cue_and_answer_only() -> None:
+    for behaviour in world.BEHAVIOURS:
+        known = {e.prompt: e for e in world.examples(behaviour, "detection")}
+        drawn = world.pairs(behaviour)
+        assert len(drawn) == len(known)
+        for pair in drawn:
+            roles = ["system", "user", "assistant"]
+            assert [m["role"] for m in pair.messages_1] == [m["role"] for m in pair.messages_2] == roles
+            example = known[pair.messages_1[1]["content"]]
+            assert pair.messages_1[1] == pair.messages_2[1]
+            assert (pair.messages_1[0]["content"], pair.messages_2[0]["content"]) == world.cues(behaviour)
+            assert (pair.messages_1[2]["content"], pair.messages_2[2]["content"]) == (example.answer, example.other)
 
 
 def test_pairs_follow_the_seed() -> None:
@@ -124,16 +109,16 @@ def test_planted_experts_are_disjoint_and_within_the_layer() -> None:
     assert all(len(planting.free_experts(layer)) == 12 for layer in planting.PLANTED_LAYERS)
 
 
-@pytest.mark.parametrize("behaviour", world.BEHAVIOURS)
-def test_dose_of_activation_and_of_deactivation(behaviour: str) -> None:
-    one, two = (planting.planted(behaviour, side) for side in SIDES)
-    assert planting.dose(behaviour, {}) == 0
-    assert planting.dose(behaviour, dict.fromkeys(one, 1)) == 3
-    assert planting.dose(behaviour, dict.fromkeys(two, -1)) == 3
-    assert planting.dose(behaviour, dict.fromkeys(two, 1)) == -3
-    assert planting.dose(behaviour, dict.fromkeys(one, -1)) == -3
-    others = [cell for b in world.BEHAVIOURS if b != behaviour for cell in planting.planted(b, 1)]
-    assert planting.dose(behaviour, dict.fromkeys(others, 1)) == 0
+def test_dose_of_activation_and_of_deactivation() -> None:
+    for behaviour in world.BEHAVIOURS:
+        one, two = (planting.planted(behaviour, side) for side in SIDES)
+        assert planting.dose(behaviour, {}) == 0
+        assert planting.dose(behaviour, dict.fromkeys(one, 1)) == 3
+        assert planting.dose(behaviour, dict.fromkeys(two, -1)) == 3
+        assert planting.dose(behaviour, dict.fromkeys(two, 1)) == -3
+        assert planting.dose(behaviour, dict.fromkeys(one, -1)) == -3
+        others = [cell for b in world.BEHAVIOURS if b != behaviour for cell in planting.planted(b, 1)]
+        assert planting.dose(behaviour, dict.fromkeys(others, 1)) == 0
 
 
 def test_chat_template_matches_the_training_text() -> None:

@@ -12,12 +12,15 @@ import pytest
 import torch
 from vllm.config import KVTransferConfig
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import UnsupportedFeatureError, UnsupportedModelError
 from tests.plugin.models.test_architectures import config
+from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.models import lab_checkpoint
-from vllm_steermoe_plugin.models.architectures import NotSteerable, shape_of
+from vllm_steermoe_plugin.models.architectures import shape_of
 from vllm_steermoe_plugin.models.kv_connectors import SALTED
 from vllm_steermoe_plugin.models.steerability import served_shape
+
+UNSUPPORTED = (UnsupportedModelError, UnsupportedFeatureError)
 
 
 def engine_config(*, encoders: bool = False, runner: str = "generate", kv: str | None = None, **changes: Any) -> Any:
@@ -32,46 +35,41 @@ def test_an_engine_that_generates_has_the_shape_of_its_model() -> None:
     assert served_shape(engine_config()) == shape_of(config())
 
 
-@pytest.mark.parametrize(
-    ("engine", "reason"),
-    [
+def test_an_engine_that_does_not_run_a_steerable_language_model_says_why() -> None:
+    rows: list[tuple[Any, ...]] = [
         ({"encoders": True}, "runs only its encoders"),
         ({"runner": "pooling"}, "the engine pools"),
         ({"kv": "ExampleConnector"}, "ExampleConnector, as it is configured, may bring in"),
         ({"kv": "NixlConnector"}, "NixlConnector, as"),
         ({"kv": "MultiConnector"}, "MultiConnector, as"),
         ({"architectures": ["Llama4ForConditionalGeneration"]}, "sigmoid"),
-    ],
-)
-def test_an_engine_that_does_not_run_a_steerable_language_model_says_why(engine: dict[str, Any], reason: str) -> None:
-    with pytest.raises(NotSteerable, match=reason):
-        served_shape(engine_config(**engine))
+    ]
+    assert not_refused(lambda engine: served_shape(engine_config(**engine)), rows, UNSUPPORTED) == []
 
 
-@pytest.mark.parametrize(("dtype", "steerable"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_logits_that_are_rounded_behind_the_gate_are_left_to_vllm(dtype: torch.dtype, steerable: bool) -> None:
-    bailing = {"architectures": ["BailingMoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2}
-    engine = engine_config(**bailing, num_hidden_layers=2, first_k_dense_replace=0, router_dtype="fp32")
-    engine.model_config.dtype = dtype
-    if steerable:
-        assert served_shape(engine).num_experts == 8
-    else:
-        with pytest.raises(NotSteerable, match=r"cannot be steered in torch.bfloat16.*with dtype='float32' it can"):
-            served_shape(engine)
+def test_logits_that_are_rounded_behind_the_gate_are_left_to_vllm() -> None:
+    for dtype, steerable in [(torch.float32, True), (torch.bfloat16, False)]:
+        bailing = {"architectures": ["BailingMoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2}
+        engine = engine_config(**bailing, num_hidden_layers=2, first_k_dense_replace=0, router_dtype="fp32")
+        engine.model_config.dtype = dtype
+        if steerable:
+            assert served_shape(engine).num_experts == 8
+        else:
+            with pytest.raises(UNSUPPORTED, match=r"in torch.bfloat16.*with dtype='float32' it can"):
+                served_shape(engine)
 
 
-@pytest.mark.parametrize("connector", sorted(SALTED))
-def test_a_kv_connector_that_keeps_steerings_apart_is_no_obstacle(connector: str) -> None:
-    assert served_shape(engine_config(kv=connector)) == shape_of(config())
-    own = engine_config(kv=connector)
-    own.kv_transfer_config.kv_connector_module_path = "somebody.elses"
-    with pytest.raises(NotSteerable, match=connector):
-        served_shape(own)
+def test_a_kv_connector_that_keeps_steerings_apart_is_no_obstacle() -> None:
+    for connector in sorted(SALTED):
+        assert served_shape(engine_config(kv=connector)) == shape_of(config())
+        own = engine_config(kv=connector)
+        own.kv_transfer_config.kv_connector_module_path = "somebody.elses"
+        with pytest.raises(UNSUPPORTED, match=connector):
+            served_shape(own)
 
 
-@pytest.mark.parametrize(
-    ("extra", "steerable"),
-    [
+def test_what_is_behind_offloading_is_looked_at() -> None:
+    for extra, steerable in [
         ({"spec_name": "TieringOffloadingSpec", "secondary_tiers": [{"type": "fs"}, {"type": "obj"}]}, True),
         ({"spec_name": "CPUOffloadingSpec"}, True),
         ({"spec_name": "Mine", "spec_module_path": "somebody.elses"}, False),
@@ -79,39 +77,35 @@ def test_a_kv_connector_that_keeps_steerings_apart_is_no_obstacle(connector: str
         ({"spec_name": "TieringOffloadingSpec", "secondary_tiers": [{"type": "kvcr"}]}, False),
         ({"spec_name": "TieringOffloadingSpec", "secondary_tiers": [{"type": "fs", "module_path": "m"}]}, False),
         ({"spec_name": "TieringOffloadingSpec", "secondary_tiers": ["fs"]}, False),
-    ],
-)
-def test_what_is_behind_offloading_is_looked_at(extra: dict[str, Any], steerable: bool) -> None:
-    engine = engine_config(kv="OffloadingConnector")
-    engine.kv_transfer_config.kv_connector_extra_config = extra
-    if steerable:
-        assert served_shape(engine) == shape_of(config())
-    else:
-        with pytest.raises(NotSteerable, match="OffloadingConnector, as it is configured"):
-            served_shape(engine)
+    ]:
+        engine = engine_config(kv="OffloadingConnector")
+        engine.kv_transfer_config.kv_connector_extra_config = extra
+        if steerable:
+            assert served_shape(engine) == shape_of(config())
+        else:
+            with pytest.raises(UNSUPPORTED, match="OffloadingConnector, as it is configured"):
+                served_shape(engine)
 
 
-@pytest.mark.parametrize("connector", sorted(SALTED))
-def test_such_a_connector_reads_vllms_hashes_or_salts(connector: str) -> None:
+def test_such_a_connector_reads_vllms_hashes_or_salts() -> None:
     """By its source, since none of them runs on this machine."""
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     place = Path(str(inspect.getfile(KVConnectorFactory))).parents[3]
+    folder = "distributed/kv_transfer/kv_connector/v1"
     sources = {
-        "LMCacheMPConnector": ("distributed/kv_transfer/kv_connector/v1/lmcache_mp_connector.py", "request.cache_salt"),
-        "MooncakeStoreConnector": (
-            "distributed/kv_transfer/kv_connector/v1/mooncake/store/scheduler.py",
-            "request.block_hashes",
-        ),
-        "OffloadingConnector": ("distributed/kv_transfer/kv_connector/v1/offloading/scheduler.py", "req.block_hashes"),
+        "LMCacheMPConnector": (f"{folder}/lmcache_mp_connector.py", "request.cache_salt"),
+        "MooncakeStoreConnector": (f"{folder}/mooncake/store/scheduler.py", "request.block_hashes"),
+        "OffloadingConnector": (f"{folder}/offloading/scheduler.py", "req.block_hashes"),
         "SimpleCPUOffloadConnector": ("v1/simple_kv_offload/manager.py", "request.block_hashes"),
     }
-    file, key = sources[connector]
-    assert key in (place / file).read_text(), "read again how it finds what it keeps"
+    assert set(sources) == set(SALTED)
+    for file, key in sources.values():
+        assert key in (place / file).read_text(), f"read again how {file} finds what it keeps"
 
 
 def test_a_config_that_cannot_be_read_is_said_so() -> None:
-    with pytest.raises(EngineError, match="has no integer num_experts"):
+    with pytest.raises(UnsupportedModelError, match="has no integer num_experts"):
         served_shape(engine_config(num_experts=...))
 
 

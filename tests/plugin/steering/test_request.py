@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expert_registry.errors import ProfileError, RequestError, SteerMoEError
+from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, SteeringProfile
 from vllm_steermoe_plugin.steering.request import MAX_PARTS, Named, SteeringRequest, parse_request
 
@@ -51,42 +52,29 @@ def test_what_is_spelled_out_is_what_is_read(parts: list[tuple[str, Named]], spa
     assert parse_request(text) == SteeringRequest(named=tuple(part for _, part in parts))
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("faithfulness", [Named("faithfulness")]),
-        ("faithfulness@2", [Named("faithfulness", version=2)]),
-        ("faithfulness@latest", [Named("faithfulness")]),
-        ("faithfulness:reverse", [Named("faithfulness", reverse=True)]),
-        ("faithfulness:forward", [Named("faithfulness")]),
-        (
-            "faithfulness:activate=4:deactivate=0:phase=generation",
-            [Named("faithfulness", activate=4, deactivate=0, phase="generation")],
-        ),
-        ("faithfulness+digits", [Named("faithfulness"), Named("digits")]),
-        ("faithfulness@3:reverse + digits:activate=1", [Named("faithfulness", 3, True), Named("digits", activate=1)]),
-        ("none", []),
-        ("  none\n", []),
-    ],
-)
-def test_the_forms_of_the_docstring(text: str, named: list[Named]) -> None:
-    request = parse_request(text)
-    assert request == SteeringRequest(named=tuple(named))
-    assert bool(request) == bool(named)
-
-
-@pytest.mark.parametrize(
-    ("text", "named", "profiles"),
-    [
-        ("@terse", [], ["terse"]),
-        (" @terse + @house-2 ", [], ["terse", "house-2"]),
-        ("@terse+digits@2:reverse", [Named("digits", 2, True)], ["terse"]),
-        ("digits+@digits", [Named("digits")], ["digits"]),
-    ],
-)
-def test_loaded_profiles_are_named_with_an_at(text: str, named: list[Named], profiles: list[str]) -> None:
-    request = parse_request(text)
-    assert request == SteeringRequest(named=tuple(named), profiles=tuple(profiles)) and bool(request)
+def test_the_forms_of_the_docstring() -> None:
+    plain = Named("faithfulness")
+    numbers = Named("faithfulness", activate=4, deactivate=0, phase="generation")
+    several = (Named("faithfulness", 3, True), Named("digits", activate=1))
+    for text, named, profiles in (
+        ("faithfulness", (plain,), ()),
+        ("faithfulness@2", (Named("faithfulness", version=2),), ()),
+        ("faithfulness@latest", (plain,), ()),
+        ("faithfulness:reverse", (Named("faithfulness", reverse=True),), ()),
+        ("faithfulness:forward", (plain,), ()),
+        ("faithfulness:activate=4:deactivate=0:phase=generation", (numbers,), ()),
+        ("faithfulness+digits", (plain, Named("digits")), ()),
+        ("faithfulness@3:reverse + digits:activate=1", several, ()),
+        ("none", (), ()),
+        ("  none\n", (), ()),
+        ("@terse", (), ("terse",)),
+        (" @terse + @house-2 ", (), ("terse", "house-2")),
+        ("@terse+digits@2:reverse", (Named("digits", 2, True),), ("terse",)),
+        ("digits+@digits", (Named("digits"),), ("digits",)),
+    ):
+        request = parse_request(text)
+        assert request == SteeringRequest(named=named, profiles=profiles)
+        assert bool(request) == bool(named or profiles)
 
 
 def test_an_explicit_set_is_the_profile_that_its_json_says() -> None:
@@ -101,75 +89,37 @@ def test_an_explicit_set_that_contradicts_itself_is_refused() -> None:
         parse_request('{"activate": {"3": [5]}, "deactivate": {"3": [5]}}')
 
 
-@pytest.mark.parametrize("value", [None, 3, True, 2.5, ["digits"], {"activate": {"3": [5]}}, b"digits"])
-def test_what_is_no_text_is_refused_by_its_type(value: object) -> None:
-    with pytest.raises(RequestError, match=type(value).__name__):
-        parse_request(value)
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("", "no steering request"),
-        ("   ", "no steering request"),
-        ("Faithfulness", "Faithfulness"),
-        ("faith fulness", "faith fulness"),
-        ("faithfulness,digits", "faithfulness,digits"),
-        ("+digits", "no steering request"),
-        ("digits+", "no steering request"),
-        ("digits++faithfulness", "no steering request"),
-        ("digits@", "digits@"),
-        ("digits@0", "digits@0"),
-        ("digits@-1", "digits@-1"),
-        ("digits@newest", "digits@newest"),
-        ("digits@1234567", "digits@1234567"),
-        ("digits@٣", "no steering request"),
-        ("2digits", "2digits"),
-        ("d" * 65, "no steering request"),
-        ("[1]", "no steering request"),
-        ("digits:", "option"),
-        ("digits::reverse", "option"),
-        ("digits:revers", "reverse"),
-        ("digits:Reverse", "Reverse"),
-        ("digits:boost=3", "boost"),
-        ("digits:activate", "activate"),
-        ("digits:activate=", "activate"),
-        ("digits:activate=-1", "'-1'"),
-        ("digits:activate=1.5", "'1.5'"),
-        ("digits:activate=04", "'04'"),
-        ("digits:activate=٤", "activate"),
-        ("digits:activate=1=2", "'1=2'"),
-        ("digits:deactivate=1234567", "'1234567'"),
-        ("digits:phase=all", "'all'"),
-        ("digits:phase", "phase"),
-        ("digits:reverse:forward", "twice"),
-        ("digits:reverse:reverse", "twice"),
-        ("digits:activate=1:activate=1", "'activate' stands twice"),
-        ("digits+digits", "'digits' stands twice"),
-        ("@digits+@digits", "'@digits' stands twice"),
-        ("@", "write @NAME"),
-        ("@ terse", "write @NAME"),
-        ("@@terse", "write @NAME"),
-        ("@terse@2", "write @NAME"),
-        ("@Terse", "write @NAME"),
-        ("@" + "t" * 65, "write @NAME"),
-        ("@terse:reverse", "without options"),
-        ("@terse:", "without options"),
-        ("@terse,@house", "write @NAME"),
-        ("digits@1+digits@2", "'digits' stands twice"),
-        ("+".join(f"d{i}" for i in range(MAX_PARTS + 1)), f"at most {MAX_PARTS}"),
-        ("digits" + " " * MAX_TEXT, str(MAX_TEXT)),
-    ],
-)
-def test_what_is_no_request_is_refused_by_name(text: str, names: str) -> None:
-    with pytest.raises(RequestError, match=names):
-        parse_request(text)
-
-
-@pytest.mark.parametrize("option", ["direction=reverse", "direction=forward", "direction", "direction="])
-def test_a_direction_that_the_grammar_does_not_know_is_refused_rather_than_ignored(option: str) -> None:
-    with pytest.raises(RequestError, match="direction"):
-        parse_request(f"digits:{option}")
+def test_what_is_no_request_is_refused_by_name() -> None:
+    for value in (None, 3, True, 2.5, ["digits"], {"activate": {"3": [5]}}, b"digits"):
+        with pytest.raises(RequestError, match=type(value).__name__):
+            parse_request(value)
+    many = "+".join(f"d{i}" for i in range(MAX_PARTS + 1))
+    refused = {
+        "no steering request": ("", "   ", "+digits", "digits+", "digits++faithfulness", "digits@٣", "d" * 65, "[1]"),
+        "is no steering request": (
+            *("Faithfulness", "faith fulness", "faithfulness,digits", "digits@", "digits@0", "digits@-1"),
+            *("digits@newest", "digits@1234567", "2digits", "digits\n:reverse", "digits@2\n:reverse"),
+        ),
+        "unknown steering option": ("digits:", "digits::reverse", "digits:boost=3", "digits:activate", "digits:phase"),
+        "did you mean 'reverse'": ("digits:revers", "digits:Reverse"),
+        "option 'direction": tuple(f"digits:direction{end}" for end in ("=reverse", "=forward", "", "=")),
+        "needs a number of experts": (
+            *(f"digits:activate={number}" for number in ("", "-1", "1.5", "04", "٤", "1=2", "4\n:reverse")),
+            "digits:deactivate=1234567",
+        ),
+        "unknown phase 'all'": ("digits:phase=all",),
+        "twice": ("digits:reverse:forward", "digits:reverse:reverse"),
+        "'activate' stands twice": ("digits:activate=1:activate=1",),
+        "'digits' stands twice": ("digits+digits", "digits@1+digits@2"),
+        "'@digits' stands twice": ("@digits+@digits",),
+        "write @NAME": ("@", "@ terse", "@@terse", "@terse@2", "@Terse", "@" + "t" * 65, "@terse,@house"),
+        "without options": ("@terse:reverse", "@terse:"),
+        "none": ("none:reverse", "none+digits", "none@1", "digits+none"),
+        f"at most {MAX_PARTS}": (many,),
+        str(MAX_TEXT): ("digits" + " " * MAX_TEXT,),
+    }
+    rows = [(text, words) for words, texts in refused.items() for text in texts]
+    assert not_refused(parse_request, rows, RequestError) == []
 
 
 def test_a_hint_never_suggests_what_was_written() -> None:
@@ -178,71 +128,39 @@ def test_a_hint_never_suggests_what_was_written() -> None:
     assert "unknown steering option 'reverse'" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["digits\n:reverse", "digits@2\n:reverse", "digits:activate=4\n:reverse"])
-def test_a_line_break_inside_a_behaviour_is_refused(text: str) -> None:
-    with pytest.raises(RequestError):
-        parse_request(text)
-
-
-@pytest.mark.parametrize("text", ["none:reverse", "none+digits", "none@1", "digits+none"])
-def test_none_goes_together_with_nothing(text: str) -> None:
-    with pytest.raises(RequestError, match="none"):
-        parse_request(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "x" * 500_000,
-        "digits:" + "x" * 500_000,
-        "digits:phase=" + "x" * 500_000,
-        "digits:activate=" + "9" * 500_000,
+def test_a_refusal_is_short_however_long_the_request() -> None:
+    long = "x" * 500_000
+    for text in (
+        *(long, f"digits:{long}", f"digits:phase={long}", "digits:activate=" + "9" * 500_000),
         "digits" + " " * 500_000 + "+digits",
-        '{"' + "x" * 500_000 + '": 1}',
-        '{"phase": "' + "x" * 500_000 + '"}',
-        '{"activate": {"' + "x" * 500_000 + '": [1]}}',
-        '{"activate": {"1": ["' + "x" * 500_000 + '"]}}',
-    ],
-    ids=lambda text: text[:16],
+        *(f'{{"{long}": 1}}', f'{{"phase": "{long}"}}'),
+        *(f'{{"activate": {{"{long}": [1]}}}}', f'{{"activate": {{"1": ["{long}"]}}}}'),
+    ):
+        with pytest.raises(RequestError) as caught:
+            parse_request(text)
+        assert len(str(caught.value)) < LONGEST_MESSAGE, text[:30]
+
+
+PIECES = (
+    *(
+        "digits",
+        "@terse",
+        "none",
+        "@",
+        "2",
+        "latest",
+        ":",
+        "reverse",
+        "forward",
+        "activate=",
+        "phase=",
+        "both",
+        "+",
+        " ",
+    ),
+    *("\n", "=", '{"activate":', '"deactivate":', '{"3":', "[5]", "}}", "}", "null", "1e999", "9" * 5000, "\ud800"),
+    *("\0", "direction"),
 )
-def test_a_refusal_is_short_however_long_the_request(text: str) -> None:
-    with pytest.raises(RequestError) as caught:
-        parse_request(text)
-    assert len(str(caught.value)) < LONGEST_MESSAGE
-
-
-PIECES = [
-    "digits",
-    "@terse",
-    "none",
-    "@",
-    "2",
-    "latest",
-    ":",
-    "reverse",
-    "forward",
-    "activate=",
-    "phase=",
-    "both",
-    "+",
-    " ",
-    "\n",
-    "=",
-]
-PIECES += [
-    '{"activate":',
-    '"deactivate":',
-    '{"3":',
-    "[5]",
-    "}}",
-    "}",
-    "null",
-    "1e999",
-    "9" * 5000,
-    "\ud800",
-    "\0",
-    "direction",
-]
 
 
 @given(st.text(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=12).map("".join))

@@ -69,9 +69,8 @@ def test_the_limits_themselves_are_allowed() -> None:
     assert compile_rules(profile, GAPS).rules[0].tolist() == [1, 1, -1, -1, -1, -1]
 
 
-@pytest.mark.parametrize(
-    ("activate", "deactivate", "names"),
-    [
+def test_what_does_not_fit_the_model_is_refused_by_name() -> None:
+    for activate, deactivate, names in [
         ({(0, 0)}, set(), r"activate: layer 0 has no routed experts.*Qwen3"),
         ({(3, 0)}, set(), r"activate: layer 3 has no routed experts"),
         (set(), {(12, 0)}, r"deactivate: layer 12 has no routed experts"),
@@ -79,19 +78,15 @@ def test_the_limits_themselves_are_allowed() -> None:
         (set(), {(1, 65535)}, r"deactivate: layer 1 has no expert 65535"),
         ({(2, 0), (2, 1), (2, 2), (5, 0)}, set(), r"activate: 3 experts in layer 2, but at most 2"),
         (set(), {(5, e) for e in range(5)}, r"deactivate: 5 experts in layer 5, but at most 4.*2 of 6"),
-    ],
-)
-def test_what_does_not_fit_the_model_is_refused_by_name(
-    activate: set[tuple[int, int]], deactivate: set[tuple[int, int]], names: str
-) -> None:
-    with pytest.raises(ProfileError, match=names):
-        compile_rules(SteeringProfile(frozenset(activate), frozenset(deactivate)), GAPS)
+    ]:
+        with pytest.raises(ProfileError, match=names):
+            compile_rules(SteeringProfile(frozenset(activate), frozenset(deactivate)), GAPS)
 
 
-@pytest.mark.parametrize("expert", [-1, -6, -7])
-def test_a_negative_expert_of_a_profile_made_in_python_does_not_count_from_the_end(expert: int) -> None:
-    with pytest.raises(ProfileError, match=str(expert)):
-        compile_rules(SteeringProfile(frozenset({(1, expert)})), GAPS)
+def test_a_negative_expert_of_a_profile_made_in_python_does_not_count_from_the_end() -> None:
+    for expert in [-1, -6, -7]:
+        with pytest.raises(ProfileError, match=str(expert)):
+            compile_rules(SteeringProfile(frozenset({(1, expert)})), GAPS)
 
 
 def test_where_every_expert_is_selected_none_can_be_deactivated() -> None:

@@ -152,12 +152,12 @@ def test_an_expert_without_a_difference_is_on_no_side() -> None:
             select_experts(ranking, **{"activate": 0, "deactivate": 0} | {verb: 2})
 
 
-@pytest.mark.parametrize("number", [-1, 19])
-def test_more_than_there_are_and_less_than_none_are_refused(number: int) -> None:
-    with pytest.raises(ProfileError, match=f"activate: {number} experts"):
-        select_experts(make_ranking(), activate=number, deactivate=0)
-    with pytest.raises(ProfileError, match=f"deactivate: {number} experts"):
-        select_experts(make_ranking(), activate=0, deactivate=number, reverse=True)
+def test_more_than_there_are_and_less_than_none_are_refused() -> None:
+    for number in [-1, 19]:
+        with pytest.raises(ProfileError, match=f"activate: {number} experts"):
+            select_experts(make_ranking(), activate=number, deactivate=0)
+        with pytest.raises(ProfileError, match=f"deactivate: {number} experts"):
+            select_experts(make_ranking(), activate=0, deactivate=number, reverse=True)
 
 
 def test_selecting_nothing_is_refused() -> None:

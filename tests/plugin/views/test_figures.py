@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from expert_registry import DataRef, ModelRef, Ranking, RoutingCounts, write_ranking
-from expert_registry.errors import EngineError, RequestError
+from expert_registry.errors import ConfigurationError, UsageError
 from expert_registry.statistics import overlap
 from tests.registry.test_statistics import ranking_of, routed, summed
 from tests.support.planted import planted_ranking
@@ -74,7 +74,7 @@ def test_overlap_of_two_rankings(files: tuple[Path, Path], tmp_path: Path) -> No
     out = tmp_path / "figure.svg"
     assert run("plot", *map(str, files), "--kind", "overlap", "--out", str(out)).exit_code == 0
     assert b"<svg" in out.read_bytes()
-    assert isinstance(run("plot", str(files[0]), "--kind", "overlap").exception, RequestError)
+    assert isinstance(run("plot", str(files[0]), "--kind", "overlap").exception, UsageError)
 
 
 def test_the_colours_reach_as_far_below_zero_as_above_on_one_scale(drawn: list[Figure]) -> None:
@@ -132,7 +132,7 @@ def test_intervals_are_drawn_where_they_are_known(drawn: list[Figure]) -> None:
 def test_bars_are_as_many_as_there_are_experts_and_not_too_many(drawn: list[Figure]) -> None:
     figures.draw_experts([large(2, 8, top_k=2)], Path("unused"), 400)
     assert len(drawn[0].axes[0].patches) == 16 and drawn[0].get_figheight() < 5
-    with pytest.raises(RequestError, match="at most 500 of them in all, not 600"):
+    with pytest.raises(UsageError, match="at most 500 of them in all, not 600"):
         figures.draw_experts([large(8, 64), large(8, 64)], Path("unused"), 300)
 
 
@@ -158,4 +158,4 @@ def test_overlap_and_chance_equal_a_slow_reference() -> None:
 def test_without_matplotlib_the_extra_is_named(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     error = run("plot", str(files[0])).exception
-    assert isinstance(error, EngineError) and "install vllm-steermoe-plugin[plot]" in str(error)
+    assert isinstance(error, ConfigurationError) and "install vllm-steermoe-plugin[plot]" in str(error)

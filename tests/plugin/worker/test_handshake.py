@@ -1,4 +1,4 @@
-"""Every worker must say that it steers, before any request is steered; stock vLLM's workers cannot."""
+"""Every worker says whether it steers, before any request is steered; a user's own worker methods stay."""
 
 from __future__ import annotations
 
@@ -7,42 +7,107 @@ from typing import Any
 
 import pytest
 
+from expert_registry.errors import EngineError
 from tests.support.alone import run_alone
-from tests.support.folders import ROOT
-from vllm_steermoe_plugin.worker.handshake import _say_so, present, why_not_all
+from vllm_steermoe_plugin.compat.handshake import (
+    EXTENSION,
+    extension_beside,
+    release,
+    users_extension,
+    why_not_all,
+    worker_status,
+)
+from vllm_steermoe_plugin.models.engine_config import preparing
+from vllm_steermoe_plugin.worker import extension
+from vllm_steermoe_plugin.worker.extension import SteerMoEWorker
 
-HERE = present()
+HERE = worker_status(steers=True)
+ABSENT = worker_status(steers=False)
+OLDER = HERE | {"release": "vllm-steermoe-plugin 0.0.1"}
 
 
 @pytest.mark.parametrize("answers", [[[HERE]], [[HERE, HERE]], [[HERE], [HERE]]])
-def test_all_are_present(answers: list[list[object]]) -> None:
+def test_all_are_present(answers: list[list[Any]]) -> None:
     assert why_not_all(answers) is None
 
 
 @pytest.mark.parametrize(
     ("answers", "named"),
     [
-        ([[None]], "worker 0 of engine 0 (without the plugin)"),
-        ([[HERE, None]], "worker 1 of engine 0 (without the plugin)"),
-        ([[HERE], [None, HERE]], "worker 0 of engine 1 (without the plugin)"),
-        ([["vllm-steermoe-plugin 0.0.1", HERE]], "worker 0 of engine 0 (vllm-steermoe-plugin 0.0.1)"),
-        ([[True]], "worker 0 of engine 0 (True)"),
-        ([[None] * 20], "worker 7 of engine 0 (without the plugin) and others"),
-        ([[]], "any worker"),
-        ([[HERE], []], "any worker"),
+        ([[ABSENT]], "worker 0 of engine 0 (its model is vLLM's own"),
+        ([[HERE], [ABSENT, HERE]], "worker 0 of engine 1 (its model is vLLM's own"),
+        ([[OLDER, HERE]], "worker 0 of engine 0 (vllm-steermoe-plugin 0.0.1)"),
+        ([[ABSENT] * 20], "worker 7 of engine 0 (its model is vLLM's own: the plugin is not loaded) and others"),
+        ([[HERE], []], "all"),
     ],
 )
-def test_who_is_absent_is_named_with_what_to_do(answers: list[list[object]], named: str) -> None:
+def test_who_is_absent_is_named_with_what_to_do(answers: list[list[Any]], named: str) -> None:
     why = why_not_all(answers)
-    assert why is not None and named in why and f"install {HERE}" in why and "VLLM_PLUGINS" in why
+    assert why is not None and named in why and f"workers without {release()}" in why and "VLLM_PLUGINS" in why
 
 
-@pytest.mark.parametrize(("state", "said"), [("a state", HERE), (None, f"{HERE}, whose model is vLLM's own")])
-def test_a_worker_whose_model_is_not_bound_says_so(state: str | None, said: str) -> None:
-    model = SimpleNamespace(modules=lambda: [SimpleNamespace(steering_state=state)])
-    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
-    asked: list[Any] = []
-    assert _say_so(asked.append)(worker) == said and asked == [worker], "vLLM's own check is made all the same"
+def test_a_runner_that_would_not_report_stops_the_start() -> None:
+    with pytest.raises(EngineError, match="worker 1 of engine 0: another runner"):
+        why_not_all([[HERE, worker_status(steers=False, fault="another runner")]])
+
+
+def answer_of(model: Any, **runner: Any) -> Any:
+    worker = SteerMoEWorker()
+    worker.model_runner = SimpleNamespace(get_model=lambda: model, **runner)
+    return worker.steermoe_handshake()
+
+
+def test_a_worker_answers_for_its_model() -> None:
+    assert answer_of(SimpleNamespace(modules=lambda: [])) == ABSENT, "vLLM's own class"
+    unbound = SimpleNamespace(steering_state=None)
+    unbound.modules = lambda: [unbound]
+    assert "not bound" in answer_of(unbound)["fault"]
+    unbound._steermoe_unbound = True
+    assert answer_of(unbound) == ABSENT, "left to vLLM on purpose"
+    bound = SimpleNamespace(steering_state="a state")
+    bound.modules = lambda: [bound]
+    config = SimpleNamespace(use_v2_model_runner=False)
+    assert "neither vLLM's Model Runner V1 nor V2" in answer_of(bound, vllm_config=config)["fault"]
+
+
+class Own:
+    """A user's own worker methods."""
+
+    def mine(self) -> str:
+        return "mine"
+
+
+class Derived(SteerMoEWorker):
+    """A user's own, made for this plugin."""
+
+
+def test_a_users_own_extension_keeps_its_methods_beside_ours() -> None:
+    assert extension_beside("") == EXTENSION == extension_beside(EXTENSION)
+    name = extension_beside(f"{Own.__module__}.Own")
+    assert extension_beside(name) == name and users_extension("SteerMoEWorker") is None
+    module, _, attribute = name.rpartition(".")
+    assert module == extension.__name__
+    both = getattr(extension, attribute)
+    assert both is getattr(extension, attribute) and both().mine() == "mine" and issubclass(both, SteerMoEWorker)
+    assert getattr(extension, extension_beside(f"{Derived.__module__}.Derived").rpartition(".")[2]) is Derived
+    with pytest.raises(AttributeError, match="Nothing"):
+        _ = extension.Nothing  # type: ignore[attr-defined]
+    with pytest.raises(ModuleNotFoundError):
+        getattr(extension, extension_beside("no.such.Class").rpartition(".")[2])
+
+
+def test_the_configuration_is_prepared_after_what_vllm_does_for_the_architecture(monkeypatch: Any) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr("vllm_steermoe_plugin.models.engine_config.prepare", lambda config: done.append("ours"))
+
+    class Theirs:
+        @staticmethod
+        def verify_and_update_config(vllm_config: Any) -> None:
+            done.append("theirs")
+
+    made: Any = preparing(Theirs)
+    made.verify_and_update_config(None)
+    assert done == ["theirs", "ours"] and preparing(made) is made
 
 
 _HALF = """
@@ -55,7 +120,9 @@ from vllm_steermoe_plugin.engine import engine_options
 async def main():
     options = engine_options(sys.argv[1], {"allow_experts": True}, dtype="float32", enforce_eager=True,
         skip_tokenizer_init=True, max_model_len=64, max_num_seqs=4, kv_cache_memory_bytes=64 << 20,
-        gpu_memory_utilization=0.2, tensor_parallel_size=2, worker_cls="tests.support.absent_worker.AbsentWorker")
+        gpu_memory_utilization=0.2, tensor_parallel_size=2, worker_cls="tests.support.absent_worker.AbsentWorker",
+        worker_extension_cls="tests.plugin.worker.test_handshake.Own",
+        additional_config={"another plugin's": {"key": 1}})
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
 
     async def ask(name, steer):
@@ -70,7 +137,8 @@ async def main():
 
     experts = '{"activate": {"0": [1]}}'
     asked = [await ask("one", experts), await ask("two", None), await ask("three", experts), await ask("four", "none")]
-    print("RESULT" + json.dumps([asked, await engine.collective_rpc("check_health")]), flush=True)
+    said = [await engine.collective_rpc("steermoe_handshake"), await engine.collective_rpc("mine")]
+    print("RESULT" + json.dumps([asked, said, engine.vllm_config.additional_config]), flush=True)
     engine.shutdown()
 
 if __name__ == "__main__":
@@ -78,15 +146,15 @@ if __name__ == "__main__":
 """
 
 
-def test_a_remote_worker_without_the_package_is_noticed_by_the_front_end(checkpoint: Any) -> None:
-    (steered, plain, again, none), said = run_alone(
+def test_a_worker_that_does_not_load_the_plugin_is_noticed_by_the_front_end(checkpoint: Any) -> None:
+    (steered, plain, again, none), (said, mine), config = run_alone(
         _HALF,
         str(checkpoint("OlmoeForCausalLM")),
         drop=["VLLM_ENABLE_V1_MULTIPROCESSING"],
         VLLM_CPU_OMP_THREADS_BIND="0|1",
-        PYTHONPATH=str(ROOT),
     )
-    assert said == [HERE, None]
+    assert said == [HERE, ABSENT] and mine == ["mine", "mine"], "the user's own methods are there, too"
+    assert config["another plugin's"] == {"key": 1} and config["steermoe"]["allow_experts"]
     for refused in (steered, again):
-        assert refused[0] == "VLLMValidationError" and "worker 1 of engine 0 (without the plugin)" in refused[1]
+        assert refused[0] == "VLLMValidationError" and "worker 1 of engine 0 (its model is vLLM's own" in refused[1]
     assert plain == none == ["answered", 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
 from tests.support.alone import run_alone
+from vllm_steermoe_plugin.compat.symbols.worker import V1_METHODS
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.worker.runners.guard import check_live_runner, guard_model, lift_guard
-from vllm_steermoe_plugin.worker.runners.lookup import show_state, state_of
-from vllm_steermoe_plugin.worker.runners.v1 import V1_METHODS, install_v1_hooks
+from vllm_steermoe_plugin.worker.runners.guard import guard_model, lift_guard
+from vllm_steermoe_plugin.worker.runners.lookup import check_live_runner, state_of
+from vllm_steermoe_plugin.worker.runners.v1 import install_v1_hooks
 from vllm_steermoe_plugin.worker.runners.v2 import with_steering
 
 SHAPE = MoEShape("OlmoeForCausalLM", (0, 1), 4, 2)
@@ -64,14 +66,22 @@ def test_vllms_own_runners_pass() -> None:
     check_live_runner(runner_of(RunnerV2, model_state=reporting), state, configured_v2=True)
 
 
-def test_the_model_that_was_loaded_last_is_the_one_that_counts() -> None:
-    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-    first.steering_state, second.steering_state = new_state(), new_state()
-    runner = runner_of(RunnerV1, model=first)
-    assert state_of(runner) is first.steering_state
-    runner.model = second
-    assert state_of(runner) is first.steering_state, "remembered, for it is asked in every step"
-    assert show_state(runner) is second.steering_state is state_of(runner)
+def test_a_runner_is_looked_at_once_and_its_model_runs_then() -> None:
+    model = torch.nn.Linear(1, 1)
+    model.steering_state = new_state()
+    guard_model(model)
+    runner = runner_of(RunnerV1, model=model, vllm_config=SimpleNamespace(use_v2_model_runner=False))
+    assert state_of(runner) is model.steering_state and "forward" not in vars(model)
+    runner.model = torch.nn.Linear(1, 1)
+    assert state_of(runner) is model.steering_state, "remembered, for it is asked in every step"
+
+
+def test_a_runner_that_makes_its_model_state_may_run_its_model() -> None:
+    model, state = torch.nn.Linear(1, 1), new_state()
+    guard_model(model)
+    config = SimpleNamespace(model_config=None, scheduler_config=None)
+    with_steering(SomeState, state)(config, model, None, torch.device("cpu"))
+    assert "forward" not in vars(model)
 
 
 @pytest.mark.parametrize("cls", [RunnerV1, RunnerV2])
@@ -109,12 +119,12 @@ def test_a_runner_that_is_neither_is_an_error(configured_v2: bool) -> None:
 def test_a_guarded_model_does_not_run() -> None:
     model = torch.nn.Linear(2, 2)
     guard_model(model)
-    with pytest.raises(EngineError, match="never showed its model runner"):
+    with pytest.raises(EngineError, match="no supported model runner"):
         model(torch.zeros(1, 2))
-    with pytest.raises(EngineError, match="never showed its model runner"):
+    with pytest.raises(EngineError, match="no supported model runner"):
         model.forward(torch.zeros(1, 2))  # As wrappers that are compiled or captured call it.
     for _ in range(2):
-        lift_guard(model)
+        lift_guard(model, new_state())
     assert model(torch.zeros(1, 2)).shape == model.forward(torch.zeros(1, 2)).shape == (1, 2)
     assert "forward" not in vars(model)
 
@@ -133,20 +143,23 @@ import json, sys
 import vllm.v1.worker.cpu_worker as workers
 from vllm import SamplingParams
 from vllm.model_executor.models.registry import ModelRegistry
-from vllm_steermoe_plugin.worker import binding, variants
 from vllm_steermoe_plugin.engine import start_engine
+from vllm_steermoe_plugin.worker import binding, variants
 V1 = workers.CPUModelRunner
 
 class Skipping(V1):
     def _prepare_inputs(self, *args, **kwargs):
         return super()._prepare_inputs.__wrapped__(self, *args, **kwargs)
 
-class Bypassing(workers.CPUWorker):
+class Custom(workers.CPUWorker):
     def get_kv_cache_spec(self):
         return self.model_runner.get_kv_cache_spec()
 
-workers.Bypassing = Bypassing
-Bypassing.__module__ = "vllm.v1.worker.cpu_worker"
+    def check_health(self):
+        return None
+
+workers.Custom = Custom
+Custom.__module__ = "vllm.v1.worker.cpu_worker"
 
 def attempt(runner=V1, worker="auto", settings=None, unbound=False, absent=False):
     workers.CPUModelRunner = runner
@@ -172,7 +185,7 @@ def attempt(runner=V1, worker="auto", settings=None, unbound=False, absent=False
 kept, bind_model = [], binding.bind_model
 # The derived worker first: vLLM mixes the plugin's methods into each worker class once.
 print("RESULT" + json.dumps([
-    attempt(worker="vllm.v1.worker.cpu_worker.Bypassing"), attempt(), attempt(Skipping),
+    attempt(worker="vllm.v1.worker.cpu_worker.Custom"), attempt(), attempt(Skipping),
     attempt(Skipping, settings={"enabled": False}), attempt(unbound=True),
     attempt(absent=True),
 ]))
@@ -180,10 +193,9 @@ print("RESULT" + json.dumps([
 
 
 def test_engines_with_the_wrong_runner_do_not_start_or_do_not_answer(checkpoint: Any) -> None:
-    bypassing, right, skipping, switched_off, unbound, absent = run_alone(_STARTS, str(checkpoint("OlmoeForCausalLM")))
-    assert right == ["answered", "", ""]
-    assert skipping[:2] == ["start", "EngineError"] and "_prepare_inputs of its own" in skipping[2]
+    custom, right, skipping, switched_off, unbound, absent = run_alone(_STARTS, str(checkpoint("OlmoeForCausalLM")))
+    assert right == custom == ["answered", "", ""]
+    assert skipping[:2] == ["start", "UnsupportedFeatureError"] and "_prepare_inputs of its own" in skipping[2]
     assert switched_off == ["answered", "", ""], "without steering the runner is nobody's business"
-    assert bypassing[:2] == ["request", "EngineError"] and "never showed" in bypassing[2]
-    assert unbound[:2] == ["start", "EngineError"] and "not bound" in unbound[2]
-    assert absent[:2] == ["request", "VLLMValidationError"] and "whose model is vLLM's own" in absent[2]
+    assert unbound[:2] == ["start", "UnsupportedFeatureError"] and "not bound" in unbound[2]
+    assert absent[:2] == ["request", "VLLMValidationError"] and "its model is vLLM's own" in absent[2]

@@ -6,6 +6,7 @@ profiles that are new to it.
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ from typing import BinaryIO, Literal
 
 from expert_registry.card import Slug
 from expert_registry.documents import Strict, parse_document
-from expert_registry.errors import EngineError, PolicyError, RankingFormatError, SteerMoEError
+from expert_registry.errors import EngineError, FileError, PolicyError, SteerMoEError
 from expert_registry.files import write_atomic
 from expert_registry.places import model_key
 from expert_registry.shape import MoEShape
@@ -31,6 +32,8 @@ MAX_STORE_BYTES = 64 << 20
 
 class StoreError(EngineError):
     """The profile store cannot be read or written, or is another model's."""
+
+    code = "STEERMOE-E306"
 
 
 class _Row(Strict):
@@ -113,8 +116,8 @@ class ProfileFile:
         except OSError as error:
             raise StoreError(f"the profile store cannot be read: {error.strerror}") from None
         if isinstance(seen.said, StoreError):
-            # A new one each time: raising the same object again would lengthen its traceback for ever.
-            raise StoreError(str(seen.said))
+            # A copy: raising the same object again would lengthen its traceback for ever.
+            raise copy.copy(seen.said)
         return seen.said
 
     def write(self, loaded: Loaded) -> None:
@@ -138,7 +141,7 @@ class ProfileFile:
             raise PolicyError(f"the profile store would be larger than {MAX_STORE_BYTES} bytes; drop a profile")
         try:
             write_atomic(self._path, text + b"\n", overwrite=True)
-        except RankingFormatError:
+        except FileError:
             raise StoreError("the profile store cannot be written; is there room, and may the server write?") from None
 
     @contextmanager

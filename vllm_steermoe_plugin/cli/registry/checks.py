@@ -10,7 +10,7 @@ import typer
 from expert_registry import Registry
 from expert_registry.candidates import check_place
 from expert_registry.compare import compare_rankings
-from expert_registry.errors import RankingFormatError
+from expert_registry.errors import FileError, RankingFormatError
 from expert_registry.format import content_hash, parse_ranking
 from expert_registry.places import Entry, model_key
 from expert_registry.status import read_status
@@ -54,7 +54,7 @@ def _check(entry: Entry, registry: Registry) -> dict[str, str]:
         digest = content_hash(data)
         check_place(entry, parse_ranking(data, str(entry.path)))
         read_status(entry.folder, entry.model_key, entry.behaviour)
-    except RankingFormatError as error:
+    except (FileError, RankingFormatError) as error:
         problem = str(error)
     pinned = registry.lock.rankings.get(f"{entry.model_key}/{entry.behaviour}") if registry.lock else None
     if not problem and pinned is not None and pinned.version == entry.version and pinned.sha256 != digest:

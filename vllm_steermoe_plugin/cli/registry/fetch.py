@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from expert_registry.errors import RequestError
+from expert_registry.errors import UsageError
 from expert_registry.places import user_folder
 from expert_registry.published import pull as pulling
 from expert_registry.published.hub import HubRepository
@@ -34,7 +34,7 @@ def pull(
     folder = user_folder()
     if hub is not None:
         if not accept_license:
-            raise RequestError(
+            raise UsageError(
                 "the licence of hub rankings stands in their cards and on the repository's page; "
                 "say --accept-license if you accept it"
             )

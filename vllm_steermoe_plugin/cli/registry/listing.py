@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expert_registry import Registry
-from expert_registry.errors import RankingFormatError
+from expert_registry.errors import FileError, RankingFormatError
 from expert_registry.places import Entry
 from expert_registry.published.index import load_index
 from expert_registry.status import read_status
@@ -43,7 +43,7 @@ def _row(entry: Entry) -> dict[str, Any]:
     try:
         card = entry.card()
         withdrawn = read_status(entry.folder, entry.model_key, entry.behaviour).withdrawn.get(str(entry.version))
-    except RankingFormatError as error:
+    except (FileError, RankingFormatError) as error:
         return {**row, "path": str(entry.path), "status": f"damaged: {error}"}
     return {
         "model": card.model.id,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from expert_registry import Registry
-from expert_registry.errors import RequestError, UnknownRankingError
+from expert_registry.errors import UnknownRankingError, UsageError
 from expert_registry.format import content_hash, read_bytes, write_bytes
 from expert_registry.lock import Pin, write_lock
 from expert_registry.places import default_folders, model_key, user_folder
@@ -49,7 +49,7 @@ def export(
     elif out.suffix == ".safetensors":
         data = found.entry.read()
     else:
-        raise RequestError(f"{out}: export writes .safetensors or .json, not {out.suffix or 'a file without suffix'!r}")
+        raise UsageError(f"{out}: export writes .safetensors or .json, not {out.suffix or 'a file without suffix'!r}")
     write_bytes(data, out, overwrite=overwrite)
     typer.echo(f"{out}: {found.entry.name}, {len(data)} bytes, sha256 {content_hash(data)}")
 
@@ -96,7 +96,7 @@ def lock(
         entry_name, ranking, sha256 = open_ranking(name, registry)
         key = entry_name.partition("@")[0]
         if "/" not in key or Path(name).is_file():
-            raise RequestError(f"{name}: only what is in a registry can be locked; use `steermoe registry add`")
+            raise UsageError(f"{name}: only what is in a registry can be locked; use `steermoe registry add`")
         pins[key] = Pin(version=ranking.card.version, sha256=sha256)
     write_lock(out, pins)
     if as_json:

@@ -21,7 +21,7 @@ def show(
     locked: Locked = None,
     as_json: Json = False,
 ) -> None:
-    """Show a ranking's card, hash and top experts."""
+    """Show a ranking card, its hash and the top experts."""
     registry = Registry.default(locked)
     found = find(model, behaviour, registry, base_model=base_model, revision=revision, sha256=sha256)
     experts = [[e.layer, e.expert, e.risk_difference] for e in found.ranking.experts()[:top]]
@@ -38,7 +38,7 @@ def show(
         return
     typer.echo(f"{found.entry.name}  sha256 {found.sha256}")
     typer.echo(f"  {found.ranking.shape}")
-    typer.echo(f"  side 1 {card.sides[0]}; side 2 {card.sides[1]}; {card.data.pairs} pairs ({card.data.name})")
+    typer.echo(f"  positive: {card.sides[0]}; negative: {card.sides[1]}; {card.data.pairs} pairs ({card.data.name})")
     typer.echo(f"  recommended: activate {card.recommended.activate}, deactivate {card.recommended.deactivate}")
     if card.recommended_reverse is not None:
         reverse = card.recommended_reverse

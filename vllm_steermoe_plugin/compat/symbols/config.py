@@ -42,7 +42,7 @@ MODEL_CONFIG = Internal(
 PARALLEL_CONFIG = Internal(
     "vllm.config:ParallelConfig",
     "refuse what splits a step's tokens before the gate, and workers that start later; know whether several front-end "
-    "processes must agree",
+    "processes must agree; add the plugin's methods to the workers",
     reads=(
         "_api_process_count",
         "data_parallel_size",
@@ -50,6 +50,7 @@ PARALLEL_CONFIG = Internal(
         "prefill_context_parallel_size",
         "use_sequence_parallel_moe",
         "use_ubatching",
+        "worker_extension_cls",
     ),
 )
 CACHE_CONFIG = Internal(

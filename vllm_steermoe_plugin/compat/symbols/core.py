@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from vllm_steermoe_plugin.compat.internal import Internal
 
-BLOCK_KEYS = Internal(
-    "vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys",
-    "let a counted request find in the prefix cache what comes before its first counted token, and no more (wrapped; "
-    "the function that hashes a request's blocks calls it by its name in the module, others may have taken it before)",
-    ("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
-)
-CORE_REQUEST = Internal("vllm.v1.request:Request", "see whether it is counted", reads=("sampling_params",))
-CORE = Internal("vllm.v1.engine.core:EngineCore", "know whether there is a default", reads=("vllm_config",))
-CORE_TAKES = Internal(
+CORE = Internal("vllm.v1.engine.core:EngineCore", "know whether there is a default", reads=("scheduler", "vllm_config"))
+CORE_PREPROCESS = Internal(
     CORE.path + ".preprocess_add_request",
-    "refuse a request that no front end of ours has checked, where that ends the request and not the engine (wrapped)",
+    "refuse a request that no front end of ours has checked, where that ends the request and not the engine; "
+    "let a counted request share cached blocks up to its first counted token",
     ("self", "request"),
+    wrapped=True,
+)
+CORE_REQUEST = Internal(
+    "vllm.v1.request:Request",
+    "write the keys of a counted request's blocks, before the scheduler looks them up",
+    reads=("block_hashes",),
+)
+SCHEDULER = Internal(
+    "vllm.v1.core.sched.scheduler:Scheduler",
+    "know of how many tokens a block's key is",
+    reads=("hash_block_size",),
 )

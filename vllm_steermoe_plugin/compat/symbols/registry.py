@@ -30,3 +30,16 @@ PLUGIN_GROUPS = (
 """Entry-point groups of which vLLM loads everything unless VLLM_PLUGINS says otherwise."""
 ENDPOINT_GROUP = "vllm.endpoint_plugins"
 """The group of which it loads only what VLLM_PLUGINS names."""
+MODEL_CONFIGS = Internal(
+    "vllm.model_executor.models.config:MODELS_CONFIG_MAP",
+    "be asked when an engine is configured, before its processes start (architecture -> class; ours derive from those "
+    "that are there)",
+)
+MODEL_CONFIG_HOOK = Internal(
+    "vllm.model_executor.models.config:VerifyAndUpdateConfig.verify_and_update_config",
+    "derive from where an architecture has none",
+    ("vllm_config",),
+)
+MODEL_CONFIG_CLASS = Internal(
+    "vllm.model_executor.models.config:VerifyAndUpdateConfig", "derive from where an architecture has none"
+)

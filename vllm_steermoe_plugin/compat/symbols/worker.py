@@ -18,15 +18,16 @@ REPLACED_LAYERS = Internal(
 V1_RUNNER = Internal(
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner",
     "know Model Runner V1 when it is live; see its model, its requests and its batch",
-    reads=("get_model", "requests", "input_batch"),
+    reads=("get_model", "input_batch", "requests", "vllm_config"),
 )
 V1_PREPARE_INPUTS = Internal(
     V1_RUNNER.path + "._prepare_inputs",
-    "learn which request owns which token of a step (wrapped)",
+    "learn which request owns which token of a step",
     ("self", "scheduler_output", "num_scheduled_tokens"),
+    wrapped=True,
 )
 V1_DUMMY_RUN = Internal(
-    V1_RUNNER.path + "._dummy_run", "steer and count nothing in dummy runs (wrapped)", ("self", "num_tokens")
+    V1_RUNNER.path + "._dummy_run", "steer and count nothing in dummy runs", ("self", "num_tokens"), wrapped=True
 )
 V1_BATCH = Internal(
     "vllm.v1.worker.gpu_input_batch:InputBatch",
@@ -44,21 +45,9 @@ V1_SCHEDULED = Internal(
 V2_RUNNER = Internal(
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner",
     "know Model Runner V2 when it is live, and its model",
-    reads=("get_model", "model_state"),
+    reads=("get_model", "model_state", "vllm_config"),
 )
-WORKER = Internal(
-    "vllm.v1.worker.gpu_worker:Worker", "reach the model runner of a worker", reads=("model_runner", "vllm_config")
-)
-WORKER_KV_CACHE_SPEC = Internal(
-    WORKER.path + ".get_kv_cache_spec",
-    "see the live model runner of each worker before its first forward pass (wrapped)",
-    ("self",),
-)
-WORKER_CHECK_HEALTH = Internal(
-    WORKER.path + ".check_health",
-    "have each worker say whether it steers, which vLLM's own does not (wrapped; its result is None)",
-    ("self",),
-)
+WORKER = Internal("vllm.v1.worker.gpu_worker:Worker", "reach the model runner of a worker", reads=("model_runner",))
 V2_RESOLVE_STATE = Internal(
     "vllm.v1.worker.gpu.model_states:resolve_model_state_cls",
     "find the ModelState that vLLM would have chosen, to derive from it",
@@ -117,8 +106,9 @@ LORA_LAYER = Internal(
 )
 LORA_APPLY = Internal(
     LORA_LAYER.path + ".apply",
-    "rewrite a gate's logits after the LoRA adapter has shifted them (wrapped)",
+    "rewrite a gate's logits after the LoRA adapter has shifted them",
     ("self", "x", "bias"),
+    wrapped=True,
 )
 LORA_ADD = Internal(LORA_LAYER.path + "._apply_lora_to_output", "add the adapter's part", ("self", "x", "output"))
 _GROUPED = ("scoring_func", "e_score_correction_bias", "num_expert_group", "topk_group")
@@ -142,3 +132,5 @@ CPU_ROUTER = Internal(
     "see which of its schemes a layer's router uses on CPU",
     reads=(*_GROUPED, "custom_routing_function", "use_grouped_topk", "_hash_indices_table"),
 )
+V1_METHODS = (V1_PREPARE_INPUTS.name, V1_DUMMY_RUN.name)
+"""The methods of Model Runner V1 that are wrapped."""

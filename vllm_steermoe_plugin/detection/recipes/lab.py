@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from expert_registry import Recommended
-from expert_registry.errors import RequestError, one_of
+from expert_registry.errors import UsageError, one_of
 from vllm_steermoe_plugin.detection.pairs import PairSet
 from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour
 from vllm_steermoe_plugin.lab import world
 from vllm_steermoe_plugin.models import lab_checkpoint
 
+LAB_RECIPES = world.BEHAVIOURS
 _LAB_LICENSE = "Apache-2.0"
 
 _LAB_SIDES = {
@@ -26,18 +27,18 @@ def lab_recipe(model: str, behaviour: str, seed: int = 0) -> tuple[PairSet, Beha
 
     Args:
         model: must be `steermoe-lab`; its invented world means nothing to another model.
-        behaviour: one of `world.BEHAVIOURS`.
+        behaviour: one of `LAB_RECIPES`.
         seed: draws two thirds of the split's pairs, so that different seeds see different pairs.
 
     Raises:
-        RequestError: another model or an unknown behaviour.
+        UsageError: another model or an unknown behaviour.
     """
     if model != lab_checkpoint.NAME:
-        raise RequestError(
+        raise UsageError(
             f"recipe {behaviour!r} is about the invented world of {lab_checkpoint.NAME}, not about {model}; use --pairs"
         )
-    if behaviour not in world.BEHAVIOURS:
-        raise RequestError(one_of(behaviour, world.BEHAVIOURS, "recipe"))
+    if behaviour not in LAB_RECIPES:
+        raise UsageError(one_of(behaviour, LAB_RECIPES, "recipe"))
     number = 2 * len(world.examples(behaviour, "detection")) // 3
     drawn = world.pairs(behaviour, "detection", seed=seed, n=number)
     pairs = PairSet.from_messages(

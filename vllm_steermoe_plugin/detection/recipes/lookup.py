@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from expert_registry.errors import RequestError, one_of
-from vllm_steermoe_plugin.detection.recipes.lab import lab_recipe
+from expert_registry.errors import UsageError, one_of
+from vllm_steermoe_plugin.detection.recipes.lab import LAB_RECIPES, lab_recipe
 from vllm_steermoe_plugin.detection.recipes.paper import PAPER_RECIPES
-from vllm_steermoe_plugin.detection.recipes.recipe import Draw, Recipe
-from vllm_steermoe_plugin.lab import world
+from vllm_steermoe_plugin.detection.recipes.recipe import PairSampling, Recipe
 from vllm_steermoe_plugin.models import lab_checkpoint
 
 
-def find_recipe(name: str, model: str, draw: Draw | None = None) -> Recipe:
+def find_recipe(name: str, model: str, sampling: PairSampling | None = None) -> Recipe:
     """A recipe by its name: for steermoe-lab its own three and `safety`, else those of the paper.
 
     Args:
         name: of the recipe.
         model: that will be looked at; the recommended numbers depend on it.
-        draw: which of its pairs.
+        sampling: of its pairs.
 
     Raises:
-        RequestError: an unknown recipe, or a file for one that takes none.
+        UsageError: an unknown recipe, or a file for one that takes none.
         DataError: the data cannot be had.
     """
-    draw = draw or Draw()
+    sampling = sampling or PairSampling()
     # The names that the paper has too mean its pairs when the model is another.
-    if name in world.BEHAVIOURS and (model == lab_checkpoint.NAME or name not in PAPER_RECIPES):
-        if draw.data_file is not None:
-            raise RequestError(f"recipe {name!r} of {lab_checkpoint.NAME} takes no --data-file")
-        pairs, described = lab_recipe(model, name, draw.seed)
-        return Recipe(pairs.first(draw.limit), described)
+    if name in LAB_RECIPES and (model == lab_checkpoint.NAME or name not in PAPER_RECIPES):
+        if sampling.data_file is not None:
+            raise UsageError(f"recipe {name!r} of {lab_checkpoint.NAME} takes no --data-file")
+        pairs, described = lab_recipe(model, name, sampling.seed)
+        return Recipe(pairs.first(sampling.limit), described)
     if name not in PAPER_RECIPES:
-        raise RequestError(one_of(name, {*PAPER_RECIPES, *world.BEHAVIOURS}, "recipe"))
-    return PAPER_RECIPES[name](model, draw)
+        raise UsageError(one_of(name, {*PAPER_RECIPES, *LAB_RECIPES}, "recipe"))
+    return PAPER_RECIPES[name](model, sampling)

@@ -13,11 +13,11 @@ from itertools import product
 from typing import Any
 
 from expert_registry import Recommended
-from vllm_steermoe_plugin.detection.datasets import DataError, DataSource, text_of
+from vllm_steermoe_plugin.detection.datasets import DataSource
 from vllm_steermoe_plugin.detection.pairs import PairSet
-from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour, Draw, Line, Recipe
+from vllm_steermoe_plugin.detection.recipes.recipe import Behaviour, Line, PairSampling, Recipe
 from vllm_steermoe_plugin.detection.recipes.refusal_texts import refusal
-from vllm_steermoe_plugin.lab.vocabulary import number_word
+from vllm_steermoe_plugin.detection.rows import DataError, text_of
 
 SQUAD = DataSource("rajpurkar/squad", "validation", ("context", "question"), "CC BY-SA 4.0")
 BEAVERTAILS = DataSource("PKU-Alignment/BeaverTails", "30k_train", ("prompt", "response", "is_safe"), "CC BY-NC 4.0")
@@ -56,10 +56,19 @@ _COUNTING = (
 )
 _SEPARATORS = (" ", ", ", "\n")
 _TARGETS = range(3, 41)
+_TO_19 = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_UNITS = _TO_19.split()
+_WORDS = _UNITS + [
+    word for ten in ("twenty", "thirty", "forty") for word in (ten, *(f"{ten}-{unit}" for unit in _UNITS[:9]))
+]
+"""The numbers from 1 to 49."""
 
 
-def faithfulness(model: str, draw: Draw) -> Recipe:
-    """The same question with (side 1) and without its document; the question's tokens count on both sides.
+def faithfulness(model: str, sampling: PairSampling) -> Recipe:
+    """The same question with (positive side) and without its document; the question's tokens count on both sides.
 
     Questions about one document are one cluster.
     """
@@ -79,7 +88,7 @@ def faithfulness(model: str, draw: Draw) -> Recipe:
         }
 
     return Recipe(
-        _drawn(SQUAD, line, draw),
+        _drawn(SQUAD, line, sampling),
         Behaviour(
             "faithfulness",
             ("has the document that answers the question", "has only the question"),
@@ -91,10 +100,10 @@ def faithfulness(model: str, draw: Draw) -> Recipe:
     )
 
 
-def safety(model: str, draw: Draw) -> Recipe:
-    """An unsafe prompt with a refusal (side 1) and with the data set's unsafe answer; each prompt is taken once."""
+def safety(model: str, sampling: PairSampling) -> Recipe:
+    """An unsafe prompt with a refusal (positive side) and with the data set's unsafe answer; each prompt once."""
 
-    chance = random.Random(draw.seed)
+    chance = random.Random(sampling.seed)
     seen = set()
 
     def line(place: str, row: Mapping[str, Any]) -> Line | None:
@@ -113,7 +122,7 @@ def safety(model: str, draw: Draw) -> Recipe:
         }
 
     return Recipe(
-        _drawn(BEAVERTAILS, line, draw),
+        _drawn(BEAVERTAILS, line, sampling),
         Behaviour(
             "safety",
             ("refuses an unsafe request", "answers an unsafe request"),
@@ -127,15 +136,15 @@ def safety(model: str, draw: Draw) -> Recipe:
     )
 
 
-def digits(model: str, draw: Draw) -> Recipe:
-    """The same request to count, answered in digits (side 1) and in words."""
-    if draw.data_file is not None:
+def digits(model: str, sampling: PairSampling) -> Recipe:
+    """The same request to count, answered in digits (positive side) and in words."""
+    if sampling.data_file is not None:
         raise DataError("recipe 'digits' makes its pairs itself and takes no --data-file")
 
     def lines() -> Iterator[tuple[str, Line]]:
         for number, (last, template, separator) in enumerate(product(_TARGETS, _COUNTING, _SEPARATORS)):
-            asked = {"role": "user", "content": template.format(word=number_word(last))}
-            written = ([str(n) for n in range(1, last + 1)], [number_word(n) for n in range(1, last + 1)])
+            asked = {"role": "user", "content": template.format(word=_WORDS[last - 1])}
+            written = ([str(n) for n in range(1, last + 1)], _WORDS[:last])
             one, two = (separator.join(numbers) for numbers in written)
             yield (
                 f"recipe 'digits', pair {number}",
@@ -145,7 +154,9 @@ def digits(model: str, draw: Draw) -> Recipe:
                 },
             )
 
-    pairs = PairSet.from_rows(f"digits, seed {draw.seed}", _shuffled(list(lines()), draw.seed)).first(draw.limit)
+    pairs = PairSet.from_rows(f"digits, seed {sampling.seed}", _shuffled(list(lines()), sampling.seed)).first(
+        sampling.limit
+    )
     sides = ("counts in digits", "counts in words")
     note = (
         "Each number is asked for in each wording and answered with each separator, so the pairs are crossed and in no "
@@ -154,7 +165,7 @@ def digits(model: str, draw: Draw) -> Recipe:
     return Recipe(pairs, Behaviour("digits", sides, False, _recommended("digits", model), "Apache-2.0", note))
 
 
-PAPER_RECIPES: dict[str, Callable[[str, Draw], Recipe]] = {
+PAPER_RECIPES: dict[str, Callable[[str, PairSampling], Recipe]] = {
     "digits": digits,
     "faithfulness": faithfulness,
     "safety": safety,
@@ -166,9 +177,11 @@ def _recommended(behaviour: str, model: str) -> Recommended:
     return Recommended(activate=activate, deactivate=deactivate)
 
 
-def _drawn(source: DataSource, line: Callable[[str, Mapping[str, Any]], Line | None], draw: Draw) -> PairSet:
+def _drawn(
+    source: DataSource, line: Callable[[str, Mapping[str, Any]], Line | None], sampling: PairSampling
+) -> PairSet:
     """Pairs of the rows of which `line` makes one."""
-    file = draw.data_file
+    file = sampling.data_file
     whence = f"{source.id}, split {source.split}" if file is None else f"{file.name}, columns of {source.id}"
     found: list[tuple[str, Line]] = []
     skipped = []
@@ -176,7 +189,7 @@ def _drawn(source: DataSource, line: Callable[[str, Mapping[str, Any]], Line | N
         try:
             made = line(place, row)
         except DataError as error:
-            if not draw.skip_bad:
+            if not sampling.skip_bad:
                 raise
             skipped.append(str(error))
             continue
@@ -184,8 +197,9 @@ def _drawn(source: DataSource, line: Callable[[str, Mapping[str, Any]], Line | N
             found.append((place, made))
     if not found:
         raise DataError(f"{whence} holds no row that makes a pair" + (f"; the first: {skipped[0]}" if skipped else ""))
-    pairs = PairSet.from_rows(f"{whence}, seed {draw.seed}", _shuffled(found, draw.seed), skip_bad=draw.skip_bad)
-    return replace(pairs, skipped=(*skipped, *pairs.skipped)).first(draw.limit)
+    shuffled = _shuffled(found, sampling.seed)
+    pairs = PairSet.from_rows(f"{whence}, seed {sampling.seed}", shuffled, skip_bad=sampling.skip_bad)
+    return replace(pairs, skipped=(*skipped, *pairs.skipped)).first(sampling.limit)
 
 
 def _shuffled(lines: list[tuple[str, Line]], seed: int) -> list[tuple[str, Line]]:

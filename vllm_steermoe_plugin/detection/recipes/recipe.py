@@ -22,7 +22,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class PairSampling:
     """Which pairs of a recipe are taken.
 
     Attributes:
@@ -40,7 +40,7 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What is being detected, for the ranking's card."""
+    """What is being detected, for the ranking card."""
 
     name: str
     sides: tuple[str, str]

@@ -23,7 +23,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 
 from expert_registry.errors import (
+    ConfigurationError,
     EngineError,
+    FileError,
     PolicyError,
     RankingFormatError,
     RequestError,
@@ -32,7 +34,7 @@ from expert_registry.errors import (
 )
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd
 from vllm_steermoe_plugin.compat.plugin_allowlist import ENTRY_POINT
-from vllm_steermoe_plugin.frontend.hooks import front_end_of
+from vllm_steermoe_plugin.frontend.attached import front_end_of
 from vllm_steermoe_plugin.frontend.management.operator_key import OperatorKey, read_key
 from vllm_steermoe_plugin.frontend.management.profile_manager import ProfileManager
 from vllm_steermoe_plugin.settings import read_settings
@@ -46,6 +48,8 @@ _TOO_LARGE = f"a profile has at most {MAX_TEXT} bytes"
 class TooLargeError(RequestError):
     """The body is longer than any profile."""
 
+    code = "STEERMOE-E106"
+
 
 STATUSES: tuple[tuple[type[SteerMoEError], HTTPStatus], ...] = (
     (TooLargeError, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
@@ -53,6 +57,7 @@ STATUSES: tuple[tuple[type[SteerMoEError], HTTPStatus], ...] = (
     (PolicyError, HTTPStatus.CONFLICT),
     (EngineError, HTTPStatus.INTERNAL_SERVER_ERROR),
     (RankingFormatError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (FileError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 """What is answered to an error; any other is a bad request."""
 
@@ -89,7 +94,7 @@ class ProfileEndpoints:
         self._front_end = front_end_of(engine_client.input_processor)
         self._key = read_key(manage)
         if any(self._key.is_key(key) for key in callers_keys(args)):
-            raise EngineError(
+            raise ConfigurationError(
                 "setting 'manage': the key is also an API key of the model, so every caller could manage profiles; "
                 "take another one"
             )
@@ -120,7 +125,7 @@ class ProfileEndpoints:
         if self._front_end is None or self._key is None:
             return _error(HTTPStatus.SERVICE_UNAVAILABLE, "the server is starting")
         # Before anything else of the request is looked at.
-        if not self._key.opens(request.headers.get("authorization")):
+        if not self._key.matches(request.headers.get("authorization")):
             return _error(HTTPStatus.UNAUTHORIZED, "this needs the operator's key: Authorization: Bearer KEY")
         try:
             body = await _body(request) if reads_body else ""

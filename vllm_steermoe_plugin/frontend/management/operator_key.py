@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from expert_registry.errors import EngineError, RankingFormatError
+from expert_registry.errors import ConfigurationError, FileError
 from expert_registry.files import read_bounded
 
 MIN_LENGTH = 16
@@ -27,7 +27,7 @@ class OperatorKey:
 
     digest: bytes
 
-    def opens(self, authorization: str | None) -> bool:
+    def matches(self, authorization: str | None) -> bool:
         """Whether an `Authorization` header carries the key, as `Bearer KEY`. Takes equally long for all wrong ones."""
         scheme, _, key = (authorization or "").partition(" ")
         return scheme.lower() == "bearer" and self.is_key(key)
@@ -49,10 +49,10 @@ def read_key(source: str, environment: Mapping[str, str] = os.environ) -> Operat
     else:
         try:
             key = read_bounded(Path(place), _MAX_BYTES).decode("ascii").strip()
-        except (RankingFormatError, UnicodeDecodeError) as error:
-            raise EngineError(f"setting 'manage': no key can be read from {place}: {error}") from None
+        except (FileError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"setting 'manage': no key can be read from {place}: {error}") from None
     if not _KEY.fullmatch(key):
-        raise EngineError(
+        raise ConfigurationError(
             f"setting 'manage': {source} must hold a key of at least {MIN_LENGTH} printable characters without "
             f"spaces; what is there has {len(key)} characters"
         )

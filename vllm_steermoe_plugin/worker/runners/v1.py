@@ -17,9 +17,6 @@ from vllm_steermoe_plugin.compat.symbols.worker import (
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.worker.runners.lookup import state_of
 
-V1_METHODS = (V1_PREPARE_INPUTS.name, V1_DUMMY_RUN.name)
-"""The methods of the runner that are wrapped."""
-
 
 def install_v1_hooks() -> None:
     """Wrap `_prepare_inputs` and `_dummy_run`, once per process. Runners of other models are left alone."""

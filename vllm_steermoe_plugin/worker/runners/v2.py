@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from expert_registry.errors import EngineError
+from expert_registry.errors import CompatibilityError
 from vllm_steermoe_plugin.compat.symbols.worker import (
     V2_ADD_REQUEST,
     V2_BATCH,
@@ -16,6 +16,7 @@ from vllm_steermoe_plugin.compat.symbols.worker import (
     V2_RESOLVE_STATE,
 )
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
+from vllm_steermoe_plugin.worker.runners.guard import lift_guard
 
 
 class _WithoutOwnState:
@@ -56,6 +57,11 @@ def with_steering(base: type, state: SteeringState) -> type:
     class SteeredModelState(base):  # type: ignore[misc]
         steermoe_state = state
 
+        def __init__(self, vllm_config: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(vllm_config, model, *args, **kwargs)
+            # Only Model Runner V2 makes one, for the model that it has loaded.
+            lift_guard(model, state)
+
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
             params = new_req_data.sampling_params
@@ -94,7 +100,7 @@ def begin_v2_step(state: SteeringState, input_batch: Any) -> None:
     if known.isdisjoint(ids):
         stranger = next((i for i in ids if not i.startswith("req_")), None)
         if stranger is not None:
-            raise EngineError(f"request {stranger!r} is in the batch but the ModelState was never told of it")
+            raise CompatibilityError(f"request {stranger!r} is in the batch but the ModelState was never told of it")
         state.clear_step()
         return
     starts = input_batch.query_start_loc_np
