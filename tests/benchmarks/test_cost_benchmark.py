@@ -41,6 +41,7 @@ def test_profiles_differ_and_touch_every_layer() -> None:
         assert {layer for layer, _ in profile.activate} == {layer for layer, _ in profile.deactivate} == {0, 1, 2}
 
 
+@pytest.mark.nightly
 def test_growth_is_measured_and_drawn(tmp_path: Path) -> None:
     found = measure_growth(tmp_path / "growth.png", quick=True)
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

@@ -316,6 +316,7 @@ def test_make_takes_a_python_that_has_torch_and_triton(tmp_path: Path) -> None:
         assert done.stdout.strip().removeprefix(f"{tmp_path}/") == f"{chosen} -m benchmarks.gpu.check --out x"
 
 
+@pytest.mark.engine
 def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
     """A machine that is lent may have torch and Triton only."""
     block = "".join(f"sys.modules[{name!r}] = None; " for name in ("vllm", "pydantic", "safetensors", "rich", "typer"))

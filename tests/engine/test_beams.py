@@ -11,6 +11,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 
+from tests.support.greedy import generate, prompt_logprobs, scoring
 from tests.support.random_steering import as_text, random_rules
 from vllm_steermoe_plugin.frontend.attached import front_end_of
 from vllm_steermoe_plugin.models import lab_checkpoint
@@ -44,12 +45,8 @@ def beams(engine: Any) -> list[list[Any]]:
 
 def score(engine: Any, tokens: list[int], prompt_length: int, steer: str | None) -> float:
     """Sum of the log-probabilities of the tokens after the prompt."""
-    params = SamplingParams(
-        max_tokens=1, temperature=0.0, prompt_logprobs=0, extra_args={STEER_KEY: steer} if steer else None
-    )
-    output = engine.generate({"prompt_token_ids": tokens}, params, use_tqdm=False)[0]
-    entries = zip(output.prompt_logprobs[prompt_length:], tokens[prompt_length:], strict=True)
-    return sum(entry[token].logprob for entry, token in entries)
+    (output,) = generate(engine, [tokens], [scoring(steer)])
+    return float(prompt_logprobs(output, prompt_length).sum())
 
 
 def test_every_beam_of_a_steered_engine_is_scored_as_steered(plain: Any, by_default: Any) -> None:

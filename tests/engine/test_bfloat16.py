@@ -29,17 +29,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vllm import SamplingParams
 
 from expert_registry.shape import MoEShape
 from tests.support.engines import model_of
+from tests.support.greedy import generate, prompt_logprobs, scoring
 from tests.support.oracle import ReferenceModel, Rules, rewrite_row
 from tests.support.random_steering import as_text, prompt, random_rules
 from tests.support.tiny import CONFIGS
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
-from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
 
 NEAR = 4 * 2.0**-8
@@ -48,6 +47,8 @@ SPREAD, FURTHEST = 1 / 3, 8.0
 COPIES = 32
 """Of the reference under `Roundings`: s is then known within an eighth."""
 LENGTH, CASES = 12, 24
+ALIKE = ("MixtralForCausalLM", "GraniteMoeSharedForCausalLM", "Qwen2MoeForCausalLM")
+"""Their routers are those of others here, so these run each night only."""
 
 
 @pytest.fixture
@@ -80,14 +81,11 @@ def router_inputs(engine: Any) -> Iterator[dict[int, torch.Tensor]]:
 def selected(engine: Any, ids: list[int], rules: Rules, shape: MoEShape) -> tuple[np.ndarray, np.ndarray]:
     """Whether each token selected each expert, bool `[T, L, E]`, and the log-probabilities of the prompt's tokens."""
     engine.collective_rpc("steermoe_reset_counts")
-    extra = {COUNT_KEY: CountedSpans(1, ((0, len(ids)),), each=True).to_json()}
-    extra |= {STEER_KEY: as_text(rules)} if rules else {}
-    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, extra_args=extra)
-    output = engine.generate({"prompt_token_ids": ids}, params, use_tqdm=False)[0]
+    count = CountedSpans(1, ((0, len(ids)),), each=True).to_json()
+    (output,) = generate(engine, [ids], [scoring(as_text(rules) if rules else None, count)])
     selections, tokens = take_counts(engine, shape.layers)
     assert tokens.tolist() == [1] * len(ids)
-    pairs = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
-    return selections > 0, np.array([entry[token].logprob for entry, token in pairs])
+    return selections > 0, prompt_logprobs(output)
 
 
 def open_by_rounding(scores: list[float], largest: float, rules: dict[int, int], top_k: int) -> bool:
@@ -103,7 +101,9 @@ def same_until(one: dict[int, list[list[int]]], other: dict[int, list[list[int]]
     return min(next((t for t, found in enumerate(one[at]) if found != other[at][t]), LENGTH) for at in one)
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(name, marks=pytest.mark.nightly if name in ALIKE else ()) for name in CONFIGS]
+)
 def test_selected_experts_and_logprobs_equal_the_reference(
     architecture: str, engine: Any, checkpoint: Callable[[str], Path]
 ) -> None:

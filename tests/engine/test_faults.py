@@ -28,7 +28,7 @@ from vllm import SamplingParams
 from expert_registry import Registry, SteerMoEError
 from expert_registry.shape import MoEShape
 from tests.support.engines import model_of
-from tests.support.greedy import run
+from tests.support.greedy import asking, run
 from tests.support.planted import planted_registry
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
@@ -80,15 +80,7 @@ def requests_for(profiles: list[dict[tuple[int, int], int]], first_group: int, t
     """Prompts and parameters, each request steered by its own profile and counted by itself."""
     prompts = [{"prompt_token_ids": prompt(i, tokens)} for i in range(len(profiles))]
     params = [
-        SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            detokenize=False,
-            extra_args={
-                STEER_KEY: as_text(rules),
-                COUNT_KEY: CountedSpans(group, ((0, tokens),)).to_json(),
-            },
-        )
+        asking(as_text(rules), CountedSpans(group, ((0, tokens),)).to_json(), max_tokens=1)
         for group, rules in enumerate(profiles, first_group)
     ]
     return prompts, params

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vllm import SamplingParams
 
 from tests.support.alone import run_alone
-from tests.support.greedy import run
+from tests.support.greedy import answer, asking, generate, run
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
 Engines = Callable[..., Any]
 Checkpoint = Callable[[str], Path]
@@ -88,17 +86,8 @@ def test_prefix_cache_is_kept_apart_and_still_hits(
     ids = prompt(7, 100)
 
     def ask(steer: str | None) -> tuple[np.ndarray, int]:
-        params = SamplingParams(
-            max_tokens=2,
-            temperature=0.0,
-            logprobs=1,
-            detokenize=False,
-            extra_args={STEER_KEY: steer} if steer else None,
-        )
-        output = cached.generate({"prompt_token_ids": ids}, params, use_tqdm=False)[0]
-        first = output.outputs[0]
-        found = np.array([entry[t].logprob for entry, t in zip(first.logprobs, first.token_ids, strict=True)])
-        return found, output.num_cached_tokens
+        (output,) = generate(cached, [ids], [asking(steer, max_tokens=2, logprobs=1)])
+        return answer(output)[1], output.num_cached_tokens
 
     cold = {steer: ask(steer) for steer in (None, steering[0], steering[1])}
     assert all(hit == 0 for _, hit in cold.values()), "one steering read another's cached blocks"

@@ -14,6 +14,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from tests.support.alone import run_alone
 from tests.support.engines import model_of
+from tests.support.greedy import prompt_logprobs
 from tests.support.preemptions import watch_preemptions
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.lab.world import examples
@@ -140,8 +141,7 @@ def test_logprobs_of_the_prompt_are_steered_too(lab: Any) -> None:
     def score(text: str | None) -> np.ndarray:
         params = steered(text, max_tokens=1, prompt_logprobs=0)
         output = lab.generate("Count from 3 to 6.", params, use_tqdm=False)[0]
-        pairs = zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
-        return np.array([entry[token].logprob for entry, token in pairs])
+        return prompt_logprobs(output)
 
     assert np.abs(score(None) - score(lab_steering())).max() > 1e-3
     np.testing.assert_array_equal(score(None), score("none"))

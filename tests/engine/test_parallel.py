@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vllm import SamplingParams
 
 from expert_registry.errors import EngineError
 from tests.support.alone import run_alone
 from tests.support.engines import model_of
+from tests.support.greedy import answer, asking, generate
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from vllm_steermoe_plugin.models import engine_limits
@@ -42,30 +42,28 @@ REQUESTS = 8
 _PIPELINE = """
 import json, sys
 from pathlib import Path
-from vllm import SamplingParams
-from vllm_steermoe_plugin.models.checkpoints import shape_in
 from tests.support.engines import EXACT, start
+from tests.support.greedy import answer, asking, generate
+from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 if __name__ == "__main__":
     folder, prompts, extras = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     engine = start(folder, {"count_groups": 4}, **EXACT, pipeline_parallel_size=2)
     engine.collective_rpc("execute_dummy_batch")
-    params = [SamplingParams(temperature=0.0, max_tokens=6, logprobs=1, ignore_eos=True, detokenize=False, extra_args=e)
-              for e in extras]
-    outputs = engine.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    params = [asking(max_tokens=6, logprobs=1, ignore_eos=True, extra_args=e) for e in extras]
+    answers = [answer(output) for output in generate(engine, prompts, params)]
     selections, tokens = take_counts(engine, shape_in(Path(folder)).layers)
     status = engine.collective_rpc("steermoe_status")
     print("RESULT" + json.dumps([[s["layers"] for s in status], [s["steered_requests"] for s in status],
-        selections.tolist(), tokens.tolist(), [[list(o.outputs[0].token_ids),
-        [e[t].logprob for e, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids)]] for o in outputs]]))
+        selections.tolist(), tokens.tolist(), [[ids, logprobs.tolist()] for ids, logprobs in answers]]))
 """
 
 _DATA = """
 import asyncio, json, sys
-from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 from tests.support.engines import EXACT, SMALL, TINY
+from tests.support.greedy import answer, asking
 from vllm_steermoe_plugin.engine import engine_options
 
 async def main():
@@ -75,13 +73,13 @@ async def main():
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
 
     async def one(number, ids, extra):
-        params = SamplingParams(temperature=0.0, max_tokens=6, logprobs=1, ignore_eos=True, detokenize=False,
-                                extra_args=extra)
+        params = asking(max_tokens=6, logprobs=1, ignore_eos=True, extra_args=extra)
         # Five on the first rank and three on the second: the first goes on alone, the second runs dummy batches.
         rank = 0 if number < 5 else 1
         async for output in engine.generate({"prompt_token_ids": ids}, params, str(number), data_parallel_rank=rank):
-            last = output.outputs[0]
-        return [list(last.token_ids), [e[t].logprob for e, t in zip(last.logprobs, last.token_ids)]]
+            last = output
+        ids, logprobs = answer(last)
+        return [ids, logprobs.tolist()]
 
     answers = await asyncio.gather(*(one(i, p, e) for i, (p, e) in enumerate(zip(prompts, extras))))
     # One more alone: the other rank must keep step without being steered.
@@ -105,22 +103,12 @@ def batch(checkpoint: Callable[[str], Path]) -> tuple[list[list[int]], list[dict
 
 def on_one_rank(
     tiny: Callable[[str], Any], folder: Path, prompts: list[list[int]], extras: list[dict[str, str]]
-) -> tuple[list[tuple[list[int], list[float]]], list[Any]]:
+) -> tuple[list[Any], list[Any]]:
     """The same batch on a single rank: answers and counts."""
     engine = tiny(ARCHITECTURE)
     engine.collective_rpc("steermoe_reset_counts")
-    params = [
-        SamplingParams(max_tokens=6, temperature=0.0, logprobs=1, ignore_eos=True, detokenize=False, extra_args=extra)
-        for extra in extras
-    ]
-    outputs = [
-        output.outputs[0]
-        for output in engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-    ]
-    answers = [
-        (list(o.token_ids), [entry[t].logprob for entry, t in zip(o.logprobs, o.token_ids, strict=True)])
-        for o in outputs
-    ]
+    params = [asking(max_tokens=6, logprobs=1, ignore_eos=True, extra_args=extra) for extra in extras]
+    answers = [answer(output) for output in generate(engine, prompts, params)]
     selections, tokens = take_counts(engine, shape_in(folder).layers)
     return answers, [selections.tolist(), tokens.tolist()]
 

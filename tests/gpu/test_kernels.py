@@ -51,6 +51,7 @@ CASES = [("kernel_cases.py", 8, "not nightly"), ("kernel_compiles.py", 8, "not n
 NIGHTLY = [("kernel_cases.py", 2, "nightly"), ("kernel_compiles.py", 18, "nightly")]
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("cases", "least", "tier"), [*CASES, *(pytest.param(*case, marks=pytest.mark.nightly) for case in NIGHTLY)]
 )

@@ -229,21 +229,12 @@ def admitted_by_mistake(folder: Path, kept: list[Any]) -> dict[str, str]:
 
 def scores(engine: Any, steering: list[str | None], count: bool = False) -> list[np.ndarray]:
     """Log-probabilities of the tokens of one prompt per request, `[T - 1]` each."""
-    from vllm import SamplingParams
-
+    from tests.support.greedy import generate, prompt_logprobs, scoring
     from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
-    from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
     ids = [4 + (7 * i) % (VOCABULARY - 4) for i in range(PROMPT_TOKENS)]
-    params = []
-    for group, steer in enumerate(steering, start=1):
-        args: dict[str, object] = {STEER_KEY: steer} if steer else {}
-        if count:
-            args[COUNT_KEY] = CountedSpans(group, ((0, len(ids)),)).to_json()
-        params.append(
-            SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, extra_args=args or None)
-        )
-    outputs = engine.generate([{"prompt_token_ids": ids}] * len(params), params, use_tqdm=False)
-    return [
-        np.array([entry[t].logprob for entry, t in zip(o.prompt_logprobs[1:], ids[1:], strict=True)]) for o in outputs
+    params = [
+        scoring(steer, CountedSpans(group, ((0, len(ids)),)).to_json() if count else None)
+        for group, steer in enumerate(steering, start=1)
     ]
+    return [prompt_logprobs(output) for output in generate(engine, [ids] * len(params), params)]
