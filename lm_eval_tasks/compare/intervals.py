@@ -12,8 +12,6 @@ CONFIDENCE = 0.95
 RESAMPLES = 10_000
 MOST_EXACT = 5_000
 """Examples up to which the bootstrap is BCa, whose cost grows with their square; of more, percentiles say the same."""
-_AT_ONCE = 4_000_000
-"""Numbers drawn at once, to bound the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ def paired_change(before: Sequence[float], after: Sequence[float], seed: int = 0
         (change,),
         np.mean,
         n_resamples=RESAMPLES,
-        batch=max(1, _AT_ONCE // n),
+        batch=max(1, 4_000_000 // n),
         confidence_level=CONFIDENCE,
         method="BCa" if n <= MOST_EXACT else "percentile",
         random_state=np.random.default_rng(seed),

@@ -34,17 +34,7 @@ def detection_card(
     balance: bool,
     notes: Sequence[str],
 ) -> RankingCard:
-    """The card, of today.
-
-    Args:
-        model: that was looked at.
-        shape: of it.
-        behaviour: that is detected.
-        pairs: their name, hash and rule stand in the card.
-        counted: number of pairs that were.
-        balance: as in `DetectionOptions`.
-        notes: follow the behaviour's own.
-    """
+    """The card, of today: `counted` of the pairs were counted; `notes` follow the behaviour's own."""
     return RankingCard(
         model=model,
         num_experts=shape.num_experts,

@@ -147,31 +147,26 @@ def _text_lines(data: bytes, name: str) -> Scanned:
 
 
 def _csv(data: bytes, name: str) -> Scanned:
-    """An empty field is None, as in Parquet."""
-    place = name
+    """An empty field is None, as in Parquet; the place is the row's last line."""
     try:
         # With this newline, a line ends nowhere else, and a quoted field keeps its own.
-        lines = csv.reader(io.StringIO(data.decode(), newline="\n"), strict=True)
-        header = next(lines, [])
-        if len(set(header)) < len(header) or not all(header):
-            fault = f"a CSV file begins with the names of its columns, got {header!r:.200}"
-            yield name, DataError(f"{name}, line 1: {fault}")
-            return
-        while True:
-            place = f"{name}, line {lines.line_num + 1}"
-            fields = next(lines, None)
-            if fields is None:
-                return
-            if len(fields) == len(header):
-                yield place, {column: field or None for column, field in zip(header, fields, strict=True)}
-            elif fields:
-                fault = f"{len(fields)} fields, where the header has {len(header)}; put a text with a comma into quotes"
-                yield place, DataError(f"{place}: {fault}")
+        rows = csv.DictReader(io.StringIO(data.decode(), newline="\n"), strict=True)
     except UnicodeDecodeError as error:
-        line = 1 + data[: error.start].count(b"\n")
-        yield name, DataError(f"{name}, line {line} is not UTF-8 text")
+        yield name, DataError(f"{name}, line {1 + data[: error.start].count(10)} is not UTF-8 text")
+        return
+    try:
+        header = list(rows.fieldnames or ())
+        if len(set(header)) < len(header) or not all(header):
+            raise csv.Error(f"the first line must name the columns, got {header!r:.200}")
+        for row in rows:
+            place = f"{name}, line {rows.line_num}"
+            if None in row or None in row.values():
+                fault = f"other fields than the header's {len(header)}; put a text with a comma into quotes"
+                yield place, DataError(f"{place}: {fault}")
+            else:
+                yield place, {column: field or None for column, field in row.items()}
     except csv.Error as error:
-        yield place, DataError(f"{place}: not CSV: {error}")
+        yield name, DataError(f"{name}, line {rows.reader.line_num}: not CSV: {error}")
 
 
 def _parquet(data: bytes, name: str) -> Scanned:

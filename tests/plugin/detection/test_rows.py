@@ -60,8 +60,8 @@ def test_text_has_one_prompt_a_line_and_json_may_have_texts_as_rows(tmp_path: Pa
 def test_a_quoted_field_keeps_its_newlines(tmp_path: Path) -> None:
     path = written(tmp_path, "x.csv", 'a,b\n"one\ntwo\r\nthree",x\nfour,y,z\n')
     rows = read_rows(path)
-    assert next(rows) == ("x.csv, line 2", {"a": "one\ntwo\r\nthree", "b": "x"})
-    with pytest.raises(DataError, match=r"x\.csv, line 5: 3 fields, where the header has 2; .* quotes"):
+    assert next(rows) == ("x.csv, line 4", {"a": "one\ntwo\r\nthree", "b": "x"})
+    with pytest.raises(DataError, match=r"x\.csv, line 5: other fields than the header's 2; .* quotes"):
         next(rows)
 
 
@@ -102,10 +102,10 @@ def test_pairs_may_stand_in_csv(tmp_path: Path) -> None:
         ("x.json", "[]", "no rows"),
         ("x.txt", b"a\n\xff\n", r"x\.txt, line 2 is not UTF-8"),
         ("x.txt", "\n \n", "no rows"),
-        ("x.csv", "prompt\nsay, then\n", r"x\.csv, line 2: 2 fields, where the header has 1"),
-        ("x.csv", "a,b\n1,2\n3\n", "line 3: 1 fields"),
-        ("x.csv", "a,\n1,2\n", "line 1: a CSV file begins with the names of its columns"),
-        ("x.csv", "a,a\n1,2\n", "line 1: a CSV file begins with the names of its columns"),
+        ("x.csv", "prompt\nsay, then\n", r"x\.csv, line 2: other fields than the header's 1"),
+        ("x.csv", "a,b\n1,2\n3\n", "line 3: other fields"),
+        ("x.csv", "a,\n1,2\n", "line 1: not CSV: the first line must name the columns"),
+        ("x.csv", "a,a\n1,2\n", "line 1: not CSV: the first line must name the columns"),
         ("x.csv", 'a\n"b\n', "line 2: not CSV"),
         ("x.csv", "a\nb\rc\n", "line 2: not CSV"),
         ("x.csv", b"a\nb\n\xff\n", "line 3 is not UTF-8"),
