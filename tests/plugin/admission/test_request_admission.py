@@ -149,7 +149,7 @@ WRONG_SPANS = [f'{{"group": {group}, "ranges": [[0, 1]]}}' for group in ("0", "t
 LOCKED: dict[str, object] = {"default": "digits", "allow_override": False}
 OFF: dict[str, object] = {"enabled": False, "default": "digits", "count_groups": 2}
 COUNTS: dict[str, object] = {"count_groups": 2}
-REFUSED: list[tuple[dict[str, object], bool, dict[str, object], type[SteerMoEError], str]] = [
+REFUSED: list[tuple[Any, ...]] = [
     # What the operator does not allow, on a server or at all.
     *((LOCKED, False, {STEER_KEY: text}, PolicyError, "allow_override") for text in ("none", "refusal", "digits")),
     (OFF, False, {STEER_KEY: "digits"}, PolicyError, "enabled"),
@@ -280,7 +280,7 @@ def test_a_request_made_past_the_front_end_does_not_go_on(registry: Registry) ->
 
 
 @pytest.fixture
-def core(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SteerMoEError | None, list[object]]]:
+def core(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Exception | None, list[object]]]:
     """Gives a request to the engine's core: how that refuses it, and what vLLM's own part took before."""
     from vllm_steermoe_plugin.core.request_check import _preprocess
 
@@ -288,7 +288,7 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SteerMoEError |
 
     def give(
         args: object, default: str | None = None, salt: str | None = STEERED + "0" * 64, **fields: object
-    ) -> tuple[SteerMoEError | None, list[object]]:
+    ) -> tuple[Exception | None, list[object]]:
         taken: list[object] = []
         there = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={"steermoe": {"default": default}}))
         values = {"sampling_params": SimpleNamespace(extra_args=args), "abort_immediately": False, **fields}
