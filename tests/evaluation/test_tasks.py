@@ -17,8 +17,8 @@ from tests.support.canned_lm import CannedLM
 from tests.support.folders import EVAL_DATA as DATA
 from vllm_steermoe_plugin.detection.rows import DataError
 
-STRICT = {"strict": 1, "lenient": 1}
-REFUSED = {"refused": 1, "empty": 0}
+STRICT: dict[str, float] = {"strict": 1, "lenient": 1}
+REFUSED: dict[str, float] = {"refused": 1, "empty": 0}
 # Task -> right answers to its two documents, its metrics for them, and for a wrong one (all 0 if there are none).
 CASES: dict[str, tuple[tuple[str, str], dict[str, float], str, dict[str, float]]] = {
     "steermoe_faitheval_counterfactual": (("B", "The answer is B. green"), {"follows": 1, "chose": 1}, "no idea", {}),

@@ -95,7 +95,7 @@ def test_a_ranking_of_another_shape_is_rejected_with_a_trace(folder: Path) -> No
     find = Registry((folder,)).find
     own = MoEShape("OlmoeForCausalLM", (0, 1, 3), 6, 2)
     for other in ({"top_k": 3}, {"num_experts": 8}, {"layers": (0, 1, 2)}, {"architecture": "MixtralForCausalLM"}):
-        shape = replace(own, **other)  # type: ignore[arg-type]
+        shape = replace(own, **other)
         with pytest.raises(UnknownRankingError, match=r"digits@10: rejected, .*digits@1: rejected") as caught:
             find([MODEL], "digits", shape=shape)
         assert str(shape) in str(caught.value)

@@ -129,7 +129,7 @@ WRONG_SPANS = [f'{{"group": {group}, "ranges": [[0, 1]]}}' for group in ("0", "t
 LOCKED: dict[str, object] = {"default": "digits", "allow_override": False}
 OFF: dict[str, object] = {"enabled": False, "default": "digits", "count_groups": 2}
 COUNTS: dict[str, object] = {"count_groups": 2}
-REFUSED: list[tuple[dict[str, object], bool, dict[str, object], type[SteerMoEError], str]] = [
+REFUSED: list[tuple[Any, ...]] = [
     # What the operator does not allow, on a server or at all.
     *((LOCKED, False, {STEER_KEY: text}, PolicyError, "allow_override") for text in ("none", "refusal", "digits")),
     (OFF, False, {STEER_KEY: "digits"}, PolicyError, "enabled"),

@@ -261,38 +261,36 @@ def test_many_sides_at_once_are_as_one_at_a_time(tokenizer: Any) -> None:
     assert encode_sides([], tokenizer) == []
 
 
-def test_an_answer_that_the_template_changes_is_refused_rather_than_guessed(tokenizer: Any) -> None:
+def test_an_answer_that_the_template_changes_is_refused_rather_than_guessed(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     side = chat(("user", "one"), ("assistant", " two "))
-    try:
-        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | upper")
-        with pytest.raises(PairsError, match="does not write the message ' two ' as it stands"):
-            encode_side(side, tokenizer, "here")
-        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
-        trimmed = encode_side(side, tokenizer, "here")
-        plain = encode_side(chat(("user", "one"), ("assistant", "two")), tokenizer, "here")
-        assert trimmed == plain
-    finally:
-        tokenizer.chat_template = TEMPLATE
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE.replace("m['content']", "m['content'] | upper"))
+    with pytest.raises(PairsError, match="does not write the message ' two ' as it stands"):
+        encode_side(side, tokenizer, "here")
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE.replace("m['content']", "m['content'] | trim"))
+    trimmed = encode_side(side, tokenizer, "here")
+    plain = encode_side(chat(("user", "one"), ("assistant", "two")), tokenizer, "here")
+    assert trimmed == plain
 
 
-def test_an_answer_is_found_whatever_the_template_trims_or_leaves_out(tokenizer: Any) -> None:
+def test_an_answer_is_found_whatever_the_template_trims_or_leaves_out(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     side = chat(("user", "one"), ("assistant", "\n yes zq yes "))
-    try:
-        for change, covers in (
-            (".lstrip('\\n')", " yes zq yes "),
-            (".rstrip()", "\n yes zq yes"),
-            (".strip()", "yes zq yes"),
-            (".split('zq')[-1]", " yes "),
-        ):
-            tokenizer.chat_template = TEMPLATE.replace("m['content']", f"m['content']{change}")
-            assert counted(side, tokenizer) == covers
-            # The second `yes`; of it, and of what comes after, all templates write the same.
-            placed = Side(side.messages, None, None, (1, 9, 12))
-            assert counted(placed, tokenizer) == "yes"
-            span = encode_side(placed, tokenizer, "here")
-            assert span == encode_side(Side(side.messages, None, "yes"), tokenizer, "here")
-    finally:
-        tokenizer.chat_template = TEMPLATE
+    for change, covers in (
+        (".lstrip('\\n')", " yes zq yes "),
+        (".rstrip()", "\n yes zq yes"),
+        (".strip()", "yes zq yes"),
+        (".split('zq')[-1]", " yes "),
+    ):
+        monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE.replace("m['content']", f"m['content']{change}"))
+        assert counted(side, tokenizer) == covers
+        # The second `yes`; of it, and of what comes after, all templates write the same.
+        placed = Side(side.messages, None, None, (1, 9, 12))
+        assert counted(placed, tokenizer) == "yes"
+        span = encode_side(placed, tokenizer, "here")
+        assert span == encode_side(Side(side.messages, None, "yes"), tokenizer, "here")
 
 
 def test_a_target_that_the_template_repeats_is_found_in_the_message(tokenizer: Any) -> None:
@@ -317,17 +315,12 @@ def test_a_target_that_no_message_has_a_part_of_is_refused(tokenizer: Any) -> No
             encode_side(side, tokenizer, "here")
 
 
-def test_a_target_whose_place_is_unsure_is_refused(tokenizer: Any) -> None:
-    try:
-        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
-        # The answer's own `yes ` loses its space; the question's must not be taken for it.
-        side = chat(("user", "yes no"), ("assistant", "yes "), target="yes ")
-        with pytest.raises(
-            PairsError, match=r"here: the target 'yes ' is ambiguous after the chat template.*use a longer target"
-        ):
-            encode_side(side, tokenizer, "here")
-    finally:
-        tokenizer.chat_template = TEMPLATE
+def test_a_target_whose_place_is_unsure_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE.replace("m['content']", "m['content'] | trim"))
+    # The answer's own `yes ` loses its space; the question's must not be taken for it.
+    side = chat(("user", "yes no"), ("assistant", "yes "), target="yes ")
+    with pytest.raises(PairsError, match=r"here: the target 'yes ' is ambiguous.*use a longer target"):
+        encode_side(side, tokenizer, "here")
 
 
 MESSAGES = [
@@ -392,33 +385,31 @@ def test_a_span_that_is_not_there_is_refused_by_the_pair(tmp_path: Path, tokeniz
     assert not_refused(lambda side: encode_side(side, tokenizer, "here, side 2"), refused) == []
 
 
-def test_characters_of_a_message_that_the_template_trims(tmp_path: Path, tokenizer: Any) -> None:
+def test_characters_of_a_message_that_the_template_trims(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     messages = [{"role": "user", "content": "  one two "}]
     line = {"messages_1": messages, "messages_2": messages, "count_1": [0, 6, 9], "count_2": [0, 0, 2]}
     pair = read_pairs(write(tmp_path, line)).pairs[0]
-    try:
-        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'] | trim")
-        span = encode_side(pair.side_1, tokenizer, "here")
-        assert tokenizer.convert_ids_to_tokens(span.token_ids)[span.start : span.stop] == list("two")
-        with pytest.raises(PairsError, match="leaves out the counted characters"):
-            encode_side(pair.side_2, tokenizer, "here")
-    finally:
-        tokenizer.chat_template = TEMPLATE
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE.replace("m['content']", "m['content'] | trim"))
+    span = encode_side(pair.side_1, tokenizer, "here")
+    assert tokenizer.convert_ids_to_tokens(span.token_ids)[span.start : span.stop] == list("two")
+    with pytest.raises(PairsError, match="leaves out the counted characters"):
+        encode_side(pair.side_2, tokenizer, "here")
 
 
-def test_a_model_without_a_template_and_a_template_without_the_role(tokenizer: Any) -> None:
+def test_a_model_without_a_template_and_a_template_without_the_role(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     side = chat(("user", "one"), ("assistant", "yes"))
-    try:
-        tokenizer.chat_template = None
-        tokenizer.add_tokens(["U", "A"])
-        span = encode_side(side, tokenizer, "here")
-        assert tokenizer.convert_ids_to_tokens(span.token_ids[:1]) == ["<bos>"]
-        assert tokenizer.convert_ids_to_tokens(span.token_ids[span.start : span.stop]) == list("yes")
-        tokenizer.chat_template = "{{ raise_exception('no system role here') }}"
-        with pytest.raises(PairsError, match=r"here: .*refuses the roles \['user', 'assistant'\]: no system role"):
-            encode_side(side, tokenizer, "here")
-    finally:
-        tokenizer.chat_template = TEMPLATE
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    tokenizer.add_tokens(["U", "A"])
+    span = encode_side(side, tokenizer, "here")
+    assert tokenizer.convert_ids_to_tokens(span.token_ids[:1]) == ["<bos>"]
+    assert tokenizer.convert_ids_to_tokens(span.token_ids[span.start : span.stop]) == list("yes")
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no system role here') }}")
+    with pytest.raises(PairsError, match=r"here: .*refuses the roles \['user', 'assistant'\]: no system role"):
+        encode_side(side, tokenizer, "here")
 
 
 def test_bad_lines_are_skipped_only_when_asked(tmp_path: Path) -> None:
