@@ -31,7 +31,7 @@ import vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method as expe
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm_steermoe_plugin.models.checkpoints import shape_in
-from tests.support.engines import EXACT, model_of, start
+from tests.support.engines import model_of, start
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 select = experts.select_unquantized_moe_backend
 experts.select_unquantized_moe_backend = lambda moe_config: select(

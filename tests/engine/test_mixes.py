@@ -149,7 +149,6 @@ def test_logprobs_of_the_prompt_are_steered_too(lab: Any) -> None:
 
 _COMPILED = """
 import json, sys
-import numpy as np
 from vllm import SamplingParams
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from tests.support.engines import EXACT, start
