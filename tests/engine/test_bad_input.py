@@ -10,7 +10,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from expert_registry.errors import ConfigurationError, PolicyError
+from expert_registry.errors import ConfigurationError
 from tests.support.engines import start
 from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
@@ -105,5 +105,5 @@ def test_a_plugin_that_vllm_will_not_load_is_noticed(monkeypatch: pytest.MonkeyP
 
 
 def test_misspelt_settings_stop_the_start(checkpoint: Checkpoint, engine: Any) -> None:
-    with pytest.raises(PolicyError, match="allow_reversed"):
+    with pytest.raises(ConfigurationError, match="allow_reversed"):
         start(str(checkpoint("OlmoeForCausalLM")), {"allow_reversed": True})
