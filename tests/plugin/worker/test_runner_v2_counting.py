@@ -26,6 +26,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 
 from expert_registry.shape import MoEShape
 from tests.plugin.worker.test_runner_v2 import PlainState
+from vllm_steermoe_plugin.core.block_keys import keep_apart
 from vllm_steermoe_plugin.device.ops import count_
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
@@ -89,6 +90,7 @@ class Run:
                 extra_args = {COUNT_KEY: spans.to_json(), SHARED_KEY: [spans.ranges[0][0], name]}
             params = SamplingParams(max_tokens=chance.randint(2, 40), ignore_eos=True, extra_args=extra_args)
             self.requests[name] = Request(name, tokens, params, None, block_hasher=hasher)
+            keep_apart(self.requests[name], extra_args, self.scheduler)  # As the engine's core does.
         self.groups = group - 1
         self.state = SteeringState(
             SHAPE, SHAPE.layers, max_requests=4, max_tokens=STEP + PADDING, count_groups=self.groups, device=CPU
