@@ -93,6 +93,8 @@ def _fetch(url: str, file: IO[bytes], size: int, advance: Callable[[int], None],
     give_up = time.monotonic() + MAX_SECONDS
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     options: Any = {"event_hooks": {"request": [check]}, "follow_redirects": True, "max_redirects": 5}
+    # A server may close the connection behind a redirect; what follows goes through a new one.
+    options["limits"] = httpx.Limits(max_keepalive_connections=0)
     try:
         with (
             httpx.Client(timeout=timeout, **options) as client,
