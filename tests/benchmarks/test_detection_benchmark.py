@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import detection_texts
 from benchmarks.released_procedure import count_one_at_a_time
 from expert_registry import Recommended
 from tests.support.folders import ROOT
@@ -53,16 +52,6 @@ def test_the_released_procedure_counts_what_detection_counts(
     halved, tokens = count_one_at_a_time(one_by_one, sides, top_k, tmp_path)
     assert tokens == found.counts.tokens.tolist()
     assert np.abs(halved - selections).sum() <= 0.01 * selections.sum()
-
-
-def test_its_documents_are_shared_by_their_questions() -> None:
-    pairs = detection_texts.documents(5, questions=2, words=20).pairs
-    texts = [(pair.side_1.messages or ())[0].content for pair in pairs]
-    documents = [" ".join(text.split()[:20]) for text in texts]
-    assert len(pairs) == 5 and documents[0] == documents[1] != documents[2] == documents[3] != documents[4]
-    for pair, text, document in zip(pairs, texts, documents, strict=True):
-        question = (pair.side_2.messages or ())[0].content
-        assert text == f"{document} {question}" and pair.side_1.target == pair.side_2.target == question
 
 
 @pytest.mark.engine

@@ -16,18 +16,17 @@ import torch
 from hypothesis import given, settings
 
 from benchmarks.gpu import graphs, serve
-from benchmarks.gpu.check import FAILED, NOT_MEASURED, main, measure, run_processes
+from benchmarks.gpu.check import NOT_MEASURED, main, run_processes
 from benchmarks.gpu.correctness import DTYPES, Case, all_cases, all_counts, check_count, check_rewrite
 from benchmarks.gpu.goals import judge
 from benchmarks.gpu.memory import Footprint
 from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.parts import run_checks
-from benchmarks.gpu.records import Record, append, read
+from benchmarks.gpu.records import Record, read
 from benchmarks.gpu.reference import expected, fault
 from benchmarks.gpu.report import Report, make_report, write_report
 from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
-from benchmarks.gpu.serve_report import ServeReport, Speed
 from tests.support.folders import ROOT
 from tests.support.oracle import rewrite_row
 from tests.support.routed import routed
@@ -210,18 +209,6 @@ def test_a_report_passes_only_if_all_was_checked_right_and_fast_enough(tmp_path:
     assert (tmp_path / "new" / "nvidia-test-9-2026-01-02.md").read_text() == text
 
 
-def test_records_come_back_and_a_line_that_was_cut_off_does_not(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    assert read(path) == []
-    records: list[Record] = [row(1), Outcome("one", "two\nlines"), Footprint("M", 1, 2, 3), HostTime("a step", 1, 2.0)]
-    records.append(ColdTime("M", 1, 2.0, 3.0))
-    for record in records:
-        append(path, record)
-    with path.open("a") as file:
-        file.write('{"kind": "Outc')
-    assert read(path) == records
-
-
 DO_PART = """
 import json, sys, time
 _, name, share, shares, records = sys.argv[1:]
@@ -242,12 +229,6 @@ def test_a_part_that_hangs_or_dies_costs_neither_the_rest_nor_what_it_has_found(
         assert len(found) == len(faults) and all(says in fault for says, fault in zip(faults, found, strict=True))
         written = {each.name for each in read(records) if isinstance(each, Outcome)}
         assert written == {f"{name} {i} of 2" for i in (0, 1)}
-
-
-def test_parts_for_which_there_is_no_time_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert measure(tmp_path, 0, [sys.executable, "-c", "raise SystemExit('not to be started')"]) == FAILED
-    text = capsys.readouterr().out
-    assert "FAILED correctness: there was no time left for it" in text and "FAILED tiles: there was" in text
 
 
 def test_a_check_that_raises_has_failed_and_too_many_end_a_part() -> None:
@@ -273,20 +254,6 @@ def test_tiles_hold_a_row_and_fill_their_warps() -> None:
         choose_tile(MAX_EXPERTS + 1, 1)
 
 
-def test_a_served_report_passes_only_on_a_gpu_where_all_is_right_and_fast_enough() -> None:
-    fast, slow = Speed(100, 100, 99.5), Speed(100, 100, 98)
-    good = ServeReport("NVIDIA Test 9", {"model": "M"}, {"one": True}, [fast, fast, slow])
-    assert good.exit_status == 0 and "keeps 0.99 of stock: met" in good.to_markdown()
-    assert replace(good, speeds=[slow, fast, slow]).exit_status == 1
-    assert replace(good, speeds=[]).exit_status == replace(good, checks={}).exit_status == 1
-    wrong = replace(good, checks={"one": True, "two": False})
-    assert wrong.exit_status == 1 and "* **NO**: two" in wrong.to_markdown()
-    assert replace(wrong, gpu=None).exit_status == 1
-    on_cpu = replace(good, gpu=None)
-    assert on_cpu.exit_status == NOT_MEASURED and on_cpu.to_markdown().startswith("# CPU: not a GPU measurement\n")
-    assert "Goal" not in on_cpu.to_markdown()
-
-
 @pytest.mark.engine
 @pytest.mark.nightly
 def test_the_script_for_a_real_engine_runs_on_a_cpu_and_says_that_this_is_no_measurement(
@@ -303,19 +270,6 @@ def test_the_script_for_a_real_engine_runs_on_a_cpu_and_says_that_this_is_no_mea
     assert status == NOT_MEASURED and text.startswith("# CPU: not a GPU measurement")
 
 
-def test_make_takes_a_python_that_has_torch_and_triton(tmp_path: Path) -> None:
-    (tmp_path / "none/bin").mkdir(parents=True)
-    for has_both, chosen in ((("python3", "python"), "python3"), (("python",), "python"), ((), "none/bin/python")):
-        for name in ("python3", "python", "none/bin/python"):
-            program = tmp_path / name
-            program.write_text(f"#!/bin/sh\nexit {int(name not in has_both)}\n")
-            program.chmod(0o755)
-        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-        command = ["make", "-n", "gpu-check", f"VENV={tmp_path}/none", "ARGS=--out x"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.strip().removeprefix(f"{tmp_path}/") == f"{chosen} -m benchmarks.gpu.check --out x"
-
-
 @pytest.mark.engine
 def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
     """A machine that is lent may have torch and Triton only."""
@@ -323,15 +277,3 @@ def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
     script = f"import sys; {block}import benchmarks.gpu.check, benchmarks.gpu.graphs, benchmarks.gpu.memory"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_mixed_batch_in_which_nothing_changed_shows_nothing() -> None:
-    before = {"tokens": [[1], [2], [3]], "logprobs": [["a"], ["b"], ["c"]]}
-    for tokens, logprobs, holds in (
-        ([[1], [2], [3]], [["a"], ["z"], ["c"]], True),
-        ([[1], [9], [3]], [["a"], ["z"], ["y"]], True),  # And by rounding another.
-        ([[1], [2], [3]], [["a"], ["b"], ["c"]], False),
-        ([[1], [2], [9]], [["a"], ["z"], ["y"]], False),  # Another one's tokens too.
-    ):
-        after = {"tokens": tokens, "logprobs": logprobs}
-        assert serve.only_steered_change(before, after, [None, {"steermoe": "{}"}, None]) is holds

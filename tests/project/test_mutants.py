@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.mutants import Mutant, judge, read_mutants
 from tests.support.folders import ROOT
-from tests.support.mutants import Mutant, judge, read_mutants
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from expert_registry import Registry
 from expert_registry.errors import EngineError
 from expert_registry.registry import publish
-from tests.support.front_ends import DIGITS, SHAPE, front_end
+from tests.support.front_ends import DIGITS, MODEL, SHAPE, front_end
 from vllm_steermoe_plugin.admission.request_admission import FrontEnd
 from vllm_steermoe_plugin.compat.handshake import release, worker_status
 from vllm_steermoe_plugin.frontend.attached import _FRONT_END, attach_front_end
@@ -114,8 +114,7 @@ def test_the_workers_are_asked_when_an_engine_starts(
     registry: Registry, start: Callable[[FrontEnd, Any], None]
 ) -> None:
     def waiting(**settings: Any) -> FrontEnd:
-        values: dict[str, Any] = {"shape": SHAPE, "models": ["org/model"], "registry": registry, "served": True}
-        values["models"] = [DIGITS.card.model.id]
+        values: dict[str, Any] = {"shape": SHAPE, "models": [MODEL], "registry": registry, "served": True}
         return FrontEnd(settings=Settings(**settings), awaits_workers=True, **values)
 
     there = waiting()
@@ -130,8 +129,7 @@ def test_the_workers_are_asked_when_an_engine_starts(
         start(waiting(default="digits"), ABSENT)
     with pytest.raises(EngineError, match="another runner"):
         start(waiting(), worker_status(steers=False, fault="another runner"))
-    switched_off = waiting(enabled=False)
-    start(switched_off, None)
+    start(waiting(enabled=False), None)
 
 
 def test_an_engine_whose_workers_lack_the_extension_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,8 +181,8 @@ def test_vllms_app_has_it_behind_authentication_and_batch_lines_are_checked() ->
     from vllm.entrypoints.launchers import app as launcher
     from vllm.entrypoints.launchers import run_batch
 
-    for _ in range(2):
-        install_http_checks(load=True)
+    install_http_checks(load=True)
+    install_http_checks(load=True)
     assert hasattr(launcher.init_entrypoints_middleware, "__steermoe__")
     assert hasattr(run_batch.handle_endpoint_request, "__steermoe__")
     order: list[Any] = []

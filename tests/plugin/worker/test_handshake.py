@@ -26,9 +26,8 @@ ABSENT = worker_status(steers=False)
 OLDER = HERE | {"release": "vllm-steermoe-plugin 0.0.1"}
 
 
-@pytest.mark.parametrize("answers", [[[HERE]], [[HERE, HERE]], [[HERE], [HERE]]])
-def test_all_are_present(answers: list[list[Any]]) -> None:
-    assert why_not_all(answers) is None
+def test_all_are_present() -> None:
+    assert [why_not_all(answers) for answers in ([[HERE]], [[HERE, HERE]], [[HERE], [HERE]])] == [None] * 3
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Do the tests notice? Each mutation of `mutants.json`, one at a time in a copy of this checkout, against its tests.
 
-python -m tests.support.mutants [NAME...]    # all of them take an hour; some start an engine
+python -m scripts.mutants [NAME...]    # all of them take an hour; some start an engine
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from tests.support.folders import ROOT
-
+ROOT = Path(__file__).resolve().parent.parent
 LIST = Path(__file__).with_suffix(".json")
 
 
