@@ -22,7 +22,14 @@ from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.request import parse_request
 from vllm_steermoe_plugin.steering.rules import check_rules
-from vllm_steermoe_plugin.steering.wire import COUNT_KEY, SALT_PREFIX, STEER_KEY, is_unchecked, was_checked
+from vllm_steermoe_plugin.steering.wire import (
+    COUNT_KEY,
+    SALT_PREFIX,
+    STEER_KEY,
+    is_unchecked,
+    refusal_text,
+    was_checked,
+)
 
 _DEFAULT = "steermoe_default"
 _CHECK = "steermoe_check"
@@ -45,7 +52,7 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
                 _check(self, request)
                 keep_apart(taken[0], request.sampling_params.extra_args, self.scheduler)
             except SteerMoEError as error:
-                raise VALIDATION_ERROR.load()(f"steermoe: {error} [{error.code}]", parameter=STEER_KEY) from error
+                raise VALIDATION_ERROR.load()(refusal_text(error, error.code), parameter=STEER_KEY) from error
         return taken
 
     return preprocess_add_request

@@ -20,7 +20,7 @@ from vllm_steermoe_plugin.models.checkpoints import names_of
 from vllm_steermoe_plugin.models.engine_limits import refuse_unsupported
 from vllm_steermoe_plugin.models.steerability import served_shape
 from vllm_steermoe_plugin.settings import Settings, read_settings
-from vllm_steermoe_plugin.steering.wire import STEER_KEY
+from vllm_steermoe_plugin.steering.wire import STEER_KEY, refusal_text
 
 _FRONT_END = "steermoe_front_end"
 
@@ -47,7 +47,7 @@ def refusal(front_end: FrontEnd | None, error: SteerMoEError) -> Exception:
         front_end: of the engine; None if the request was refused before any was asked.
         error: why.
     """
-    text = f"steermoe: {error if front_end is None else front_end.describe(error)} [{error.code}]"
+    text = refusal_text(error if front_end is None else front_end.describe(error), error.code)
     if isinstance(error, OPERATORS_ERRORS):
         answer: Exception = SERVER_ERROR.load()(text, HTTPStatus.INTERNAL_SERVER_ERROR)
     else:

@@ -34,6 +34,8 @@ from vllm_steermoe_plugin.frontend.decided import decision_of
 from vllm_steermoe_plugin.frontend.http_checks import install_http_checks
 from vllm_steermoe_plugin.steering.wire import compose_salt
 
+_HTTP_CHECKED = "steermoe_http_checked"
+
 
 def install_front_end_hooks() -> None:
     """Wrap the places below, once per process."""
@@ -88,8 +90,10 @@ def _tasks_of_server(original: Callable[..., Any]) -> Callable[..., Any]:
             # To all engines: of several, `AsyncLLM.collective_rpc` gives the first one's answer only.
             answers = await self.engine_core.call_utility_all_async("collective_rpc", METHOD, None, (), None)
             front_end.set_worker_status(why_not_all(answers))
-        # vLLM awaits the tasks before it builds a server's app.
-        install_http_checks(load=True)
+        if not hasattr(self, _HTTP_CHECKED):
+            # vLLM awaits the tasks before it builds a server's app, and again for each request.
+            install_http_checks(load=True)
+            setattr(self, _HTTP_CHECKED, True)
         return tasks
 
     return get_supported_tasks

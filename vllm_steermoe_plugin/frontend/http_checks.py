@@ -17,6 +17,7 @@ from vllm_steermoe_plugin.compat.symbols.http import (
     ENGINE_CLIENT,
 )
 from vllm_steermoe_plugin.frontend.misplaced import check_beams, check_body
+from vllm_steermoe_plugin.steering.wire import refusal_text
 
 
 def install_http_checks(*, load: bool = False) -> None:
@@ -57,7 +58,7 @@ def _checked_line(original: Callable[..., Any]) -> Callable[..., Any]:
             check_body(request.url, fields)
             check_beams(request.url, fields)
         except RequestError as error:
-            return BATCH_ERROR.load()(request, error_msg=f"steermoe: {error} [{error.code}]")
+            return BATCH_ERROR.load()(request, error_msg=refusal_text(error, error.code))
         return original(request, *args, **kwargs)
 
     return handle_endpoint_request

@@ -18,9 +18,9 @@ def install_config_hook(architectures: Iterable[str]) -> None:
     This is vLLM's own extension point for architectures; what it has for one already is derived from.
     """
     MODEL_CONFIG_HOOK.load()
-    rows = MODEL_CONFIGS.load()
+    rows, plain = MODEL_CONFIGS.load(), MODEL_CONFIG_CLASS.load()
     for name in architectures:
-        rows[name] = preparing(rows.get(name, MODEL_CONFIG_CLASS.load()))
+        rows[name] = preparing(rows.get(name, plain))
 
 
 def preparing(base: type) -> type:

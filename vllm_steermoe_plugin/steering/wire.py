@@ -41,6 +41,11 @@ def is_unchecked(extra_args: Mapping[str, object] | None) -> bool:
     return any((extra_args or {}).get(key) is not None for key in OUR_KEYS) and not was_checked(extra_args)
 
 
+def refusal_text(message: object, code: str) -> str:
+    """What a caller is answered to a request that is refused: why, and the error's code."""
+    return f"steermoe: {message} [{code}]"
+
+
 def compose_salt(salt: str | None, user_salt: str | None) -> str | None:
     """The request's cache salt: ours, joined with the user's own.
 
