@@ -14,7 +14,7 @@ from vllm_steermoe_plugin.device.kernels.rewriting import launch
 from vllm_steermoe_plugin.device.kernels.tiles import Tile, choose_tile
 
 LAYERS, SLOTS = 16, 9
-EXPERTS = (128, 8, 64, 32, 16)
+EXPERTS = (128, 256, 32, 512, 64, 8, 16)
 STEPS = (8192, 64)
 
 

@@ -241,15 +241,15 @@ def test_a_check_that_raises_has_failed_and_too_many_end_a_part() -> None:
 
 
 def test_tiles_hold_a_row_and_fill_their_warps() -> None:
-    sizes = itertools.product([1, 64, SMALL_STEP, SMALL_STEP + 1, 8192], [1, 8, 60, 64, 128, 1000, MAX_EXPERTS])
+    sizes = itertools.product([1, 64, SMALL_STEP, SMALL_STEP + 1, 8192], [1, 8, 60, 64, 128, 256, 384, 1000, MAX_EXPERTS])
     for tokens, experts in sizes:
         tile = choose_tile(experts, tokens)
         assert tile.experts >= experts > tile.experts // 2
         for power in (tile.tokens, tile.experts, tile.warps):
             assert power & (power - 1) == 0
         each = tile.tokens * tile.experts / (32 * tile.warps)
-        assert (each <= 8 and tile.warps <= 4) and (each >= 1 or experts == 1)
-        assert tokens != 8192 or -(-tokens // tile.tokens) >= 512
+        assert each <= 16 and tile.warps <= 16 and (each >= 1 or experts == 1)
+        assert tokens != 8192 or -(-tokens // tile.tokens) >= 256
     with pytest.raises(ValueError, match="1025 experts"):
         choose_tile(MAX_EXPERTS + 1, 1)
 

@@ -73,7 +73,7 @@ def test_a_warm_up_that_forgets_something_is_noticed(stand_in: StandIn, monkeypa
     assert "more kernels were compiled" in str(check_warm_up(CPU).fault)
 
 
-@pytest.mark.parametrize(("tokens", "programs"), [(1, 1), (512, 512), (513, 65), (8192, 1024)])
+@pytest.mark.parametrize(("tokens", "programs"), [(1, 1), (512, 128), (513, 65), (8192, 1024)])
 def test_programs_cover_the_step(stand_in: StandIn, tokens: int, programs: int) -> None:
     stand_in.grids.clear()
     rules, slots = torch.zeros((2, 1, 128), dtype=torch.int8), torch.zeros(tokens, dtype=torch.int32)
