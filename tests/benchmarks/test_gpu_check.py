@@ -241,7 +241,8 @@ def test_a_check_that_raises_has_failed_and_too_many_end_a_part() -> None:
 
 
 def test_tiles_hold_a_row_and_fill_their_warps() -> None:
-    sizes = itertools.product([1, 64, SMALL_STEP, SMALL_STEP + 1, 8192], [1, 8, 60, 64, 128, 256, 384, 1000, MAX_EXPERTS])
+    steps, layers = (1, 64, SMALL_STEP, SMALL_STEP + 1, 8192), (1, 8, 60, 64, 128, 256, 384, 1000, MAX_EXPERTS)
+    sizes = itertools.product(steps, layers)
     for tokens, experts in sizes:
         tile = choose_tile(experts, tokens)
         assert tile.experts >= experts > tile.experts // 2
