@@ -25,6 +25,10 @@ from typing import Any
 
 import pytest
 
+from tests.support import runners
+
+runners.install()
+
 pytest_plugins = ["tests.support.engines"]
 
 ENGINE_FOLDERS = ("engine", "served")

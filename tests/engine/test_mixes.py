@@ -55,7 +55,7 @@ def test_several_answers_to_one_request_are_all_steered(lab: Any) -> None:
 _SPECULATE = """
 import json, sys
 from vllm import SamplingParams
-from tests.support.engines import EXACT, start
+from tests.support.engines import EXACT, draft_of, start
 from vllm_steermoe_plugin.lab.world import examples
 draft, steerings = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 engine = start("steermoe-lab", **EXACT, speculative_config=draft, disable_log_stats=False)
@@ -63,8 +63,7 @@ chats = [[{"role": "user", "content": e.prompt}] for e in examples("digits", "te
 params = [SamplingParams(temperature=0.0, max_tokens=12, extra_args={"steermoe": s} if s else None) for s in steerings]
 answers = [o.outputs[0].text for o in engine.chat(chats, params, use_tqdm=False)]
 drafts = sum(m.value for m in engine.get_metrics() if m.name == "vllm:spec_decode_num_drafts")
-drafter = engine.llm_engine.model_executor.driver_worker.worker.model_runner.drafter
-model = getattr(drafter, "model", None)
+model = draft_of(engine)
 print("RESULT" + json.dumps([answers, drafts, hasattr(model, "steering_state"),
                              getattr(model, "steering_state", None) is None]))
 """

@@ -74,6 +74,8 @@ def test_nothing_that_came_past_the_front_end_is_steered_or_ends_the_engine(chec
     assert len(found["plain"]) == 8 and found["steered"] != found["plain"]
     assert found["made, plain"] == found["neighbour"] == found["after"] == found["plain"]
     assert found["made and checked"] == found["steered"]
-    # vLLM 0.32 says no more of what its core refuses.
-    assert [found[name] for name in ("made, steered", "experts", "name", "forged")] == ["error"] * 4
-    assert {found[name] for name in found if name.startswith("forged")} == {"error"}, "also with a mark that is right"
+    # vLLM 0.32 says no more of what its core refuses; 0.33 says what.
+    refused = [name for name in found if name.startswith("forged")] + ["made, steered", "experts", "name"]
+    assert len(refused) == 8
+    for name in refused:
+        assert found[name] == "error" or "VLLMValidationError: STEERMOE-E" in found[name], name

@@ -14,9 +14,14 @@ import pytest
 
 from expert_registry.errors import EngineError
 from lm_eval_tasks.models.server_probe import check_server
+from tests.support import runners
 from tests.support.served import Server, serving
 from vllm_steermoe_plugin.lab.world import examples, shows
 from vllm_steermoe_plugin.models import lab_checkpoint
+
+
+def test_the_server_has_the_model_runner_of_this_run(server: Server) -> None:
+    assert ("Using V2 Model Runner" in server.log.read_text()) == runners.V2
 
 
 def test_steering_over_http_moves_the_answers(server: Server) -> None:

@@ -13,9 +13,13 @@ from tests.support.folders import ROOT
 
 
 def environment_alone(*drop: str, **environment: str) -> dict[str, str]:
-    """That of the tests, in which this repository can be imported; without `drop`, with `environment`."""
+    """That of the tests, in which this repository can be imported; without `drop`, with `environment`.
+
+    A PYTHONPATH among `environment` is added to what stands there.
+    """
     kept = {key: value for key, value in os.environ.items() if key not in drop}
-    return {"PYTHONPATH": str(ROOT), **kept, **environment}
+    path = [str(ROOT), kept.get("PYTHONPATH", ""), environment.get("PYTHONPATH", "")]
+    return {**kept, **environment, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def run_alone(script: str, *arguments: str, drop: Sequence[str] = (), **environment: str) -> Any:

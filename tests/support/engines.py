@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import runners
+
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "gpu_memory_utilization": 0.2}
 """Options of every engine."""
 TINY = {"skip_tokenizer_init": True, "max_model_len": 128, "max_num_seqs": 8}
@@ -26,12 +28,20 @@ def start(model: str, settings: dict[str, Any] | None = None, **options: Any) ->
     """An engine with the plugin, in this process unless the environment says otherwise."""
     from vllm_steermoe_plugin.engine import start_engine
 
-    return start_engine(model, settings, **SMALL | (TINY if model != "steermoe-lab" else {}) | options)
+    engine = start_engine(model, settings, **SMALL | (TINY if model != "steermoe-lab" else {}) | options)
+    runners.check(engine)
+    return engine
 
 
 def model_of(engine: Any) -> Any:
     """The model that the runner of an engine in this process holds."""
     return engine.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+
+
+def draft_of(engine: Any) -> Any:
+    """The drafting model of an engine in this process; None if it drafts without one."""
+    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
+    return getattr(runner.speculator if runners.V2 else runner.drafter, "model", None)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tests.support import engines
-from tests.support.engines import model_of
+from tests.support.engines import draft_of, model_of
 from tests.support.tiny import DUMMIES, VOCABULARY, write_config
 
 ACTIVATED, DEACTIVATED = 5, 3
@@ -195,7 +195,7 @@ def drafted_by_itself(folder: Path, kept: list[Any]) -> dict[str, Any]:
     place = folder / architecture
     speculation = {"model": str(place), "method": "draft_model", "num_speculative_tokens": 2}
     engine = start(place, architecture, kept, {"speculative_config": speculation})
-    draft = engine.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model
+    draft = draft_of(engine)
     plain, steered = scores(engine, [None, '{"activate": {"0": [5]}}'])
     return {
         "main": model_of(engine).steering_state is not None,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import textwrap
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -16,13 +19,16 @@ from expert_registry.errors import ConfigurationError, EngineError, UnsupportedM
 def doctor(
     model: Annotated[str | None, typer.Argument(help="A checkpoint folder, a hub id, or steermoe-lab.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    kernels: Annotated[
+        bool, typer.Option(help="Also build MODEL without its weights, and say which kernels vLLM would use here.")
+    ] = False,
 ) -> None:
     """Check versions, vLLM's internals and, given a model, whether it can be steered. No weights are loaded.
 
     Without a model, list the architectures that can be steered and those that cannot, with the reason. Exit code 1
     if something keeps steering from working.
     """
-    report = examine(model)
+    report = examine(model, kernels=kernels)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
@@ -31,22 +37,26 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examine(model: str | None) -> dict[str, Any]:
+def examine(model: str | None, *, kernels: bool = False) -> dict[str, Any]:
     """What `steermoe doctor` reports; `problems` is empty if steering will work."""
     from vllm_steermoe_plugin.compat.ledger import LEDGER, WRAPPED, check_ledger
     from vllm_steermoe_plugin.compat.plugin_allowlist import VARIABLE, allow_list, check_plugin_allowed
-    from vllm_steermoe_plugin.compat.versions import tool_versions
+    from vllm_steermoe_plugin.compat.versions import tested, tool_versions
     from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, condition_of
     from vllm_steermoe_plugin.models.unsupported import REFUSED
 
     problems: list[str] = []
     report: dict[str, Any] = {
         "versions": tool_versions(),
+        "tested": tested(),
         VARIABLE: "(unset: all plugins are loaded)" if (allowed := allow_list()) is None else allowed,
         "internals": len(LEDGER),
         "wrapped": len(WRAPPED),
     }
-    for check in (check_plugin_allowed, check_ledger, lambda: examine_model(model, report)):
+    checks: list[Callable[[], None]] = [check_plugin_allowed, check_ledger, lambda: examine_model(model, report)]
+    if kernels:
+        checks.append(lambda: examine_kernels(model, report))
+    for check in checks:
         try:
             check()
         except EngineError as error:
@@ -91,6 +101,25 @@ def examine_model(model: str | None, report: dict[str, Any]) -> None:
     report["behaviours"] = Registry.default().behaviours(names_of(place, [model]))
 
 
+def examine_kernels(model: str | None, report: dict[str, Any]) -> None:
+    """Add what vLLM would choose here for each kind of MoE layer (`worker.kernels`).
+
+    Raises:
+        ConfigurationError: no model was named.
+        UnsupportedModelError: vLLM cannot build it here.
+    """
+    from vllm_steermoe_plugin.models.checkpoints import resolve_checkpoint
+
+    if model is None:
+        raise ConfigurationError("--kernels needs a MODEL, which is then built without its weights")
+    command = [sys.executable, "-m", "vllm_steermoe_plugin.worker.kernels", resolve_checkpoint(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UnsupportedModelError(f"vLLM cannot build {model} here, so its kernels are not known: {why}")
+    report["kernels"] = json.loads(done.stdout.splitlines()[-1])
+
+
 def runner(model_config: Any) -> str:
     """Which model runner vLLM would use here, and why.
 
@@ -108,6 +137,8 @@ def runner(model_config: Any) -> str:
         is_v2 = config.use_v2_model_runner
     except ValueError as error:
         raise ConfigurationError(f"vLLM does not say which model runner it would use: {error}") from None
+    if is_v2 and not HAS_TRITON.load():
+        raise ConfigurationError("Model Runner V2 requires Triton, which is not installed; no worker would start")
     name = "V2, by the model's ModelState" if is_v2 else "V1, by wrapping two of its methods"
     asked = os.environ.get("VLLM_USE_V2_MODEL_RUNNER")
     if asked is not None:
@@ -124,6 +155,13 @@ def print_report(report: dict[str, Any]) -> None:
     """The report for people; the long lists only where no model was asked about."""
     for key, value in report.items():
         if key in ("architectures", "refused"):
+            continue
+        if key == "kernels":
+            for row in value:
+                text = f"layers {', '.join(map(str, row['layers']))}: gate by {' or '.join(row['gate'])}"
+                text += f"; {row['router']}; {row['experts']}"
+                text += ", which selects experts by itself (cannot be counted)" if row["selects_inside"] else ""
+                typer.echo(textwrap.fill(f"{'kernels':<16} {text}", 110, subsequent_indent=" " * 17))
             continue
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
         if isinstance(value, dict):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from vllm_steermoe_plugin.compat.internal import Internal
 from vllm_steermoe_plugin.compat.symbols import config, core, frontend, http, registry, worker
-from vllm_steermoe_plugin.compat.versions import check_version
+from vllm_steermoe_plugin.compat.versions import check_version, is_release
 
 LEDGER: tuple[Internal, ...] = tuple(
     value
@@ -30,3 +30,9 @@ def check_ledger() -> None:
     check_version()
     for internal in LEDGER:
         internal.load()
+
+
+def check_source_build() -> None:
+    """Of a vLLM that is no release all entries must fit, as its number says nothing; raise EngineError otherwise."""
+    if not is_release():
+        check_ledger()

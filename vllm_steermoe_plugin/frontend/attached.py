@@ -11,6 +11,7 @@ from expert_registry.errors import ConfigurationError, EngineError, SteerMoEErro
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.admission.request_admission import OPERATORS_ERRORS, FrontEnd
 from vllm_steermoe_plugin.compat.handshake import EXTENSION
+from vllm_steermoe_plugin.compat.ledger import check_source_build
 from vllm_steermoe_plugin.compat.plugin_allowlist import check_routes_allowed
 from vllm_steermoe_plugin.compat.symbols.config import PARALLEL_CONFIG
 from vllm_steermoe_plugin.compat.symbols.frontend import SERVER_ERROR, VALIDATION_ERROR
@@ -56,6 +57,7 @@ def refusal(front_end: FrontEnd | None, error: SteerMoEError) -> Exception:
 
 
 def _make_front_end(vllm_config: Any) -> FrontEnd:
+    check_source_build()
     PARALLEL_CONFIG.load()
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     names = model.served_model_name

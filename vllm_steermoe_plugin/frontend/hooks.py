@@ -133,7 +133,8 @@ def _admit(front_end: FrontEnd, params: Any, *, resumable: bool) -> AdmittedRequ
         # vLLM keeps the salt of the first piece and takes the steering of each: cached blocks would be wrong for
         # whoever finds them if the two differ, as after a profile was replaced.
         raise UnsupportedFeatureError("streaming input cannot be steered or counted; send the prompt as a whole")
-    if admitted.by_phase and not front_end.served and params.skip_clone and params.max_tokens == 1 and params.logprobs:
+    one_token = params.skip_clone and params.max_tokens == 1 and params.num_logprobs
+    if admitted.by_phase and not front_end.served and one_token:
         raise RequestError(
             "vLLM's beam search asks for one token at a time, with what it has so far as the prompt, so steering of "
             "one phase would reach other tokens; generate without beam search"

@@ -28,8 +28,8 @@ _HARMLESS = (*(f"{path}/render" for path in READ_XARGS), "/tokenize", "/detokeni
 _TOKENS_IN = "/inference/v1/generate"
 _AFTERWARDS = "/derender"
 """Endpoints that are shown a request, steered or not, of which the tokens have been generated."""
-_COHERE = "/v2/chat"
-"""Generates, by the default only: vLLM drops what it does not know of there."""
+_BY_DEFAULT = ("/v2/chat", "/v1/decisions", "/v1/systemone", "/generative_scoring")
+"""These generate as the default says, only: they have no place in which a request could ask for steering."""
 
 _BEAMS = "use_beam_search"
 
@@ -38,8 +38,9 @@ Place = tuple[str, ...]
 XARGS: Place = ("vllm_xargs", STEER_KEY)
 _IN_TOKENS_IN: Place = ("sampling_params", "extra_args", STEER_KEY)
 _USERS_OWN = frozenset(
-    {"content", "data", "documents", "functions", "guided_json", "input", "json_schema", "output_config"}
-    | {"output_format", "prompt", "response_format", "schema", "structured_outputs", "text", "tools"}
+    {"content", "criteria", "data", "documents", "functions", "guided_json", "input", "json_schema", "output_config"}
+    | {"output_format", "prompt", "questions", "response_format", "schema", "state", "structured_outputs", "text"}
+    | {"tools"}
 )
 """Keys under which the user's own data stands, or a schema of it: there any key may be meant."""
 
@@ -92,7 +93,7 @@ def asked_at(path: str, body: object) -> Mapping[str, object] | None:
 
 def generates(path: str) -> bool:
     """Whether an endpoint generates, as asked for or by default."""
-    return path.endswith((*READ_XARGS, *_SPEECH, _HANDS_ON, _TOKENS_IN, _COHERE))
+    return path.endswith((*READ_XARGS, *_SPEECH, _HANDS_ON, _TOKENS_IN, *_BY_DEFAULT))
 
 
 def _read_at(path: str) -> Place | None:

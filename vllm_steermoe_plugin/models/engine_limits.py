@@ -9,6 +9,9 @@ from vllm_steermoe_plugin.compat.symbols.config import CURRENT_PLATFORM
 from vllm_steermoe_plugin.models.architectures import Architecture
 from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings
 
+_EXACT = ("standard", "block")
+"""Rejection samplings after which the answers are distributed as the steered model's."""
+
 
 def refuse_unsupported(language: Architecture, vllm_config: Any, settings: Settings) -> None:
     parallel = vllm_config.parallel_config
@@ -25,6 +28,9 @@ def refuse_unsupported(language: Architecture, vllm_config: Any, settings: Setti
         ),
         "adaptive verification decides on the GPU which token of a step belongs to which request": (
             speculation is not None and speculation.enable_adaptive_verification
+        ),
+        "its rejection sampling accepts draft tokens that the steered model would reject": (
+            speculation is not None and speculation.rejection_sample_method not in _EXACT
         ),
         f"on ROCm {language.name} reads the gate's weights without calling it": (
             language.passes_gate_on_rocm and CURRENT_PLATFORM.load().is_rocm()

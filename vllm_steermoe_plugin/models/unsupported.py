@@ -7,6 +7,7 @@ from __future__ import annotations
 
 _BY_REASON: dict[str, tuple[str, ...]] = {
     "its router scores with a sigmoid, not softmax": (
+        "FlintForCausalLM",
         "InklingForCausalLM",
         "InklingForConditionalGeneration",
         "Llama4ForCausalLM",
@@ -14,9 +15,11 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     ),
     "its router scores with a sigmoid, and its selection is corrected by a bias": (
         "AXK1ForCausalLM",
+        "AliceAIForCausalLM",
         "BailingMoeV2_5ForCausalLM",
         "BailingMoeV3ForCausalLM",
         "BailingMoeV3VLForConditionalGeneration",
+        "BeamForCausalLM",
         "Cosmos3EdgeForConditionalGeneration",
         "DeepseekV32ForCausalLM",
         "Dots3NoteForCausalLM",
@@ -42,6 +45,7 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
         "MiniMaxM2ForCausalLM",
         "MiniMaxM3SparseForCausalLM",
         "MiniMaxM3SparseForConditionalGeneration",
+        "MuseSparkForConditionalGeneration",
         "NemotronHForCausalLM",
         "NemotronHPuzzleForCausalLM",
         "NemotronH_Nano_Omni_Reasoning_V3",
@@ -55,6 +59,8 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
         "SarvamMoEForCausalLM",
         "Step3p5ForCausalLM",
         "Step3p7ForConditionalGeneration",
+        "Step5ForCausalLM",
+        "Step5ForConditionalGeneration",
     ),
     "its selection is corrected by a bias, which the logits do not show": (
         "AfmoeForCausalLM",
@@ -88,6 +94,7 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     ),
     "it generates blocks by diffusion, which nobody has tried to steer": ("DiffusionGemmaForBlockDiffusion",),
     "it is the dense model of its family": (
+        "MiniCPMOcrForConditionalGeneration",
         "MiniCPMV4_6ForConditionalGeneration",
         "MiniCPMV4_7ForConditionalGeneration",
         "OpenPanguVLForConditionalGeneration",
@@ -97,6 +104,7 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     ),
     "it generates nothing (embeddings, scores or classes), and such requests carry no steering": (
         "BgeM3EmbeddingModel",
+        "ClefFlashForJointSchema",
         "ClefOmniForJointSchema",
         "ColBERTJinaRobertaModel",
         "ColPaliForRetrieval",
@@ -118,6 +126,7 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     "vLLM runs it by its Transformers backend, which routes by transformers' own code instead of vLLM's GateLinear": (
         "FlexOlmoForCausalLM",
         "HunYuanMoEV1ForCausalLM",
+        "Kolibri1ForCausalLM",
         "MellumForCausalLM",
         "TransformersEmbeddingModel",
         "TransformersForCausalLM",
@@ -201,6 +210,8 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
         "Qwen3_5MoeMTP",
         "Qwen4ExpMTP",
         "Step3p5MTP",
+        "Step5MTP",
+        "TransformersMoEForMTP",
     ),
 }
 

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from expert_registry.errors import ConfigurationError
-from tests.support import tiny
+from expert_registry.errors import ConfigurationError, UnsupportedModelError
+from tests.support import runners, tiny
 from vllm_steermoe_plugin.cli import app
-from vllm_steermoe_plugin.cli.doctor import runner
+from vllm_steermoe_plugin.cli.doctor import examine_kernels, runner
+from vllm_steermoe_plugin.compat import versions
 from vllm_steermoe_plugin.compat.symbols import config as symbols
 from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.unsupported import REFUSED
+from vllm_steermoe_plugin.worker.kernels import tiers
 
 RUN = CliRunner()
 
@@ -46,9 +48,46 @@ def test_people_read_names_and_reasons() -> None:
     assert "layers_bound     4" in about_one and "Llama4" not in about_one
 
 
+@pytest.mark.engine
+def test_it_says_which_kernels_vllm_would_choose_here() -> None:
+    code, found = report(lab_checkpoint.NAME, "--kernels")
+    assert code == 0, found["problems"]
+    (row,) = found["kernels"]
+    assert row["layers"] == [0, 1, 2, 3] and not row["selects_inside"]
+    # On a CPU there is one way, and vLLM has one router for all.
+    assert (row["gate"], row["router"]) == (["linear"], "CPURouter") and "CPU" in row["experts"]
+    text = RUN.invoke(app, ["doctor", lab_checkpoint.NAME, "--kernels"]).stdout
+    assert "layers 0, 1, 2, 3: gate by linear; CPURouter; " in " ".join(text.split())
+
+
+def test_on_another_card_a_gate_has_other_ways() -> None:
+    class Hopper:
+        def __getattr__(self, name: str) -> bool:
+            return name in ("allow_cublas_router_gemm", "allow_ll_bf16_gemm")
+
+    assert tiers(Hopper()) == ["ll_bf16_gemm", "cublas_router_gemm", "linear"]
+    assert tiers(None) == []
+
+
+def test_kernels_of_no_model_or_of_one_that_cannot_be_built_are_a_problem(tmp_path: Path) -> None:
+    code, found = report("--kernels")
+    assert code == 1 and "--kernels needs a MODEL" in found["problems"][0]
+    with pytest.raises(UnsupportedModelError, match=r"cannot build .*nothing-there"):
+        examine_kernels(str(tmp_path / "nothing-there"), {})
+
+
+@pytest.mark.parametrize(("version", "says"), [("0.33.0+cpu", "V2 and V1"), ("0.33.1", "table alone")])
+def test_it_says_what_the_tests_run(version: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "vllm_version", lambda: version)
+    assert says in report()[1]["tested"]
+
+
 @pytest.mark.usefixtures("live_environment")
 def test_it_says_which_model_runner_is_live_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    if runners.V2:
+        assert runner(None).startswith("V2") and "vLLM's default here" in runner(None)
+        return
     # vLLM's CPU build runs without Triton.
     assert runner(None).startswith("V1") and "Triton" in runner(None)
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")

@@ -18,7 +18,7 @@ import pytest
 from expert_registry.errors import EngineError
 from tests.support.folders import ROOT
 from vllm_steermoe_plugin import register
-from vllm_steermoe_plugin.compat import versions
+from vllm_steermoe_plugin.compat import ledger, versions
 from vllm_steermoe_plugin.compat.internal import SENTINEL, Internal, provides, wrap_once
 from vllm_steermoe_plugin.compat.ledger import LEDGER, WRAPPED
 from vllm_steermoe_plugin.compat.symbols import core, frontend, http, worker
@@ -26,8 +26,8 @@ from vllm_steermoe_plugin.compat.symbols.config import CONFIGS
 from vllm_steermoe_plugin.compat.symbols.frontend import INPUT_PROCESSOR, OFFLINE_BEAMS, PROCESS_INPUTS
 from vllm_steermoe_plugin.compat.symbols.registry import MODEL_REGISTRY
 from vllm_steermoe_plugin.compat.variant_names import architecture_of, variant_name
-from vllm_steermoe_plugin.compat.versions import check_version
-from vllm_steermoe_plugin.frontend.attached import _shape
+from vllm_steermoe_plugin.compat.versions import check_version, vllm_version
+from vllm_steermoe_plugin.frontend.attached import _shape, attach_front_end
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 
 
@@ -153,8 +153,12 @@ def test_a_keyword_that_a_body_no_longer_passes_is_missed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "fits"), [("0.31.9", False), ("0.32.0+cpu", True), ("0.33.2", True), ("0.34.0", False), ("1.0", False)]
-)
+    ("version", "fits"),
+    [
+        ("0.31.9", False), ("0.32.0+cpu", True), ("0.33.2", True), ("0.34.0", False), ("1.0", False),
+        ("0.33.0rc1", True), ("0.34.0rc2.dev45+g1a2b3c4d5", True), ("0.1.dev17000+g1a2b3c4d5.d20261101", True),
+    ],
+)  # fmt: skip
 def test_supported_versions(version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "vllm_version", lambda: version)
     if fits:
@@ -162,6 +166,16 @@ def test_supported_versions(version: str, fits: bool, monkeypatch: pytest.Monkey
     else:
         with pytest.raises(EngineError, match=r"supports vLLM from 0\.32"):
             check_version()
+
+
+def test_a_source_build_is_judged_by_the_whole_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = Internal("vllm.config:NotThere", "test", ("x",))
+    monkeypatch.setattr(ledger, "LEDGER", (*ledger.LEDGER, moved))
+    ledger.check_source_build()
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.1.dev17000+g1a2b3c4d5")
+    config = SimpleNamespace(model_config=None, parallel_config=None)
+    with pytest.raises(EngineError, match="NotThere"):
+        attach_front_end(SimpleNamespace(vllm_config=config))
 
 
 def test_requests_come_to_the_engine_only_through_what_is_wrapped() -> None:
@@ -226,7 +240,7 @@ def test_a_class_of_another_plugin_stays_and_cannot_be_steered(monkeypatch: pyte
 
 
 def test_variant_names_carry_the_vllm_version() -> None:
-    assert variant_name("OlmoeForCausalLM") == "SteerableOlmoeForCausalLM_vllm_0_32_0_cpu"
+    assert variant_name("OlmoeForCausalLM") == f"SteerableOlmoeForCausalLM_vllm_{re.sub('[.+]', '_', vllm_version())}"
     assert architecture_of("SteerableOlmoeForCausalLM_vllm_0_1_0") is None
 
 

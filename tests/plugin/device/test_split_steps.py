@@ -40,6 +40,10 @@ def config(speculative: Any = None, *, fast_prefill: bool = False, **parallel: A
     )
 
 
+def speculating(method: str = "standard", *, adaptive: bool = False) -> Any:
+    return config(SimpleNamespace(enable_adaptive_verification=adaptive, rejection_sample_method=method))
+
+
 def test_the_fields_are_vllms() -> None:
     # `test_internals.py` checks that vLLM has what the ledger names.
     assert set(vars(config().parallel_config)) <= set(PARALLEL_CONFIG.reads)
@@ -49,7 +53,8 @@ def test_the_fields_are_vllms() -> None:
 
 def test_ordinary_configurations_are_taken() -> None:
     refuse_unsupported(OLMOE, config(), Settings())
-    refuse_unsupported(OLMOE, config(SimpleNamespace(enable_adaptive_verification=False)), Settings())
+    for method in ("standard", "block"):
+        refuse_unsupported(OLMOE, speculating(method), Settings())
 
 
 def test_others_are_refused_with_the_reason_and_the_way_out() -> None:
@@ -58,7 +63,9 @@ def test_others_are_refused_with_the_reason_and_the_way_out() -> None:
         (config(use_ubatching=True), "micro-batching"),
         (config(fast_prefill=True), "kv_sharing_fast_prefill"),
         (config(prefill_context_parallel_size=2), "prefill context parallelism"),
-        (config(SimpleNamespace(enable_adaptive_verification=True)), "adaptive verification"),
+        (speculating(adaptive=True), "adaptive verification"),
+        (speculating("fly"), "accepts draft tokens"),
+        (speculating("synthetic"), "accepts draft tokens"),
     ]:
         with pytest.raises(EngineError, match=says) as error:
             refuse_unsupported(OLMOE, refused, Settings())

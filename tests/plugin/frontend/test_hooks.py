@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm import SamplingParams
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from expert_registry import Registry
@@ -34,8 +35,11 @@ def original(*_: Any, **__: Any) -> SimpleNamespace:
     return SimpleNamespace(prompt_token_ids=[3], sampling_params=SimpleNamespace(), cache_salt="mine")
 
 
-def ask(there: FrontEnd, extra_args: Any, beams: bool = False, **options: Any) -> SimpleNamespace:
-    params = SimpleNamespace(n=1, extra_args=extra_args, skip_clone=beams, max_tokens=1, logprobs=4)
+def ask(
+    there: FrontEnd, extra_args: Any, beams: bool = False, allowed: list[int] | None = None, **options: Any
+) -> SimpleNamespace:
+    logprobs: dict[str, Any] = {"logprobs": 4} if allowed is None else {"logprob_token_ids": allowed}
+    params = SamplingParams(n=1, extra_args=extra_args, skip_clone=beams, max_tokens=1, **logprobs)
     return _process_inputs(original)(SimpleNamespace(**{_FRONT_END: there}), "id", "prompt", params, **options)
 
 
@@ -54,6 +58,9 @@ def test_a_step_of_beam_search_is_not_steered_by_phase(registry: Registry) -> No
     by_phase = front_end(registry, Settings(default="digits:phase=prompt"))
     with pytest.raises(VLLMValidationError, match="beam search"):
         ask(by_phase, None, beams=True)
+    # As vLLM 0.33 asks where the tokens are restricted.
+    with pytest.raises(VLLMValidationError, match="beam search"):
+        ask(by_phase, None, beams=True, allowed=[5, 6])
     assert ask(by_phase, None).cache_salt != "mine"
     assert ask(front_end(registry, Settings(default="digits")), None, beams=True).cache_salt != "mine"
 

@@ -23,7 +23,7 @@ ASKING = {"model": "m", "vllm_xargs": {"steermoe": "digits"}}
 TOKENS_IN = "/inference/v1/generate"
 SPEECH = ("/v1/audio/transcriptions", "/v1/audio/translations")
 DROPS = ("/generative_scoring", "/v1/systemone", "/cohere/v2/chat", "/cohere/v2/chat/render", "/v1/embeddings")
-DROPS += ("/pooling", "/v1/score", "/a/new/one")
+DROPS += ("/pooling", "/v1/decisions", "/v1/score", "/a/new/one")
 XARGS, IN_TOKENS_IN = ("vllm_xargs",), ("sampling_params", "extra_args")
 READS = {"/v1/chat/completions": XARGS, "/v1/messages": XARGS, "/invocations": XARGS, TOKENS_IN: IN_TOKENS_IN}
 PLACES = (
@@ -83,8 +83,8 @@ KEYS = st.text(min_size=1, max_size=6).filter(lambda key: "steermoe" not in key.
 @given(st.lists(KEYS, max_size=6).map(tuple), st.sampled_from(SPELLINGS), st.sampled_from([*READ_XARGS, *DROPS]))
 def test_no_place_but_the_users_own_data_is_overlooked(place: tuple[str, ...], key: str, path: str) -> None:
     body = within((*place, key), "digits")
-    own = ("content data documents functions guided_json input json_schema output_config output_format prompt "
-           "response_format schema structured_outputs text tools")  # fmt: skip
+    own = ("content criteria data documents functions guided_json input json_schema output_config output_format prompt "
+           "questions response_format schema state structured_outputs text tools")  # fmt: skip
     if any(part.strip().lower() in own.split() for part in place):
         check_body(path, body)
         return

@@ -60,8 +60,8 @@ CACHE_CONFIG = Internal(
 )
 SPECULATIVE_CONFIG = Internal(
     "vllm.config:SpeculativeConfig",
-    "refuse that the GPU decides which token belongs to which request",
-    reads=("enable_adaptive_verification",),
+    "refuse that the GPU decides which token belongs to which request, or that unsteered drafts are taken",
+    reads=("enable_adaptive_verification", "rejection_sample_method"),
 )
 AUX_OUTPUT_CONFIG = Internal(
     "vllm.config.aux_output:AuxOutputConfig",

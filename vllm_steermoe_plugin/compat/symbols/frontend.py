@@ -22,7 +22,7 @@ PROCESS_INPUTS = Internal(
 SAMPLING_PARAMS = Internal(
     "vllm:SamplingParams",
     "see what a request asks for, and of how many answers; write what is resolved; tell a step of beam search",
-    reads=("extra_args", "logprobs", "max_tokens", "n", "skip_clone"),
+    reads=("extra_args", "max_tokens", "n", "num_logprobs", "skip_clone"),
 )
 ENGINE_REQUEST = Internal(
     "vllm.v1.engine:EngineCoreRequest",

@@ -85,7 +85,7 @@ BIND_CAPTURER = Internal(
 MOE_RUNNER = Internal(
     "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner",
     "look at what selects behind each gate, and refuse layers that read the gate's weights instead of calling it",
-    reads=("_fse_fuse_gate", "layer_id", "moe_config", "router"),
+    reads=("_fse_fuse_gate", "is_monolithic", "layer_id", "moe_config", "routed_experts", "router"),
 )
 MOE_CONFIG = Internal(
     "vllm.model_executor.layers.fused_moe.config:FusedMoEConfig",
@@ -111,6 +111,20 @@ LORA_APPLY = Internal(
     wrapped=True,
 )
 LORA_ADD = Internal(LORA_LAYER.path + "._apply_lora_to_output", "add the adapter's part", ("self", "x", "output"))
+_UNLOADED = "build a model without its weights, to say which kernels it would use here"
+ENGINE_ARGS = Internal("vllm.engine.arg_utils:EngineArgs", _UNLOADED, reads=("create_engine_config",))
+SET_CONFIG = Internal("vllm.config:set_current_vllm_config", _UNLOADED, ("vllm_config",))
+INIT_DISTRIBUTED = Internal(
+    "vllm.distributed.parallel_state:init_distributed_environment",
+    _UNLOADED,
+    ("world_size", "rank", "distributed_init_method", "local_rank", "backend"),
+)
+INIT_PARALLEL = Internal(
+    "vllm.distributed.parallel_state:ensure_model_parallel_initialized",
+    _UNLOADED,
+    ("tensor_model_parallel_size", "pipeline_model_parallel_size"),
+)
+BUILD_MODEL = Internal("vllm.model_executor.model_loader.utils:initialize_model", _UNLOADED, ("vllm_config",))
 _GROUPED = ("scoring_func", "e_score_correction_bias", "num_expert_group", "topk_group")
 FUSED_TOP_K = Internal(
     "vllm.model_executor.layers.fused_moe.router.fused_topk_router:FusedTopKRouter",
