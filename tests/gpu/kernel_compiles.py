@@ -61,7 +61,7 @@ def resources(kernel: Any, folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("experts", [*nightly(8, 16, 32, 64), 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=NAMES.get)
-def test_a_decode_step_takes_one_warp_without_shared_memory(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_decode_step_takes_no_shared_memory(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
     kernel = compiled_rewrite(experts, 1, dtype)
     used = resources(kernel, tmp_path)
     assert used["SHARED"] == used["STACK"] == 0 and used["REG"] <= 40

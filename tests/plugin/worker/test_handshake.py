@@ -75,6 +75,9 @@ class Own:
     def mine(self) -> str:
         return "mine"
 
+    def init_worker_extension(self) -> None:
+        """A hook that vLLM 0.33 looks up on the class."""
+
 
 class Derived(SteerMoEWorker):
     """A user's own, made for this plugin."""
@@ -88,6 +91,7 @@ def test_a_users_own_extension_keeps_its_methods_beside_ours() -> None:
     assert module == extension.__name__
     both = getattr(extension, attribute)
     assert both is getattr(extension, attribute) and both().mine() == "mine" and issubclass(both, SteerMoEWorker)
+    assert both.init_worker_extension is Own.init_worker_extension
     assert getattr(extension, extension_beside(f"{Derived.__module__}.Derived").rpartition(".")[2]) is Derived
     with pytest.raises(AttributeError, match="Nothing"):
         _ = extension.Nothing  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Model Runner V1 (CPU, and GPUs without V2): it has no official hook, so two methods are wrapped."""
+"""The side road, Model Runner V1 (CPU, and what V2 does not do yet): it has no hook, so two methods are wrapped."""
 
 from __future__ import annotations
 
