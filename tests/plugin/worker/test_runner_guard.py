@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from expert_registry.errors import EngineError
 from expert_registry.shape import MoEShape
+from tests.support import runners
 from tests.support.alone import run_alone
 from vllm_steermoe_plugin.compat.symbols.worker import V1_METHODS
 from vllm_steermoe_plugin.device.steering_state import SteeringState
@@ -197,7 +198,10 @@ print("RESULT" + json.dumps([
 def test_engines_with_the_wrong_runner_do_not_start_or_do_not_answer(checkpoint: Any) -> None:
     custom, right, skipping, switched_off, unbound, absent = run_alone(_STARTS, str(checkpoint("OlmoeForCausalLM")))
     assert right == custom == ["answered", "", ""]
-    assert skipping[:2] == ["start", "UnsupportedFeatureError"] and "_prepare_inputs of its own" in skipping[2]
+    if runners.V2:
+        assert skipping == right, "V2 has no such method, and reports by its ModelState"
+    else:
+        assert skipping[:2] == ["start", "UnsupportedFeatureError"] and "_prepare_inputs of its own" in skipping[2]
     assert switched_off == ["answered", "", ""], "without steering the runner is nobody's business"
     assert unbound[:2] == ["start", "UnsupportedFeatureError"] and "not bound" in unbound[2]
     assert absent[:2] == ["request", "VLLMValidationError"] and "its model is vLLM's own" in absent[2]
