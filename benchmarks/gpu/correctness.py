@@ -14,8 +14,8 @@ from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.reference import expected_counts, fault
 from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP
 
-Rewrite = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], None]
-"""(logits, rules, token_slots, row): in place."""
+Rewrite = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, bool], None]
+"""(logits, rules, token_slots, row, log_softmax): in place."""
 Count = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], None]
 """(topk_ids, counters, token_groups, row): in place."""
 
@@ -40,10 +40,12 @@ class Case:
     dtype: torch.dtype
     layout: str = "rows"
     kind: str = "plain"
+    log_softmax: bool = False
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"rewrite T={self.tokens} E={self.experts} L={self.layers} {dtype}, {self.layout}, {self.kind}"
+        form = ", log-softmax" * self.log_softmax
+        return f"rewrite T={self.tokens} E={self.experts} L={self.layers} {dtype}, {self.layout}, {self.kind}{form}"
 
     @property
     def seed(self) -> int:
@@ -54,7 +56,8 @@ class Case:
 def all_cases() -> Iterator[Case]:
     """For a GPU: the six models in all dtypes and kinds, small and large steps; strides; other numbers of experts."""
     for model, dtype, kind, tokens in itertools.product(MODELS, DTYPES, KINDS, (1, 8, 64, LARGE_STEP, 3000)):
-        yield Case(tokens, model.experts, model.top_k, model.layers, dtype, kind=kind)
+        for log_softmax in {False, model.log_softmax}:
+            yield Case(tokens, model.experts, model.top_k, model.layers, dtype, kind=kind, log_softmax=log_softmax)
     for experts, dtype, layout, tokens in itertools.product((8, 60, 128), DTYPES, LAYOUTS, (9, LARGE_STEP)):
         yield Case(tokens, experts, 2, 3, dtype, layout)
     for experts, dtype, tokens in itertools.product(ODD_EXPERTS, DTYPES, (9, LARGE_STEP)):
@@ -69,7 +72,8 @@ def few_cases() -> Iterator[Case]:
     """For Triton's interpreter, which takes about a millisecond for a row."""
     for (index, model), dtype in itertools.product(enumerate(MODELS), DTYPES):
         kind = KINDS[(index + DTYPES.index(dtype)) % len(KINDS)]
-        yield Case(9, model.experts, model.top_k, model.layers, dtype, kind=kind)
+        for log_softmax in {False, model.log_softmax}:
+            yield Case(9, model.experts, model.top_k, model.layers, dtype, kind=kind, log_softmax=log_softmax)
     for dtype, layout in itertools.product(DTYPES, LAYOUTS):
         yield Case(5, 60, 4, 3, dtype, layout)
     for dtype in DTYPES:
@@ -135,13 +139,13 @@ def check_rewrite(rewrite: Rewrite, device: torch.device, case: Case) -> Outcome
     slots = marks[:, 0] if case.seed % 2 else marks[:, 0].contiguous()
     before = make_logits(case, generator).to(device)
     view, memory = lay_out(before, case.layout)
-    rewrite(view, rules, slots, row)
-    wrong = fault(before, view, mine[slots[: case.tokens].long()])
+    rewrite(view, rules, slots, row, case.log_softmax)
+    wrong = fault(before, view, mine[slots[: case.tokens].long()], log_softmax=case.log_softmax)
     view.fill_(_OUTSIDE)
     if wrong is None and not (memory == _OUTSIDE).all():
         wrong = "memory beside the logits was written"
     view.copy_(before)
-    rewrite(view, rules, torch.zeros_like(slots), row)
+    rewrite(view, rules, torch.zeros_like(slots), row, case.log_softmax)
     if wrong is None:
         wrong = fault(before, view, torch.zeros_like(before, dtype=torch.int8))
     return Outcome(str(case), wrong)

@@ -61,8 +61,8 @@ def _correctness(device: torch.device, share: tuple[int, int]) -> Iterator[Recor
     from benchmarks.gpu.correctness import all_cases, all_counts, check_count, check_rewrite
     from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
-    def rewrite(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int) -> None:
-        rewrite_(logits, rules, slots, torch.ones(rules.shape[1], dtype=torch.bool, device=device), row)
+    def rewrite(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int, log_softmax: bool) -> None:
+        rewrite_(logits, rules, slots, torch.ones(rules.shape[1], dtype=torch.bool, device=device), row, log_softmax)
 
     def checks() -> Iterator[tuple[str, Callable[[], Outcome]]]:
         for case in all_cases():

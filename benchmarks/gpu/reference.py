@@ -10,23 +10,25 @@ UNITS = 4
 """Units in the last place: one for the rounding, and the float32 arithmetic before it."""
 
 
-def expected(logits: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
+def expected(logits: torch.Tensor, rules: torch.Tensor, *, log_softmax: bool = False) -> torch.Tensor:
     """Logits `[T, E]` rewritten by rules int8 `[T, E]`: float64, but rounded to the dtype of `logits`."""
     dtype = logits.dtype
-    scores = torch.log_softmax(logits.double(), dim=-1)
+    scores = torch.log_softmax(logits.double(), dim=-1) if log_softmax else logits.double()
     high, low = scores.amax(-1, keepdim=True), scores.amin(-1, keepdim=True)
     up = torch.nextafter(high.to(dtype), torch.tensor(torch.inf, dtype=dtype)).double()
     down = torch.nextafter(low.to(dtype), torch.tensor(-torch.inf, dtype=dtype)).double()
     above = torch.maximum((high + 0.01).to(dtype).double(), up)
     below = torch.minimum((low - 0.01).to(dtype).double(), down)
     steered = torch.where(rules > 0, above, torch.where(rules < 0, below, scores.to(dtype).double()))
+    steered = torch.where(logits.double().amax(-1, keepdim=True).isfinite(), steered, torch.nan)
     return torch.where((rules != 0).any(-1, keepdim=True), steered, logits.double())
 
 
-def fault(before: torch.Tensor, after: torch.Tensor, rules: torch.Tensor) -> str | None:
+def fault(before: torch.Tensor, after: torch.Tensor, rules: torch.Tensor, *, log_softmax: bool = False) -> str | None:
     """What is wrong with `after`, logits `[T, E]` that were `before` and were to obey rules int8 `[T, E]`; or None.
 
-    Rows without a rule must be equal bit for bit. In the others each value must be the expected one but for
+    Rows without a rule must be equal bit for bit, and logits without one unless they become log-probabilities or their
+    row broke down. In the others each value must be the expected one but for
     rounding, activated experts strictly first and deactivated ones strictly last (no order is asked of rows with
     NaN, and nothing is below -inf). Compared on the CPU, wherever the tensors are: not every operation that this
     takes exists for every dtype on every GPU.
@@ -36,7 +38,10 @@ def fault(before: torch.Tensor, after: torch.Tensor, rules: torch.Tensor) -> str
     if not torch.equal(_bits(after)[~ruled], _bits(before)[~ruled]):
         return "a row without a rule was changed"
     got, rules = after[ruled].double(), rules[ruled]
-    wanted = expected(before[ruled], rules)
+    wanted = expected(before[ruled], rules, log_softmax=log_softmax)
+    kept = (rules == 0) & ~wanted.isnan() & (not log_softmax)
+    if not torch.equal(_bits(after[ruled])[kept], _bits(before[ruled])[kept]):
+        return "a logit without a rule was changed"
     unit = torch.finfo(before.dtype).eps
     close = torch.isclose(got, wanted, rtol=UNITS * unit, atol=ABSOLUTE, equal_nan=True)
     if not close.all():

@@ -16,12 +16,14 @@ Rules = dict[tuple[int, int], int]
 """(layer, expert) -> +1 or -1."""
 
 
-def rewrite_row(logits: list[float], rules: dict[int, int], dtype: torch.dtype) -> list[float]:
-    """One token's rewrite, in Python floats (float64), rounded through `dtype`."""
+def rewrite_row(
+    logits: list[float], rules: dict[int, int], dtype: torch.dtype, *, log_softmax: bool = False
+) -> list[float]:
+    """One token's rewrite, in Python floats (float64), rounded through `dtype`; with `log_softmax` in the paper's form."""
     if not rules:
         return logits
     top = max(logits)
-    total = top + math.log(sum(math.exp(z - top) for z in logits))
+    total = top + math.log(sum(math.exp(z - top) for z in logits)) if log_softmax else 0.0
     scores = [z - total for z in logits]
 
     values = torch.tensor([*scores, max(scores) + 0.01, min(scores) - 0.01], dtype=torch.float64).to(dtype)
@@ -58,10 +60,19 @@ class ReferenceModel:
     """transformers' own model with the router rewritten token by token in a loop.
 
     It computes in `dtype`; weights and rewritten logits are those of a model in `rounds_to`, `dtype` unless given.
+    The rewrite has the paper's form unless `log_softmax` is false.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, rounds_to: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        rounds_to: torch.dtype | None = None,
+        *,
+        log_softmax: bool = True,
+    ) -> None:
         self.rounds_to = rounds_to or dtype
+        self.log_softmax = log_softmax
         # Phi-3.5-MoE's published architecture name is unknown to transformers; its model type is not.
         load = transformers.AutoModelForCausalLM.from_pretrained
         self.model: Any = load(folder, dtype=self.rounds_to, experts_implementation="eager").to(dtype).eval()
@@ -105,7 +116,10 @@ class ReferenceModel:
             def slow_linear(x: Any, w: Any, b: Any = None, mine: dict[int, int] = mine) -> torch.Tensor:
                 logits = linear(x, w, b)
                 with _disable_current_modes():  # The rewrite has roundings of its own.
-                    rows = [rewrite_row(row, mine, self.rounds_to) for row in logits.flatten(0, -2).tolist()]
+                    rows = [
+                        rewrite_row(row, mine, self.rounds_to, log_softmax=self.log_softmax)
+                        for row in logits.flatten(0, -2).tolist()
+                    ]
                     return torch.tensor(rows, dtype=logits.dtype).view_as(logits)
 
             def before(module: Any, args: Any, slow_linear: Any = slow_linear) -> None:

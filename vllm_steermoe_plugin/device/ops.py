@@ -18,22 +18,29 @@ import torch
 from vllm_steermoe_plugin.device.rewrite import apply_rules
 
 _LIBRARY: Any = torch.library.Library("steermoe", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define("rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row) -> ()")
+_LIBRARY.define(
+    "rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row, bool log_softmax=False) -> ()"
+)
 _LIBRARY.define("count_(Tensor topk_ids, Tensor(a!) counters, Tensor token_groups, int row) -> ()")
 
 
 def _rewrite(
-    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, active: torch.Tensor, row: int
+    logits: torch.Tensor,
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    active: torch.Tensor,
+    row: int,
+    log_softmax: bool = False,
 ) -> None:
     """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`.
 
-    `active` is bool `[L]`, on the device of the logits: whether any token of this step has a rule in the layer.
+    `log_softmax`: see `apply_rules`. `active` is bool `[L]`, on the device of the logits: whether any token of this step has a rule in the layer.
     It is written and read on the CPU only: a graph on a GPU cannot leave a kernel out.
     """
     if logits.device.type == "cpu" and not active[row]:
         return
     rows = rules[:, row].index_select(0, token_slots[: logits.shape[0]])
-    logits.copy_(apply_rules(logits, rows))
+    logits.copy_(apply_rules(logits, rows, log_softmax=log_softmax))
 
 
 def _count(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:
@@ -50,11 +57,16 @@ def _count(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.T
 
 
 def _rewrite_on_gpu(
-    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, active: torch.Tensor, row: int
+    logits: torch.Tensor,
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    active: torch.Tensor,
+    row: int,
+    log_softmax: bool = False,
 ) -> None:
     from vllm_steermoe_plugin.device.kernels.rewriting import rewrite
 
-    rewrite(logits, rules, token_slots, row)
+    rewrite(logits, rules, token_slots, row, log_softmax)
 
 
 def _count_on_gpu(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:
@@ -64,7 +76,12 @@ def _count_on_gpu(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: 
 
 
 def _rewrite_fake(
-    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, active: torch.Tensor, row: int
+    logits: torch.Tensor,
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    active: torch.Tensor,
+    row: int,
+    log_softmax: bool = False,
 ) -> None:
     return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 EPSILON = 0.01
-"""Margin in log-probability units (arXiv 2509.09660, algorithm 2)."""
+"""Margin in units of the logits (arXiv 2509.09660, algorithm 2)."""
 
 _EXPONENT_BITS = 0x7F800000
 
@@ -19,37 +19,40 @@ def _power_of_two(x: torch.Tensor) -> torch.Tensor:
     return (x.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
 
 
-def apply_rules(logits: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
+def apply_rules(logits: torch.Tensor, rules: torch.Tensor, *, log_softmax: bool = False) -> torch.Tensor:
     """Rewrite router logits so that the model's own top-k obeys `rules`.
 
     Args:
         logits: router logits `[T, E]`, any floating dtype.
         rules: int8 `[T, E]` (or `[E]`, for all tokens) with values in {-1, 0, +1}.
+        log_softmax: whether all logits of a row with a rule become log-probabilities first, as the paper has it. For
+            a softmax that is a shift, which cancels; for a router that looks at |z| it is not.
 
     Returns:
-        A new tensor `[T, E]` in the dtype of `logits`. Rows without a rule are the
-        input, bit for bit. In every other row `s = log_softmax(logits)` is taken in
-        float32, activated experts get `max(s) + EPSILON`, deactivated ones
-        `min(s) - EPSILON`, and the row is rounded to the dtype of `logits`. Where
-        EPSILON is smaller than one unit in the last place of that dtype, the margin
-        is that unit, so that activated experts stay strictly above all others and
-        deactivated ones strictly below. (A row that already holds -inf has no room
-        below it: there a deactivated expert becomes -inf too.) A row with a rule that
-        holds +inf or NaN, or nothing but -inf, becomes NaN throughout: a model that
-        broke down is not made to look sound.
+        A new tensor `[T, E]` in the dtype of `logits`. Rows without a rule are the input, bit for bit. In every other
+        row, with z its logits in float32 (or their log-softmax), activated experts get `max(z) + EPSILON`, deactivated
+        ones `min(z) - EPSILON`; all others keep their bits (their log-softmax is rounded to the dtype). Where EPSILON
+        is smaller than one unit in the last place of that dtype, the margin is that unit, so that activated experts
+        stay strictly above all others and deactivated ones strictly below. (A row that already holds -inf has no room
+        below it: there a deactivated expert becomes -inf too.) A row with a rule that holds +inf or NaN, or nothing
+        but -inf, becomes NaN throughout: a model that broke down is not made to look sound.
 
-    Source: arXiv 2509.09660, algorithm 2; the strictness in low precision is ours.
+    Source: arXiv 2509.09660, algorithm 2, but for a shift; the strictness in low precision is ours.
     """
     dtype = logits.dtype
     unit = torch.finfo(dtype).eps
-    scores = torch.log_softmax(logits.float(), dim=-1)
-    high = scores.amax(dim=-1, keepdim=True)
+    scores = logits.float()
+    top = scores.amax(dim=-1, keepdim=True)
+    if log_softmax:
+        scores = torch.log_softmax(scores, dim=-1)
+    high = scores.amax(dim=-1, keepdim=True) if log_softmax else top
     low = scores.amin(dim=-1, keepdim=True)
     high_rounded, low_rounded = high, low
-    if dtype is not torch.float32:
+    if log_softmax and dtype is not torch.float32:
         high_rounded, low_rounded = high.to(dtype).float(), low.to(dtype).float()
     # Both factors of `unit * power` are powers of two, so nothing is rounded before the sum.
     above = torch.maximum(high + EPSILON, high_rounded.add(_power_of_two(high_rounded), alpha=unit))
     below = torch.minimum(low - EPSILON, low_rounded.sub(_power_of_two(low_rounded), alpha=unit))
-    steered = torch.where(rules > 0, above, torch.where(rules < 0, below, scores)).to(dtype)
+    steered = torch.where(rules > 0, above, torch.where(rules < 0, below, scores))
+    steered = torch.where(top.isfinite(), steered, torch.nan).to(dtype)
     return torch.where(rules.any(dim=-1, keepdim=True), steered, logits)

@@ -63,6 +63,7 @@ class SteeringState:
         max_tokens: int,
         count_groups: int,
         device: torch.device,
+        log_softmax: bool = False,
         carrier: Carrier | None = None,
     ) -> None:
         """Allocate the buffers, once, and on a GPU compile the kernels that read them.
@@ -74,10 +75,12 @@ class SteeringState:
             max_tokens: tokens in one step at most, padding included.
             count_groups: G; 0 for no counting.
             device: of the model.
+            log_softmax: of `apply_rules`.
             carrier: brings a step's buffers to the device; by default pinned memory for a GPU.
         """
         self.shape = shape
         self.layers = tuple(layers)
+        self.log_softmax = log_softmax
         self.buffers = StepBuffers(
             max_requests + 1,
             len(self.layers),
@@ -105,7 +108,7 @@ class SteeringState:
         if device.type == "cuda":
             from vllm_steermoe_plugin.device.kernels.warm_up import warm_up
 
-            warm_up(self.rules, self.token_slots, self.counters, self.token_groups, shape.top_k)
+            warm_up(self.rules, self.token_slots, self.counters, self.token_groups, shape.top_k, log_softmax)
 
     @property
     def num_requests(self) -> int:

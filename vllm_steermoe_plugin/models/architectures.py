@@ -29,6 +29,8 @@ class Architecture:
         family: key of `FAMILIES`: how the config of the language model tells layers, experts and router.
         language: for models that hold a language model of another architecture: its name, or `BY_CHECKPOINT`.
         selection: qualified name of the model's own selection function, where it has one that is softmax top-k.
+        log_softmax: whether a shift of the logits changes what its router does, so that the paper's form must stay
+            (Phi's sparse mixer divides by |z|).
         rounds_logits: whether the model converts the router's logits to its own dtype behind the gate.
         passes_gate_on_rocm: whether on ROCm it reads the gate's weights without calling the gate.
         ran: whether the tests run a small random checkpoint of it in the real engine on CPU.
@@ -38,6 +40,7 @@ class Architecture:
     family: str = ""
     language: str = ""
     selection: str = ""
+    log_softmax: bool = False
     rounds_logits: bool = False
     passes_gate_on_rocm: bool = False
     ran: bool = False
@@ -63,7 +66,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("MistralLarge3ForCausalLM", "deepseek", ran=True),
         Architecture("MixtralForCausalLM", "every layer", ran=True),
         Architecture("OlmoeForCausalLM", "every layer", ran=True),
-        Architecture("PhiMoEForCausalLM", "every layer", selection="phimoe_routing_function", ran=True),
+        Architecture(
+            "PhiMoEForCausalLM", "every layer", selection="phimoe_routing_function", log_softmax=True, ran=True
+        ),
         Architecture("Qwen2MoeForCausalLM", "sparse step", ran=True),
         Architecture("Qwen3MoeForCausalLM", "sparse step", ran=True),
         Architecture("Step3TextForCausalLM", "step", ran=True),

@@ -76,6 +76,7 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         count_groups=settings.count_groups,
         # Models are built under vLLM's device context, so this is the model's device.
         device=torch.empty(0).device,
+        log_softmax=language.log_softmax,
     )
     for name, buffer in state.device_buffers().items():
         # vLLM counts what a reload must bring, and would miss these.

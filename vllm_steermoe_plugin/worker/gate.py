@@ -30,7 +30,7 @@ class SteeredGateLinear(_GateLinear):  # type: ignore[misc]
         """Rewrite logits `[T, E]` in place by the rules of the current step, and return them."""
         state = self.steering
         if state is not None:
-            rewrite_(logits, state.rules, state.token_slots, state.active, self.steering_row)
+            rewrite_(logits, state.rules, state.token_slots, state.active, self.steering_row, state.log_softmax)
         return logits
 
     def forward(self, x: torch.Tensor) -> Any:

@@ -3,7 +3,7 @@
 Bytes of a token: 4 (its slot) when it is not steered, and nothing else is read. Else E more for
 its rules, which most tokens share, so that they come from the cache; and its logits, read
 once and, if it has a rule in this layer, written once. Two trips to memory in a row, the slot's and the
-rules' beside the logits', then two reductions in a row, the maximum's and the sum's.
+rules' beside the logits', then three reductions beside each other; for log-probabilities a sum follows the maximum.
 """
 
 # What a Triton kernel takes and gives has no Python type.
@@ -40,6 +40,7 @@ def rewrite_kernel(
     SLOT_STRIDE: tl.constexpr,
     LAYER_STRIDE: tl.constexpr,
     TOKEN_SLOT_STRIDE: tl.constexpr,
+    LOG_SOFTMAX: tl.constexpr,
     EPSILON: tl.constexpr,
     UNIT: tl.constexpr,
     LN_2: tl.constexpr,
@@ -57,27 +58,39 @@ def rewrite_kernel(
         # int64: slots * layers * experts may pass 2**31.
         rule_at = slots.to(tl.int64)[:, None] * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts
         rule = tl.load(rules + rule_at, mask=steered, other=0)
-        ruled = (tl.reduce(rule.to(tl.int32), 1, _or) != 0)[:, None] & in_row
         logit_at = logits + tokens[:, None] * TOKEN_STRIDE + experts.to(tl.int64) * EXPERT_STRIDE
         # Beside the rules, not after them: that spares a trip to memory.
         z = tl.load(logit_at, mask=steered, other=-float("inf")).to(tl.float32)
 
         top = tl.max(z, axis=1)[:, None]
         bottom = tl.min(tl.where(in_row, z, float("inf")), axis=1)[:, None]
-        shifted = z - top
-        log2_sum = tl.log2(tl.sum(tl.exp2(shifted * LOG2_E), axis=1))[:, None]
-        # The same operation gives every score and the two extremes, and it keeps order: no score lies beyond them,
-        # however the compiler arranges the rest. A row with NaN or +inf, or of -inf alone, is NaN in all three.
-        s = tl.fma(log2_sum, -LN_2, shifted)
-        high = tl.fma(log2_sum, -LN_2, top - top)
-        low = tl.fma(log2_sum, -LN_2, bottom - top)
+        # One reduction for two questions: is there a rule (bits 0 to 7), is there NaN or +inf (bit 8)?
+        # As log-probabilities such a row is NaN in all that is computed from it.
+        marks = rule.to(tl.int32) & 255
+        if not LOG_SOFTMAX:
+            marks |= tl.where(z < float("inf"), 0, 256)
+        found = tl.reduce(marks, 1, _or)[:, None]
+        written = ((found & 255) != 0) & in_row
+        broken = (found > 255) | (top == -float("inf"))
         dtype = logits.dtype.element_ty
-        high_rounded = high.to(dtype).to(tl.float32)
-        low_rounded = low.to(dtype).to(tl.float32)
+        if LOG_SOFTMAX:
+            shifted = z - top
+            log2_sum = tl.log2(tl.sum(tl.exp2(shifted * LOG2_E), axis=1))[:, None]
+            # The same operation gives every score and the two extremes, and it keeps order: no score lies beyond
+            # them, however the compiler arranges the rest.
+            s = tl.fma(log2_sum, -LN_2, shifted)
+            high = tl.fma(log2_sum, -LN_2, top - top)
+            low = tl.fma(log2_sum, -LN_2, bottom - top)
+            high_rounded = high.to(dtype).to(tl.float32)
+            low_rounded = low.to(dtype).to(tl.float32)
+        else:
+            s, high, low, high_rounded, low_rounded = z, top, bottom, top, bottom
         above = tl.maximum(high + EPSILON, high_rounded + _power_of_two(high_rounded) * UNIT)
         below = tl.minimum(low - EPSILON, low_rounded - _power_of_two(low_rounded) * UNIT)
         out = tl.where(rule > 0, above, tl.where(rule < 0, below, s))
-        tl.store(logit_at, out.to(dtype), mask=ruled)
+        out = tl.where(broken, float("nan"), out)
+        # The whole row, in wide accesses: what has no rule comes back to the same bits.
+        tl.store(logit_at, out.to(dtype), mask=written)
 
 
 @triton.jit
@@ -91,14 +104,23 @@ def _power_of_two(x):
     return (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
 
 
-def rewrite(logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, row: int) -> None:
+def rewrite(
+    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, row: int, log_softmax: bool = False
+) -> None:
     """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`."""
     num_tokens, num_experts = logits.shape
     if num_tokens:
-        launch(logits, rules, token_slots, row, choose_tile(num_experts, num_tokens))
+        launch(logits, rules, token_slots, row, choose_tile(num_experts, num_tokens), log_softmax)
 
 
-def launch(logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, row: int, tile: Tile) -> None:
+def launch(
+    logits: torch.Tensor,
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    row: int,
+    tile: Tile,
+    log_softmax: bool = False,
+) -> None:
     """`rewrite` with a tile of one's own.
 
     Raises:
@@ -111,12 +133,18 @@ def launch(logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor,
         raise TypeError(f"router logits are {logits.dtype}; the kernel takes {', '.join(map(str, DTYPES))}")
     num_tokens = logits.shape[0]
     rewrite_kernel[(triton.cdiv(num_tokens, tile.tokens),)](
-        logits, rules, token_slots, num_tokens, row, num_warps=tile.warps, **constants(logits, rules, token_slots, tile)
+        logits,
+        rules,
+        token_slots,
+        num_tokens,
+        row,
+        num_warps=tile.warps,
+        **constants(logits, rules, token_slots, tile, log_softmax),
     )
 
 
 def constants(
-    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, tile: Tile
+    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, tile: Tile, log_softmax: bool = False
 ) -> dict[str, int | float | bool]:
     """What is compiled into the kernel, by the name of its parameter."""
     return {
@@ -125,6 +153,7 @@ def constants(
         "SLOT_STRIDE": rules.stride(0),
         "LAYER_STRIDE": rules.stride(1),
         "TOKEN_SLOT_STRIDE": token_slots.stride(0),
+        "LOG_SOFTMAX": log_softmax,
         "EPSILON": EPSILON,
         "LN_2": math.log(2),
         "LOG2_E": 1 / math.log(2),

@@ -13,7 +13,12 @@ _ID_DTYPES = (torch.int32, torch.int64)
 
 
 def warm_up(
-    rules: torch.Tensor, token_slots: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, top_k: int
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    counters: torch.Tensor,
+    token_groups: torch.Tensor,
+    top_k: int,
+    log_softmax: bool = False,
 ) -> None:
     """Run each kernel once on a token that is neither steered nor counted.
 
@@ -24,7 +29,7 @@ def warm_up(
     for dtype in DTYPES:
         logits = torch.zeros((1, num_experts), dtype=dtype, device=device)
         for num_tokens in (1, SMALL_STEP + 1):
-            launch(logits, rules, token_slots, 0, choose_tile(num_experts, num_tokens))
+            launch(logits, rules, token_slots, 0, choose_tile(num_experts, num_tokens), log_softmax)
     if counters.shape[1] > 1:
         for dtype in _ID_DTYPES:
             count(torch.zeros((1, top_k), dtype=dtype, device=device), counters, token_groups, 0)
