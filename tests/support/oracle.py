@@ -19,7 +19,7 @@ Rules = dict[tuple[int, int], int]
 def rewrite_row(
     logits: list[float], rules: dict[int, int], dtype: torch.dtype, *, log_softmax: bool = False
 ) -> list[float]:
-    """One token's rewrite, in Python floats (float64), rounded through `dtype`; with `log_softmax` in the paper's form."""
+    """One token's rewrite, in Python floats (float64), rounded through `dtype`; `log_softmax` is the paper's form."""
     if not rules:
         return logits
     top = max(logits)

@@ -19,7 +19,8 @@ from vllm_steermoe_plugin.device.rewrite import apply_rules
 
 _LIBRARY: Any = torch.library.Library("steermoe", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
-    "rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row, bool log_softmax=False) -> ()"
+    "rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row, bool log_softmax=False)"
+    " -> ()"
 )
 _LIBRARY.define("count_(Tensor topk_ids, Tensor(a!) counters, Tensor token_groups, int row) -> ()")
 
@@ -34,8 +35,8 @@ def _rewrite(
 ) -> None:
     """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`.
 
-    `log_softmax`: see `apply_rules`. `active` is bool `[L]`, on the device of the logits: whether any token of this step has a rule in the layer.
-    It is written and read on the CPU only: a graph on a GPU cannot leave a kernel out.
+    `log_softmax`: see `apply_rules`. `active` is bool `[L]`, on the device of the logits: whether any token of this
+    step has a rule in the layer. It is written and read on the CPU only: a graph on a GPU cannot leave a kernel out.
     """
     if logits.device.type == "cpu" and not active[row]:
         return
