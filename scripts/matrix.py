@@ -1,9 +1,10 @@
 """The engine's tests with each supported vLLM and each of its model runners; writes `tests/MATRIX.md`.
 
-    python -m scripts.matrix [--only VERSION-RUNNER ...] [--keep] [-- PYTEST ARGUMENTS]      # `make test-all`
+    python -m scripts.matrix [--only VERSION-RUNNER ...] [--keep] [--again] [-- PYTEST ARGUMENTS]      # `make test-all`
 
 Each run is a pytest of its own, in the environment of that vLLM (`make setup`, `make next`). `--keep` takes the results
-of earlier runs for those that are not named. Exit status 1 if any test failed or a run is missing.
+of earlier runs for those that are not named; `--again` runs of earlier results what failed. Exit status 1 if any test
+failed or a run is missing.
 """
 
 from __future__ import annotations
@@ -51,8 +52,25 @@ class Cell:
 
     def run(self, arguments: Sequence[str]) -> None:
         """Run the tests; their outcomes are in the record."""
-        command = [ROOT / self.python, "-m", "pytest", "-n", "2", "--dist", "loadfile", *self.tests]
-        command += [f"--junitxml={self.record}", "-o", "junit_family=xunit1", *arguments]
+        self._run(self.tests, self.record, arguments)
+
+    def run_again(self, arguments: Sequence[str]) -> None:
+        """Run what failed, and put its outcomes in place of the earlier ones."""
+        failed, record = read(self.record).failed, self.record.with_suffix(".again.xml")
+        if not failed:
+            return
+        self._run(failed, record, arguments)
+        tree = ElementTree.parse(self.record)
+        now = {_id(case): case for case in ElementTree.parse(record).getroot().iter("testcase")}
+        for suite in tree.getroot().iter("testsuite"):
+            for at, case in enumerate(list(suite)):
+                if case.tag == "testcase" and _id(case) in failed and _id(case) in now:
+                    suite[at] = now[_id(case)]
+        tree.write(self.record)
+
+    def _run(self, tests: Sequence[str], record: Path, arguments: Sequence[str]) -> None:
+        command = [ROOT / self.python, "-m", "pytest", "-n", "2", "--dist", "loadfile", *tests]
+        command += [f"--junitxml={record}", "-o", "junit_family=xunit1", *arguments]
         environment = os.environ | {"STEERMOE_TEST_RUNNER": self.runner}
         subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, check=False)
 
@@ -81,16 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.matrix", description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", nargs="*", choices=[cell.name for cell in CELLS], default=None)
     parser.add_argument("--keep", action="store_true", help="use earlier results of the others")
+    parser.add_argument("--again", action="store_true", help="of earlier results only what failed")
     parser.add_argument("pytest", nargs="*", help="after --, for pytest")
     options = parser.parse_args(arguments)
     RESULTS.mkdir(parents=True, exist_ok=True)
     chosen = [cell for cell in CELLS if options.only is None or cell.name in options.only]
     for cell in CELLS:
-        if cell in chosen or not options.keep:
+        if not options.again and (cell in chosen or not options.keep):
             cell.record.unlink(missing_ok=True)
     for cell in chosen:
         started = time.monotonic()
-        cell.run(options.pytest)
+        (cell.run_again if options.again else cell.run)(options.pytest)
         sys.stdout.write(f"{cell.name}: {time.monotonic() - started:.0f} s\n")
     found = {cell.name: read(cell.record) for cell in CELLS if cell.record.exists()}
     TABLE.write_text(table(found))
@@ -105,17 +124,23 @@ def read(record: Path) -> Found:
     failed = []
     root = ElementTree.parse(record).getroot()
     for case in root.iter("testcase"):
-        file = case.get("file") or str(case.get("classname")).replace(".", "/") + ".py"
+        file = _id(case).partition("::")[0]
         outcome = "passed"
         for child in case:
             if child.tag in ("failure", "error"):
                 outcome = "FAILED"
-                failed.append(f"{file}::{case.get('name')}")
+                failed.append(_id(case))
             elif child.tag == "skipped" and outcome == "passed":
                 outcome = "skipped"
                 reasons[str(child.get("message")).removeprefix("Skipped: ")] += 1
         files[file][outcome] += 1
     return Found(files, reasons, failed, sum(float(suite.get("time", 0)) for suite in root.iter("testsuite")))
+
+
+def _id(case: ElementTree.Element) -> str:
+    """As pytest takes it."""
+    file = case.get("file") or str(case.get("classname")).replace(".", "/") + ".py"
+    return f"{file}::{case.get('name')}"
 
 
 def table(found: Mapping[str, Found]) -> str:

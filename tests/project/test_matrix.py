@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.matrix import read, table
+import pytest
+
+from scripts import matrix
+from scripts.matrix import Cell, read, table
 
 FOUND = """<testsuites><testsuite time="90.0">
 <testcase classname="tests.engine.test_exact" name="test_a[x]"/>
@@ -26,3 +29,21 @@ def test_every_outcome_is_counted_and_what_failed_is_named(tmp_path: Path) -> No
     assert "| all other files | 1 | 1 |" in text
     assert "| **all** | 2 + 1, 2 FAILED, 2 min | 2 + 1, 2 FAILED, 2 min |" in text
     assert "* 0.33-v2 skipped 1: no GPU" in text and "* 0.33-v2 FAILED tests/engine/test_lora.py::test_d" in text
+
+
+def test_what_failed_runs_again_and_the_rest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "RESULTS", tmp_path)
+    cell = Cell("0.32", "v2", "python", ("tests/engine",))
+    cell.record.write_text(FOUND)
+    ran: list[str] = []
+
+    def run(self: Cell, tests: list[str], record: Path, arguments: object) -> None:
+        ran.extend(tests)
+        record.write_text('<testsuite><testcase classname="tests.engine.test_exact" name="test_b"/></testsuite>')
+
+    monkeypatch.setattr(Cell, "_run", run)
+    cell.run_again(())
+    assert ran == ["tests/engine/test_exact.py::test_b", "tests/engine/test_lora.py::test_d"]
+    found = read(cell.record)
+    assert found.failed == ["tests/engine/test_lora.py::test_d"], "it was not run"
+    assert found.files["tests/engine/test_exact.py"] == {"passed": 2, "skipped": 1}
