@@ -41,18 +41,17 @@ def apply_rules(logits: torch.Tensor, rules: torch.Tensor, *, log_softmax: bool 
     """
     dtype = logits.dtype
     unit = torch.finfo(dtype).eps
-    scores = logits.float()
-    top = scores.amax(dim=-1, keepdim=True)
+    scores = others = logits
     if log_softmax:
-        scores = torch.log_softmax(scores, dim=-1)
-    high = scores.amax(dim=-1, keepdim=True) if log_softmax else top
-    low = scores.amin(dim=-1, keepdim=True)
-    high_rounded, low_rounded = high, low
-    if log_softmax and dtype is not torch.float32:
-        high_rounded, low_rounded = high.to(dtype).float(), low.to(dtype).float()
+        scores = torch.log_softmax(logits.float(), dim=-1)
+        others = torch.where(rules.any(dim=-1, keepdim=True), scores.to(dtype), logits)
+    low, high = (end.float() for end in scores.aminmax(dim=-1, keepdim=True))
     # Both factors of `unit * power` are powers of two, so nothing is rounded before the sum.
+    high_rounded, low_rounded = (high.to(dtype).float(), low.to(dtype).float()) if log_softmax else (high, low)
     above = torch.maximum(high + EPSILON, high_rounded.add(_power_of_two(high_rounded), alpha=unit))
     below = torch.minimum(low - EPSILON, low_rounded.sub(_power_of_two(low_rounded), alpha=unit))
-    steered = torch.where(rules > 0, above, torch.where(rules < 0, below, scores))
-    steered = torch.where(top.isfinite(), steered, torch.nan).to(dtype)
-    return torch.where(rules.any(dim=-1, keepdim=True), steered, logits)
+    steered = torch.where(rules > 0, above.to(dtype), torch.where(rules < 0, below.to(dtype), others))
+    sound = high.isfinite()
+    if not sound.all():
+        steered = torch.where(sound | ~rules.any(dim=-1, keepdim=True), steered, torch.nan)
+    return steered
