@@ -12,6 +12,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
+from tests.support import runners
 from tests.support.alone import run_alone
 from tests.support.engines import model_of
 from tests.support.greedy import prompt_logprobs
@@ -151,6 +152,7 @@ import json, sys
 from vllm import SamplingParams
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from tests.support.engines import EXACT, start
+from vllm_steermoe_plugin.compat.versions import vllm_version
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from pathlib import Path
 folder, steerings = sys.argv[1], json.loads(sys.argv[2])
@@ -171,6 +173,8 @@ print("RESULT" + json.dumps(found))
 
 @pytest.mark.nightly
 def test_a_compiled_graph_steers_and_counts_like_eager_execution(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    if runners.V2 and not vllm_version().startswith("0.32."):
+        pytest.skip("Triton's interpreter cannot run the top-k/top-p kernel of vLLM 0.33, which warms up with a graph")
     folder = checkpoint("Qwen3MoeForCausalLM")
     shape = shape_in(folder)
     steerings = [None, as_text(random_rules(shape, 1)), as_text(random_rules(shape, 2)), None]

@@ -78,4 +78,4 @@ def test_nothing_that_came_past_the_front_end_is_steered_or_ends_the_engine(chec
     refused = [name for name in found if name.startswith("forged")] + ["made, steered", "experts", "name"]
     assert len(refused) == 8
     for name in refused:
-        assert found[name] == "error" or "VLLMValidationError: STEERMOE-E" in found[name], name
+        assert found[name] == "error" or "VLLMValidationError: steermoe: " in found[name], name

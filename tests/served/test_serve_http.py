@@ -192,7 +192,7 @@ def test_counting_is_not_offered_over_http(server: Server) -> None:
 
 
 def test_a_server_that_only_renders_looks_at_bodies_too_and_the_vllm_command_works(tmp_path: Path) -> None:
-    assert importlib.metadata.version("vllm") == "0.32.0+cpu"
+    assert importlib.metadata.version("vllm").endswith("+cpu")
     vllm = str(Path(sys.executable).parent / "vllm")
     command = (vllm, "launch", "render", str(lab_checkpoint.MODEL_DIR), "--served-model-name", lab_checkpoint.NAME)
     with serving(tmp_path, command=command) as renderer:

@@ -1,12 +1,16 @@
 """What vLLM's CPU build lacks for data parallelism: the two collectives by which MoE layers trade tokens.
 
-Named as `worker_extension_cls`, this is imported in every worker; only the collectives are added, all else is vLLM's.
+Named as `worker_extension_cls`, this is imported in every worker, before that is made. vLLM 0.33 wants a memory node for
+each rank, too; here all have the one there is. All else is vLLM's.
 """
 
 from __future__ import annotations
 
 import torch
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+from vllm.v1.worker import cpu_worker
+
+_memory_nodes = cpu_worker.get_visible_memory_node
 
 
 def all_gatherv(
@@ -33,6 +37,7 @@ def reduce_scatterv(
     return total.split(sizes)[self.rank_in_group]
 
 
+cpu_worker.get_visible_memory_node = lambda *_: _memory_nodes()
 CpuCommunicator.all_gatherv = all_gatherv
 CpuCommunicator.reduce_scatterv = reduce_scatterv
 

@@ -50,7 +50,7 @@ def use_larger_weights() -> None:
     from vllm.model_executor.model_loader import dummy_loader
 
     draw = dummy_loader.initialize_single_dummy_weight
-    dummy_loader.initialize_single_dummy_weight = lambda tensor: draw(tensor, low=-0.2, high=0.2)
+    dummy_loader.initialize_single_dummy_weight = lambda tensor, **_: draw(tensor, low=-0.2, high=0.2)
 
 
 def register_without_inspection() -> None:
