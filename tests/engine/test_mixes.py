@@ -18,6 +18,7 @@ from tests.support.engines import model_of
 from tests.support.greedy import prompt_logprobs
 from tests.support.preemptions import watch_preemptions
 from tests.support.random_steering import as_text, prompt, random_rules
+from vllm_steermoe_plugin.compat.versions import vllm_version
 from vllm_steermoe_plugin.lab.world import examples
 from vllm_steermoe_plugin.models import lab_checkpoint
 from vllm_steermoe_plugin.models.checkpoints import shape_in
@@ -152,7 +153,6 @@ import json, sys
 from vllm import SamplingParams
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from tests.support.engines import EXACT, start
-from vllm_steermoe_plugin.compat.versions import vllm_version
 from vllm_steermoe_plugin.detection.engine_client import take_counts
 from pathlib import Path
 folder, steerings = sys.argv[1], json.loads(sys.argv[2])

@@ -1,7 +1,7 @@
 """What vLLM's CPU build lacks for data parallelism: the two collectives by which MoE layers trade tokens.
 
-Named as `worker_extension_cls`, this is imported in every worker, before that is made. vLLM 0.33 wants a memory node for
-each rank, too; here all have the one there is. All else is vLLM's.
+Named as `worker_extension_cls`, this is imported in every worker, before that is made. vLLM 0.33 wants a memory node
+for each rank, too; here all have the one there is. All else is vLLM's.
 """
 
 from __future__ import annotations
