@@ -34,3 +34,5 @@ def test_mutations_have_names_of_their_own_and_tests_that_exist() -> None:
     mutants = read_mutants()
     assert len({mutant.name for mutant in mutants}) == len(mutants) > 0
     assert all((ROOT / test.partition("::")[0]).is_file() for mutant in mutants for test in mutant.tests)
+    stale = [m.name for m in mutants if (ROOT / m.file).read_text(encoding="utf-8").count(m.old) != 1]
+    assert stale == [], "whoever moves a line moves its mutation along"
