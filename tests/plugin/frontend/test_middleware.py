@@ -43,7 +43,9 @@ def served(front: FrontEnd | None) -> Starlette:
         if b"streamed" in body:
             return StreamingResponse(iter([b"data: ", b"one"]), media_type="text/event-stream")
         found = decision_of(front) if front is not None else None
-        return JSONResponse({"body": body.decode("latin-1"), "decided": None if found is None else found.spec})
+        steered = found is not None and found.resolved is not None
+        decision = {"decided": None if found is None else found.spec, "steered": steered}
+        return JSONResponse({"body": body.decode("latin-1"), **decision})
 
     app = Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST", "PUT"])])
     app.add_middleware(SteeringMiddleware)
@@ -112,6 +114,15 @@ def test_what_the_front_end_refuses_is_a_400_before_a_streamed_answer_begins(app
         ).is_error
     assert send(app, body={"vllm_xargs": {"steermoe": "digits"}, "prompt": "streamed"}).text == "data: one"
     assert refused(send(app, body={"vllm_xargs": {"steermoe_checked": True, "a": "steermoe"}}))
+
+
+@pytest.mark.parametrize("path", ["/v1/decisions", "/v1/systemone", "/generative_scoring", "/cohere/v2/chat"])
+def test_where_nothing_can_ask_the_default_is_decided_on_once(path: str) -> None:
+    """All questions of such a request are answered under one steering, also while a profile is replaced."""
+    front = front_end(Settings(default="digits"))
+    answer = send(served(front), path, {"questions": {"steermoe": "Is it a name?"}, "state": {"steermoe": 1}})
+    assert answer.status_code == 200 and answer.json()["steered"]
+    assert "does not read" in refused(send(served(front), path, {"steermoe": "digits"}))
 
 
 def test_an_operators_mistake_is_a_500_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
