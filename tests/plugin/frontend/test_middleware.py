@@ -150,7 +150,11 @@ def test_all_else_comes_as_it_was_sent(make: Callable[[], FrontEnd | None]) -> N
     server = served(make())
     for body in (b"", b"{", b"[" * 10_000, b"\xff\xfe\0", b'{"a": "steermoe"}', b'{"vllm_xargs": {"steermoe": null}}'):
         answer = send(server, body=body)
-        assert answer.status_code == 200 and answer.json() == {"body": body.decode("latin-1"), "decided": None}
+        assert answer.status_code == 200 and answer.json() == {
+            "body": body.decode("latin-1"),
+            "decided": None,
+            "steered": False,
+        }
     assert send(server, method="GET", body=b'{"steermoe": 1}').status_code == 200
     broken = send(server, body=b"no form", headers={"content-type": "multipart/form-data; boundary=x"})
     assert broken.status_code == 200, "the endpoint says what is wrong with a form"
