@@ -29,7 +29,12 @@ def rewrite_row(
     values = torch.tensor([*scores, max(scores) + 0.01, min(scores) - 0.01], dtype=torch.float64).to(dtype)
     *rounded, above, below = values.tolist()
     upwards, downwards = (torch.nextafter(values, torch.tensor(end, dtype=dtype)) for end in (math.inf, -math.inf))
-    rewritten = {1: max(above, *upwards[:-2].tolist()), -1: min(below, *downwards[:-2].tolist())}
+    above, below = max(above, *upwards[:-2].tolist()), min(below, *downwards[:-2].tolist())
+    if not log_softmax:
+        # Raw logits in `dtype` get a margin that they can hold, and are not rounded anew; nor are more exact ones.
+        above, below = max(scores) + (above - max(rounded)), min(scores) + (below - min(rounded))
+        rounded = scores
+    rewritten = {1: above, -1: below}
     return [rewritten[rules[e]] if e in rules else rounded[e] for e in range(len(logits))]
 
 
@@ -76,6 +81,9 @@ class ReferenceModel:
         # Phi-3.5-MoE's published architecture name is unknown to transformers; its model type is not.
         load = transformers.AutoModelForCausalLM.from_pretrained
         self.model: Any = load(folder, dtype=self.rounds_to, experts_implementation="eager").to(dtype).eval()
+        # vLLM's router on a CPU takes the log-sum-exp in the logits' dtype, unless it renormalises.
+        self._log_sum_rounds = not getattr(self.model.config, "norm_topk_prob", True)
+        self._rounds: torch.Generator | None = None
         self.routers: dict[int, Any] = {}
         for layer, block in enumerate(self.model.model.layers):
             for module in block.modules():
@@ -91,8 +99,12 @@ class ReferenceModel:
         self, token_ids: list[int], rules: Rules, copies: int
     ) -> tuple[torch.Tensor, dict[int, list[list[int]]]]:
         """The same under `Roundings`, each copy by its own chance: `[N, T, V]` and the experts of N * T tokens."""
-        with Roundings(seed=0):
-            return self._run(torch.tensor([token_ids] * copies), rules)
+        self._rounds = torch.Generator().manual_seed(1)
+        try:
+            with Roundings(seed=0):
+                return self._run(torch.tensor([token_ids] * copies), rules)
+        finally:
+            self._rounds = None
 
     def _run(self, token_ids: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, dict[int, list[list[int]]]]:
         chosen: dict[int, list[list[int]]] = {}
@@ -113,22 +125,37 @@ class ReferenceModel:
         for layer, router in self.routers.items():
             mine = {expert: rule for (at, expert), rule in rules.items() if at == layer}
 
-            def slow_linear(x: Any, w: Any, b: Any = None, mine: dict[int, int] = mine) -> torch.Tensor:
+            log_sums: dict[str, torch.Tensor] = {}
+
+            def slow_linear(
+                x: Any, w: Any, b: Any = None, mine: dict[int, int] = mine, sums: dict[str, torch.Tensor] = log_sums
+            ) -> torch.Tensor:
                 logits = linear(x, w, b)
                 with _disable_current_modes():  # The rewrite has roundings of its own.
                     rows = [
                         rewrite_row(row, mine, self.rounds_to, log_softmax=self.log_softmax)
                         for row in logits.flatten(0, -2).tolist()
                     ]
-                    return torch.tensor(rows, dtype=logits.dtype).view_as(logits)
+                    rewritten = torch.tensor(rows, dtype=logits.dtype)
+                    sums["now"] = rewritten.logsumexp(-1, keepdim=True)
+                    return rewritten.view_as(logits)
 
             def before(module: Any, args: Any, slow_linear: Any = slow_linear) -> None:
                 torch.nn.functional.linear = slow_linear
 
-            def after(module: Any, args: Any, output: Any, layer: int = layer) -> None:
+            def after(
+                module: Any, args: Any, output: Any, layer: int = layer, sums: dict[str, torch.Tensor] = log_sums
+            ) -> Any:
                 torch.nn.functional.linear = linear
                 indices = next(t for t in output if t.dtype in (torch.int64, torch.int32))
                 chosen[layer] = [sorted(row) for row in indices.flatten(0, -2).tolist()]
+                if self._rounds is None or not self._log_sum_rounds:
+                    return None
+                with _disable_current_modes():
+                    signs = torch.randint(0, 2, sums["now"].shape, generator=self._rounds) * 2 - 1
+                    factor = 1 + Roundings.UNIT * signs * sums["now"].abs()
+                    weights = next(t for t in output if t.is_floating_point() and t.shape == indices.shape)
+                    return tuple(t * factor.view(*t.shape[:-1], 1) if t is weights else t for t in output)
 
             handles += [router.register_forward_pre_hook(before), router.register_forward_hook(after)]
         try:
