@@ -52,6 +52,7 @@ class Cell:
 
     def run(self, arguments: Sequence[str]) -> None:
         """Run the tests; their outcomes are in the record."""
+        self.record.with_suffix(".txt").write_text(" ".join(arguments))
         self._run(self.tests, self.record, arguments)
 
     def run_again(self, arguments: Sequence[str]) -> None:
@@ -86,12 +87,13 @@ CELLS = (
 
 @dataclass
 class Found:
-    """What a run found: file -> outcome -> how many; reasons of skips; seconds."""
+    """What a run found: file -> outcome -> how many; reasons of skips; seconds; what pytest was asked for besides."""
 
     files: dict[str, Counter[str]]
     reasons: Counter[str]
     failed: list[str]
     seconds: float
+    arguments: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,7 +136,9 @@ def read(record: Path) -> Found:
                 outcome = "skipped"
                 reasons[str(child.get("message")).removeprefix("Skipped: ")] += 1
         files[file][outcome] += 1
-    return Found(files, reasons, failed, sum(float(suite.get("time", 0)) for suite in root.iter("testsuite")))
+    seconds = sum(float(suite.get("time", 0)) for suite in root.iter("testsuite"))
+    asked = record.with_suffix(".txt")
+    return Found(files, reasons, failed, seconds, asked.read_text() if asked.exists() else "")
 
 
 def _id(case: ElementTree.Element) -> str:
@@ -163,6 +167,7 @@ def table(found: Mapping[str, Found]) -> str:
     lines.append("| all other files | " + " | ".join(others) + " |")
     totals = (f"{_cell(_sum(run) + _sum(run, inside=False))}, {run.seconds / 60:.0f} min" for run in found.values())
     lines += ["| **all** | " + " | ".join(totals) + " |", ""]
+    lines += [f"* {name} was run with `{run.arguments}`" for name, run in found.items() if run.arguments]
     for name, run in found.items():
         lines += [f"* {name} skipped {number}: {reason}" for reason, number in run.reasons.most_common()]
         lines += [f"* {name} FAILED {test}" for test in run.failed]
