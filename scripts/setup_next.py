@@ -93,11 +93,6 @@ def build(archive: Path) -> None:
     run("cp", "-al", VENV, FOLDER)
     (FOLDER / ".ready").unlink()
     (packages,) = FOLDER.glob("lib/python3*/site-packages")
-    kernels = {path.relative_to(packages): path for path in (packages / "vllm").rglob("*.so")}
-    kept = FOLDER / "kernels"
-    for name, path in kernels.items():
-        (kept / name).parent.mkdir(parents=True, exist_ok=True)
-        path.rename(kept / name)
     shutil.rmtree(packages / "vllm")
     top = f"vllm-{VERSION}/"
     with tarfile.open(archive) as source:
@@ -105,9 +100,9 @@ def build(archive: Path) -> None:
         for member in members:
             member.name = member.name.removeprefix(top)
         source.extractall(packages, members, filter="data")
-    for name in kernels:
-        (kept / name).rename(packages / name)
-    shutil.rmtree(kept)
+    compiled = VENV / packages.relative_to(FOLDER)
+    for kernels in (compiled / "vllm").rglob("*.so"):
+        os.link(kernels, packages / kernels.relative_to(compiled))
     rename_metadata(packages)
     own_scripts()
     further = re.sub(r"^vllm==.*\n(    .*\n)*", "", PINS.read_text(), flags=re.MULTILINE)

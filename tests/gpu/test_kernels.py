@@ -18,15 +18,7 @@ import torch
 
 from tests.support.alone import environment_alone
 from tests.support.folders import ROOT
-
-
-@pytest.fixture(scope="module")
-def triton_folder() -> str:
-    """Where Triton lies; it is fetched if it is not there yet."""
-    script = ROOT / "scripts" / "setup_triton.sh"
-    done = subprocess.run(["bash", script], capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+from tests.support.triton import triton_folder
 
 
 def run_with_triton(folder: str, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -55,10 +47,10 @@ NIGHTLY = [("kernel_cases.py", 2, "nightly"), ("kernel_compiles.py", 18, "nightl
 @pytest.mark.parametrize(
     ("cases", "least", "tier"), [*CASES, *(pytest.param(*case, marks=pytest.mark.nightly) for case in NIGHTLY)]
 )
-def test_every_case_passes(cases: str, least: int, tier: str, triton_folder: str, tmp_path: Path) -> None:
+def test_every_case_passes(cases: str, least: int, tier: str, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     arguments = ("-m", "pytest", f"tests/gpu/{cases}", f"--junitxml={report}", "-p", "no:cacheprovider", "-m", tier)
-    done = run_with_triton(triton_folder, tmp_path / "triton", *arguments)
+    done = run_with_triton(triton_folder(), tmp_path / "triton", *arguments)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     suite = ElementTree.parse(report).getroot()[0]
     assert int(suite.attrib["tests"]) >= least

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from tests.support.folders import ROOT
+from tests.support.triton import triton_folder
 
 VARIABLE = "STEERMOE_TEST_RUNNER"
 RUNNER = os.environ.get(VARIABLE) or "v1"
@@ -25,8 +26,7 @@ def install() -> None:
         raise ValueError(f"{VARIABLE} is {RUNNER!r}; there are v1 and v2")
     if not V2:
         return
-    (triton,) = (ROOT / ".cache").glob("triton-*[0-9]")  # `make triton`
-    os.environ["STEERMOE_TEST_TRITON"] = str(triton)
+    os.environ["STEERMOE_TEST_TRITON"] = triton_folder()
     folders = [str(ROOT), str(_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(folders)
     if "vllm" in sys.modules:
