@@ -101,10 +101,10 @@ def steerings(profiles: Sequence[str], model: Steerable, draws: int = 0) -> list
         named.append(Steering(name, name, "none" if info["profile"] is None else "steered"))
         if info["profile"] is None or not draws:
             continue
-        phase = SteeringProfile.from_json(info["profile"]).phase
+        steered = SteeringProfile.from_json(info["profile"])
         for seed in range(draws):
             numbers = {"activate": info["activated"], "deactivate": info["deactivated"]}
-            drawn = replace(random_experts(model.shape, **numbers, seed=seed), phase=phase)
+            drawn = replace(random_experts(model.shape, **numbers, seed=seed), phase=steered.phase, weight=steered.weight)
             random.append(Steering(f"random {seed} like {name}", drawn.to_json(), "random", name))
     return named + random
 

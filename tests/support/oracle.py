@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,72 @@ def rewrite_row(
         rounded = scores
     rewritten = {1: above, -1: below}
     return [rewritten[rules[e]] if e in rules else rounded[e] for e in range(len(logits))]
+
+
+@dataclass(frozen=True)
+class Router:
+    """How a router selects: `score` softmax, sigmoid or sqrtsoftplus, the best `kept` of `groups`, weights scaled."""
+
+    top_k: int
+    score: str = "sigmoid"
+    bias: tuple[float, ...] | None = None
+    groups: int = 1
+    kept: int = 1
+    renormalize: bool = True
+    scale: float = 1.0
+
+    def scores(self, logits: list[float]) -> list[float]:
+        """u, in float64."""
+        if self.score == "softmax":
+            powers = [math.exp(z - max(logits)) for z in logits]
+            return [power / sum(powers) for power in powers]
+        if self.score == "sigmoid":
+            return [1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z)) for z in logits]
+        return [math.sqrt(max(z, 0.0) + math.log1p(math.exp(-abs(z)))) for z in logits]
+
+    def corrected(self, logits: list[float]) -> list[float]:
+        """c, in float64."""
+        return [u + b for u, b in zip(self.scores(logits), self.bias or [0.0] * len(logits), strict=True)]
+
+    def kept_experts(self, logits: list[float]) -> set[int]:
+        """The experts of the groups from which it selects."""
+        c = self.corrected(logits)
+        size = len(c) // self.groups
+        runs = [list(range(g * size, (g + 1) * size)) for g in range(self.groups)]
+        best = [sum(sorted((c[e] for e in run), reverse=True)[: 1 if self.bias is None else 2]) for run in runs]
+        order = sorted(range(self.groups), key=lambda g: (-best[g], g))
+        return {e for g in order[: self.kept] for e in runs[g]}
+
+    def select(self, logits: list[float]) -> list[int]:
+        """S0, the unsteered choice."""
+        c, kept = self.corrected(logits), self.kept_experts(logits)
+        return sorted(kept, key=lambda e: (-c[e], e))[: self.top_k]
+
+    def weigh(self, logits: list[float], experts: list[int]) -> list[float]:
+        """Weights of some experts."""
+        u = self.scores(logits)
+        total = sum(u[e] for e in experts) if self.renormalize else 1.0
+        return [self.scale * u[e] / total for e in experts]
+
+    def steer(self, logits: list[float], rules: dict[int, int], *, own: bool = False) -> dict[int, float]:
+        """Expert -> weight of a token with `rules`, in the order of precedence, one place after the other."""
+        chosen = self.select(logits)
+        activated = [e for e, rule in rules.items() if rule > 0]
+        deactivated = [e for e, rule in rules.items() if rule < 0]
+        if not activated and not set(deactivated) & set(chosen):
+            return dict(zip(chosen, self.weigh(logits, chosen), strict=True))
+        c, kept = self.corrected(logits), self.kept_experts(logits)
+        selected: list[int] = []
+        for pool in (activated, chosen, kept, range(len(logits))):
+            for e in sorted(pool, key=lambda e: (-c[e], e)):
+                if len(selected) < self.top_k and e not in selected and e not in deactivated:
+                    selected.append(e)
+        steered = list(logits)
+        for e in deactivated:
+            steered[e] = min(logits) - 0.01
+        for e in activated:
+            steered[e] = logits[e] if own else max(logits[s] for s in chosen) + 0.01
+        return dict(zip(selected, self.weigh(steered, selected), strict=True))
 
 
 class Roundings(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""The two custom operators that run inside the model's graph: rewrite router logits, count selections.
+"""The custom operators that run inside the model's graph: rewrite router logits, correct a selection, count it.
 
 They are custom operators so that `torch.compile` keeps them as they are, with their
 mutation declared, and CUDA graphs capture them. They read persistent buffers, so what
@@ -15,12 +15,18 @@ from typing import Any
 
 import torch
 
+from vllm_steermoe_plugin.device.reselect import reselect
 from vllm_steermoe_plugin.device.rewrite import apply_rules
+from vllm_steermoe_plugin.device.router_kind import RouterKind, Score
 
 _LIBRARY: Any = torch.library.Library("steermoe", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row, bool log_softmax=False)"
     " -> ()"
+)
+_LIBRARY.define(
+    "reselect_(Tensor(a!) weights, Tensor(b!) ids, Tensor logits, Tensor? bias, Tensor rules, Tensor token_slots,"
+    " Tensor active, int row, str score, int groups, int kept, bool renormalize, float scale) -> ()"
 )
 _LIBRARY.define("count_(Tensor topk_ids, Tensor(a!) counters, Tensor token_groups, int row) -> ()")
 
@@ -42,6 +48,31 @@ def _rewrite(
         return
     rows = rules[:, row].index_select(0, token_slots[: logits.shape[0]])
     logits.copy_(apply_rules(logits, rows, log_softmax=log_softmax))
+
+
+def _reselect(
+    weights: torch.Tensor,
+    ids: torch.Tensor,
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    active: torch.Tensor,
+    row: int,
+    score: Score,
+    groups: int,
+    kept: int,
+    renormalize: bool,
+    scale: float,
+) -> None:
+    """Correct `weights` and `ids [T, K]` in place by `rules[token_slots[:T], row]`; the rest as in `reselect`."""
+    if logits.device.type == "cpu" and not active[row]:
+        return
+    mine = rules[:, row].index_select(0, token_slots[: len(logits)])
+    kind = RouterKind(score, bias is not None, groups, kept, renormalize, scale)
+    new_weights, new_ids = reselect(weights, ids, logits, bias, mine, kind)
+    weights.copy_(new_weights)
+    ids.copy_(new_ids)
 
 
 def _count(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:
@@ -70,6 +101,27 @@ def _rewrite_on_gpu(
     rewrite(logits, rules, token_slots, row, log_softmax)
 
 
+def _reselect_on_gpu(
+    weights: torch.Tensor,
+    ids: torch.Tensor,
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    active: torch.Tensor,
+    row: int,
+    score: Score,
+    groups: int,
+    kept: int,
+    renormalize: bool,
+    scale: float,
+) -> None:
+    from vllm_steermoe_plugin.device.kernels.reselecting import reselect as launch
+
+    kind = RouterKind(score, bias is not None, groups, kept, renormalize, scale)
+    launch(weights, ids, logits, bias, rules, token_slots, row, kind)
+
+
 def _count_on_gpu(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:
     from vllm_steermoe_plugin.device.kernels.counting import count
 
@@ -77,15 +129,18 @@ def _count_on_gpu(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: 
 
 
 def _fake(*_: object) -> None:
-    """Of either operator: it returns nothing, and writes to what it is given."""
+    """Of each operator: it returns nothing, and writes to what it is given."""
 
 
-_LIBRARY.impl("rewrite_", _rewrite, "CompositeExplicitAutograd")
-_LIBRARY.impl("count_", _count, "CompositeExplicitAutograd")
-_LIBRARY.impl("rewrite_", _rewrite_on_gpu, "CUDA")
-_LIBRARY.impl("count_", _count_on_gpu, "CUDA")
-torch.library.register_fake("steermoe::rewrite_", _fake, lib=_LIBRARY)
-torch.library.register_fake("steermoe::count_", _fake, lib=_LIBRARY)
+for _name, _plain, _on_gpu in (
+    ("rewrite_", _rewrite, _rewrite_on_gpu),
+    ("reselect_", _reselect, _reselect_on_gpu),
+    ("count_", _count, _count_on_gpu),
+):
+    _LIBRARY.impl(_name, _plain, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, _on_gpu, "CUDA")
+    torch.library.register_fake(f"steermoe::{_name}", _fake, lib=_LIBRARY)
 
 rewrite_ = torch.ops.steermoe.rewrite_
+reselect_ = torch.ops.steermoe.reselect_
 count_ = torch.ops.steermoe.count_

@@ -4,7 +4,8 @@ Its JSON text is the only form in which steering reaches a worker:
 
     {"activate": {"3": [5, 7]}, "deactivate": {"0": [1]}, "phase": "both"}
 
-keyed by the checkpoint's layer index. `phase` may be left out.
+keyed by the checkpoint's layer index. `phase` may be left out, and so may `weight`, which says how much an activated
+expert weighs where a router's selection is corrected: as the model's `top` choice, or its `own` (`device/reselect.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from expert_registry.errors import ProfileError, RequestError
 
 Phase = Literal["both", "prompt", "generation"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+Weight = Literal["top", "own"]
+WEIGHTS: tuple[Weight, ...] = get_args(Weight)
 MAX_TEXT = 1 << 20
 """Longest accepted JSON text in characters: every expert of 128 layers with 512 experts fits."""
 
+_KEYS = frozenset({"activate", "deactivate", "phase", "weight"})
 _LAYER = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
@@ -37,6 +41,7 @@ class SteeringProfile:
     activate: frozenset[tuple[int, int]] = field(default_factory=frozenset)
     deactivate: frozenset[tuple[int, int]] = field(default_factory=frozenset)
     phase: Phase = "both"
+    weight: Weight = "top"
 
     def __post_init__(self) -> None:
         both = sorted(self.activate & self.deactivate)
@@ -51,6 +56,8 @@ class SteeringProfile:
         value: dict[str, object] = {"activate": _by_layer(self.activate), "deactivate": _by_layer(self.deactivate)}
         if self.phase != "both":
             value["phase"] = self.phase
+        if self.weight != "top":
+            value["weight"] = self.weight
         return json.dumps(value, separators=(",", ":"))
 
     @property
@@ -63,18 +70,20 @@ class SteeringProfile:
         """Apply several profiles at once.
 
         Raises:
-            ProfileError: one activates what another deactivates, or their phases differ.
+            ProfileError: one activates what another deactivates, or their phases or weights differ.
         """
         parts = list(profiles)
         if not parts:
             raise ProfileError("there is no profile to merge")
-        phases = {part.phase for part in parts}
-        if len(phases) > 1:
-            raise ProfileError(f"profiles in one request must share one phase, got {sorted(phases)}")
+        phases, weights = {part.phase for part in parts}, {part.weight for part in parts}
+        for what, values in (("phase", phases), ("weight", weights)):
+            if len(values) > 1:
+                raise ProfileError(f"profiles in one request must share one {what}, got {sorted(values)}")
         return cls(
             frozenset().union(*(part.activate for part in parts)),
             frozenset().union(*(part.deactivate for part in parts)),
             phases.pop(),
+            weights.pop(),
         )
 
     @classmethod
@@ -96,15 +105,16 @@ class SteeringProfile:
             raise RequestError(f"the expert set is not JSON: {error}") from None
         if not isinstance(value, dict):
             raise RequestError(f"an expert set is a JSON object, got {type(value).__name__}")
-        unknown = set(value) - {"activate", "deactivate", "phase"}
+        unknown = set(value) - _KEYS
         if unknown:
             raise RequestError(
-                f"unknown key {sorted(unknown)[0]!r:.80} in the expert set; known: activate, deactivate, phase"
+                f"unknown key {sorted(unknown)[0]!r:.80} in the expert set; known: {', '.join(sorted(_KEYS))}"
             )
-        phase = value.get("phase", "both")
-        if phase not in PHASES:
-            raise RequestError(f"unknown phase {phase!r:.80}; known: {', '.join(PHASES)}")
-        return cls(_experts(value, "activate"), _experts(value, "deactivate"), phase)
+        phase, weight = value.get("phase", "both"), value.get("weight", "top")
+        for what, given, known in (("phase", phase, PHASES), ("weight", weight, WEIGHTS)):
+            if given not in known:
+                raise RequestError(f"unknown {what} {given!r:.80}; known: {', '.join(known)}")
+        return cls(_experts(value, "activate"), _experts(value, "deactivate"), phase, weight)
 
 
 def _by_layer(experts: frozenset[tuple[int, int]]) -> dict[str, list[int]]:

@@ -4,6 +4,7 @@
     faithfulness@2                   version 2 of it
     faithfulness:reverse             away from the behaviour
     faithfulness:activate=4:deactivate=0:phase=generation
+    faithfulness:weight=own          activated experts keep their own weight (`device/reselect.py`)
     faithfulness+digits              two at once
     @terse                           a profile that the server's operator has loaded under that name
     @terse+digits                    likewise, with a behaviour on top
@@ -22,7 +23,7 @@ from typing import TypeGuard
 
 from expert_registry.card import SLUG
 from expert_registry.errors import RequestError, one_of
-from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, Phase, SteeringProfile
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, WEIGHTS, Phase, SteeringProfile, Weight
 
 NONE = "none"
 MAX_PARTS = 16
@@ -31,8 +32,8 @@ PROFILE_NAME = re.compile(SLUG)
 """Names under which an operator may load a profile."""
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _DIRECTIONS = ("forward", "reverse")
-_VALUED = ("activate", "deactivate", "phase")
-_OPTIONS = ("activate=N", "deactivate=N", "forward", "phase=PHASE", "reverse")
+_VALUED = ("activate", "deactivate", "phase", "weight")
+_OPTIONS = ("activate=N", "deactivate=N", "forward", "phase=PHASE", "reverse", "weight=top|own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Named:
     activate: int | None = None
     deactivate: int | None = None
     phase: Phase = "both"
+    weight: Weight = "top"
 
     def text(self) -> str:
         """As it stands in a request."""
@@ -54,6 +56,7 @@ class Named:
             "" if self.activate is None else f"activate={self.activate}",
             "" if self.deactivate is None else f"deactivate={self.deactivate}",
             "" if self.phase == "both" else f"phase={self.phase}",
+            "" if self.weight == "top" else f"weight={self.weight}",
         ]
         return ":".join([self.behaviour + version, *filter(None, options)])
 
@@ -138,9 +141,12 @@ def _parse_named(part: str) -> Named:
         if key in values:
             raise RequestError(f"option {key!r} stands twice in {part!r:.80}")
         values[key] = value
-    phase = values.get("phase", "both")
-    if phase not in PHASES:
-        raise RequestError(one_of(phase, PHASES, "phase"))
+    phase: Phase | None = next((known for known in PHASES if known == values.get("phase", "both")), None)
+    weight: Weight | None = next((known for known in WEIGHTS if known == values.get("weight", "top")), None)
+    if phase is None:
+        raise RequestError(one_of(values["phase"], PHASES, "phase"))
+    if weight is None:
+        raise RequestError(one_of(values["weight"], WEIGHTS, "weight"))
     version = match[2]
     return Named(
         behaviour=match[1],
@@ -149,6 +155,7 @@ def _parse_named(part: str) -> Named:
         activate=_number(values, "activate"),
         deactivate=_number(values, "deactivate"),
         phase=phase,
+        weight=weight,
     )
 
 

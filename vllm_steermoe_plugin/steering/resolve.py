@@ -103,7 +103,12 @@ def _resolve_named(
     activate = numbers.activate if part.activate is None else part.activate
     deactivate = numbers.deactivate if part.deactivate is None else part.deactivate
     selection = select_experts(
-        found.ranking, activate=activate, deactivate=deactivate, reverse=part.reverse, phase=part.phase
+        found.ranking,
+        activate=activate,
+        deactivate=deactivate,
+        reverse=part.reverse,
+        phase=part.phase,
+        weight=part.weight,
     )
     source = Source(found.entry.name, found.sha256, part.reverse, activate, deactivate, selection.dropped)
     return Resolved(selection.profile, (source,))

@@ -16,12 +16,16 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.steering.profile import Phase, SteeringProfile
 
 
+OWN_WEIGHT = 2
+"""The rule of an activated expert that keeps its own weight."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RuleTable:
     """A compiled profile.
 
     Attributes:
-        rules: int8 `[L, E]`, +1 activate, -1 deactivate, 0 leave alone; rows as `shape.layers`.
+        rules: int8 `[L, E]`, +1 activate, -1 deactivate, 0 leave alone, `OWN_WEIGHT` activate as such; rows as `shape.layers`.
         digest: of the profile; equal digests mean equal steering.
         phase: the tokens to which the rules apply.
     """
@@ -63,7 +67,8 @@ def compile_rules(profile: SteeringProfile, shape: MoEShape) -> RuleTable:
     check_rules(profile, shape)
     rows = shape.rows
     rules = np.zeros((len(shape.layers), shape.num_experts), dtype=np.int8)
-    for experts, rule in ((profile.activate, 1), (profile.deactivate, -1)):
+    activate = OWN_WEIGHT if profile.weight == "own" else 1
+    for experts, rule in ((profile.activate, activate), (profile.deactivate, -1)):
         for layer, expert in experts:
             rules[rows[layer], expert] = rule
     return RuleTable(rules, profile.digest, profile.phase)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from expert_registry.errors import ProfileError
 from expert_registry.ranking import RankedExpert, Ranking
 from expert_registry.shape import MoEShape
-from vllm_steermoe_plugin.steering.profile import Phase, SteeringProfile
+from vllm_steermoe_plugin.steering.profile import Phase, SteeringProfile, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Selection:
 
 
 def select_experts(
-    ranking: Ranking, *, activate: int, deactivate: int, reverse: bool = False, phase: Phase = "both"
+    ranking: Ranking, *, activate: int, deactivate: int, reverse: bool = False, phase: Phase = "both", weight: Weight = "top"
 ) -> Selection:
     """Activate the top experts of the positive side and deactivate the top experts of the negative side.
 
@@ -34,6 +34,7 @@ def select_experts(
         deactivate: n-, how many of those with negative risk difference to deactivate.
         reverse: negate the risk differences first, to steer away from the behaviour.
         phase: the tokens to steer.
+        weight: of the profile.
 
     Raises:
         ProfileError: the ranking has fewer experts on a side than were asked for, or n+ = n- = 0.
@@ -53,7 +54,7 @@ def select_experts(
         else:
             per_layer[entry.layer] += 1
             kept.add((entry.layer, entry.expert))
-    profile = SteeringProfile(frozenset(kept), frozenset((e.layer, e.expert) for e in last), phase)
+    profile = SteeringProfile(frozenset(kept), frozenset((e.layer, e.expert) for e in last), phase, weight)
     return Selection(profile, tuple(dropped))
 
 

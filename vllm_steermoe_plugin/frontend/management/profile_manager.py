@@ -82,6 +82,7 @@ class ProfileManager:
             "digest": steering.digest,
             "asked": profile.asked,
             "phase": steering.phase,
+            "weight": steering.weight,
             "activated": len(steering.activate),
             "deactivated": len(steering.deactivate),
             "layers": sorted({layer for layer, _ in steering.activate | steering.deactivate}),

@@ -1,0 +1,92 @@
+"""The correction of a router's selection: steering where the order of selection is not that of the logits.
+
+vLLM selects first, from untouched logits; then the experts and weights of tokens with a rule are put right, by
+precedence and not by numbers, so that no bias, group limit or saturated score can keep a rule from holding.
+
+Axes: T tokens, E routed experts of one layer, K top-k, G groups.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vllm_steermoe_plugin.device.rewrite import EPSILON
+from vllm_steermoe_plugin.device.router_kind import RouterKind, Score
+from vllm_steermoe_plugin.steering.rules import OWN_WEIGHT
+
+NO_SUM = 1e-20
+"""Added to a sum of weights, so that a row of scores that all underflow gets weights of 0. vLLM's kernel does so."""
+
+
+def reselect(
+    weights: torch.Tensor,
+    ids: torch.Tensor,
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    rules: torch.Tensor,
+    kind: RouterKind,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Correct a router's selection so that it obeys `rules`.
+
+    Args:
+        weights: float `[T, K]`, what vLLM's router computed.
+        ids: integers `[T, K]`, likewise: the model's own choice S0.
+        logits: router logits `[T, E]`, any floating dtype, as that router got them.
+        bias: `[E]`, the router's correction bias b, if it has one.
+        rules: int8 `[T, E]`: +1 activate, `OWN_WEIGHT` activate and leave the weight its own, -1 deactivate, 0.
+        kind: of the router.
+
+    Returns:
+        New `weights` and `ids`. With c = score(z) + b in float32, S' is the first K experts by (tier, c), where
+        activated ones have tier 3, S0 has 2, other experts of the groups that the unsteered c keeps 1, the rest 0 and
+        deactivated ones -1; equal c are ordered by index. Their weights are score(z'), divided by their sum and scaled
+        as the router does, where z' is z, but max(z over S0) + EPSILON for activated experts (unless `OWN_WEIGHT`) and
+        min(z) - EPSILON for deactivated ones. A row with nothing activated and nothing of S0 deactivated is the input,
+        bit for bit. A row with a rule that holds +inf or NaN, or nothing but -inf, gets NaN weights.
+
+    The margin is arXiv 2509.09660's, algorithm 2, which knows softmax routers alone; max over S0, not over all E,
+    keeps an activated expert's weight within what the model itself mixes. The rest is ours.
+    """
+    top_k = ids.shape[1]
+    z = logits.float()
+    chosen = torch.zeros_like(rules, dtype=torch.bool).scatter_(1, ids.long().clamp(min=0), True)
+    activated, deactivated = rules > 0, rules < 0
+    c = score(z, kind.score)
+    if bias is not None:
+        c = c + bias.float()
+    tier = torch.where(chosen, 2, _in_kept_groups(c, kind).to(torch.int8))
+    tier = torch.where(activated, 3, torch.where(deactivated, -1, tier))
+    order = c.sort(dim=1, descending=True, stable=True).indices
+    order = order.gather(1, tier.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
+    new_ids = order[:, :top_k]
+
+    top = z.masked_fill(~chosen, -torch.inf).amax(dim=1, keepdim=True)
+    z_new = torch.where(deactivated, z.amin(dim=1, keepdim=True) - EPSILON, z)
+    z_new = torch.where(activated & (rules != OWN_WEIGHT), top + EPSILON, z_new)
+    new = score(z_new, kind.score).gather(1, new_ids)
+    if kind.renormalize:
+        new = new / (new.sum(dim=1, keepdim=True) + NO_SUM)
+    new = new * kind.scale
+
+    sound = z.amax(dim=1, keepdim=True).isfinite()
+    broken = ~sound & rules.any(dim=1, keepdim=True)
+    changed = sound & (activated | (deactivated & chosen)).any(dim=1, keepdim=True)
+    new_weights = torch.where(changed, new.to(weights.dtype), weights).masked_fill(broken, torch.nan)
+    return new_weights, torch.where(changed, new_ids.to(ids.dtype), ids)
+
+
+def score(z: torch.Tensor, kind: Score) -> torch.Tensor:
+    """u of logits `[..., E]`."""
+    if kind == "softmax":
+        return z.softmax(dim=-1)
+    return z.sigmoid() if kind == "sigmoid" else torch.nn.functional.softplus(z).sqrt()
+
+
+def _in_kept_groups(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
+    if kind.groups == kind.kept:
+        return torch.ones_like(c, dtype=torch.bool)
+    grouped = c.unflatten(1, (kind.groups, -1))
+    best = grouped.topk(2, dim=2).values.sum(dim=2) if kind.bias else grouped.amax(dim=2)
+    first = best.sort(dim=1, descending=True, stable=True).indices[:, : kind.kept]
+    kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, first, True)
+    return kept.unsqueeze(2).expand_as(grouped).flatten(1)
