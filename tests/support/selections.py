@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.oracle import Router
 from vllm_steermoe_plugin.device.router_kind import RouterKind
-from vllm_steermoe_plugin.steering.rules import OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
 
 Rules = dict[int, int]
 

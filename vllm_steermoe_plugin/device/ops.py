@@ -21,8 +21,8 @@ from vllm_steermoe_plugin.device.router_kind import RouterKind, Score
 
 _LIBRARY: Any = torch.library.Library("steermoe", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
-    "rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row, bool log_softmax=False)"
-    " -> ()"
+    "rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row, bool log_softmax=False,"
+    " bool bfloat16=False) -> ()"
 )
 _LIBRARY.define(
     "reselect_(Tensor(a!) weights, Tensor(b!) ids, Tensor logits, Tensor? bias, Tensor rules, Tensor token_slots,"
@@ -38,16 +38,17 @@ def _rewrite(
     active: torch.Tensor,
     row: int,
     log_softmax: bool = False,
+    bfloat16: bool = False,
 ) -> None:
     """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`.
 
-    `log_softmax`: see `apply_rules`. `active` is bool `[L]`, on the device of the logits: whether any token of this
+    `log_softmax`, `bfloat16`: see `apply_rules`. `active` is bool `[L]`, on the device of the logits: whether any token of this
     step has a rule in the layer. It is written and read on the CPU only: a graph on a GPU cannot leave a kernel out.
     """
     if logits.device.type == "cpu" and not active[row]:
         return
     rows = rules[:, row].index_select(0, token_slots[: logits.shape[0]])
-    logits.copy_(apply_rules(logits, rows, log_softmax=log_softmax))
+    logits.copy_(apply_rules(logits, rows, log_softmax=log_softmax, bfloat16=bfloat16))
 
 
 def _reselect(
@@ -95,10 +96,11 @@ def _rewrite_on_gpu(
     active: torch.Tensor,
     row: int,
     log_softmax: bool = False,
+    bfloat16: bool = False,
 ) -> None:
     from vllm_steermoe_plugin.device.kernels.rewriting import rewrite
 
-    rewrite(logits, rules, token_slots, row, log_softmax)
+    rewrite(logits, rules, token_slots, row, log_softmax, bfloat16)
 
 
 def _reselect_on_gpu(

@@ -12,7 +12,7 @@ import torch
 
 from vllm_steermoe_plugin.device.rewrite import EPSILON
 from vllm_steermoe_plugin.device.router_kind import RouterKind, Score
-from vllm_steermoe_plugin.steering.rules import OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
 
 NO_SUM = 1e-20
 """Added to a sum of weights, so that a row of scores that all underflow gets weights of 0. vLLM's kernel does so."""
@@ -51,28 +51,45 @@ def reselect(
     z = logits.float()
     chosen = torch.zeros_like(rules, dtype=torch.bool).scatter_(1, ids.long().clamp(min=0), True)
     activated, deactivated = rules > 0, rules < 0
-    c = score(z, kind.score)
-    if bias is not None:
-        c = c + bias.float()
+    c = corrected(z, bias, kind)
     tier = torch.where(chosen, 2, _in_kept_groups(c, kind).to(torch.int8))
     tier = torch.where(activated, 3, torch.where(deactivated, -1, tier))
-    order = c.sort(dim=1, descending=True, stable=True).indices
-    order = order.gather(1, tier.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
-    new_ids = order[:, :top_k]
+    new_ids = _first(top_k, tier, c)
 
     top = z.masked_fill(~chosen, -torch.inf).amax(dim=1, keepdim=True)
     z_new = torch.where(deactivated, z.amin(dim=1, keepdim=True) - EPSILON, z)
     z_new = torch.where(activated & (rules != OWN_WEIGHT), top + EPSILON, z_new)
-    new = score(z_new, kind.score).gather(1, new_ids)
-    if kind.renormalize:
-        new = new / (new.sum(dim=1, keepdim=True) + NO_SUM)
-    new = new * kind.scale
+    new = weigh(z_new, new_ids, kind)
 
     sound = z.amax(dim=1, keepdim=True).isfinite()
     broken = ~sound & rules.any(dim=1, keepdim=True)
     changed = sound & (activated | (deactivated & chosen)).any(dim=1, keepdim=True)
     new_weights = torch.where(changed, new.to(weights.dtype), weights).masked_fill(broken, torch.nan)
     return new_weights, torch.where(changed, new_ids.to(ids.dtype), ids)
+
+
+def select(
+    logits: torch.Tensor, bias: torch.Tensor | None, kind: RouterKind, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a router of this kind makes of `logits [T, E]`, from scratch: weights float32 and ids int64 `[T, K]`."""
+    z = logits.float()
+    c = corrected(z, bias, kind)
+    ids = _first(top_k, _in_kept_groups(c, kind).to(torch.int8), c)
+    return weigh(z, ids, kind), ids
+
+
+def weigh(z: torch.Tensor, ids: torch.Tensor, kind: RouterKind) -> torch.Tensor:
+    """Weights `[T, K]` of the experts `ids [T, K]` under logits `z [T, E]`."""
+    weights = score(z, kind.score).gather(1, ids)
+    if kind.renormalize:
+        weights = weights / (weights.sum(dim=1, keepdim=True) + NO_SUM)
+    return weights * kind.scale
+
+
+def _first(top_k: int, tier: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """The first K experts by (tier, c); of equal ones that with the lower index."""
+    order = c.sort(dim=1, descending=True, stable=True).indices
+    return order.gather(1, tier.gather(1, order).sort(dim=1, descending=True, stable=True).indices)[:, :top_k]
 
 
 def score(z: torch.Tensor, kind: Score) -> torch.Tensor:
@@ -82,11 +99,22 @@ def score(z: torch.Tensor, kind: Score) -> torch.Tensor:
     return z.sigmoid() if kind == "sigmoid" else torch.nn.functional.softplus(z).sqrt()
 
 
+def corrected(z: torch.Tensor, bias: torch.Tensor | None, kind: RouterKind) -> torch.Tensor:
+    """c `[T, E]` of float32 logits."""
+    u = score(z, kind.score)
+    return u if bias is None else u + bias.float()
+
+
+def group_scores(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
+    """What the router orders groups by, `[T, G]`."""
+    grouped = c.unflatten(1, (kind.groups, -1))
+    return grouped.topk(2, dim=2).values.sum(dim=2) if kind.bias else grouped.amax(dim=2)
+
+
 def _in_kept_groups(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
     if kind.groups == kind.kept:
         return torch.ones_like(c, dtype=torch.bool)
-    grouped = c.unflatten(1, (kind.groups, -1))
-    best = grouped.topk(2, dim=2).values.sum(dim=2) if kind.bias else grouped.amax(dim=2)
+    best = group_scores(c, kind)
     first = best.sort(dim=1, descending=True, stable=True).indices[:, : kind.kept]
     kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, first, True)
-    return kept.unsqueeze(2).expand_as(grouped).flatten(1)
+    return kept.repeat_interleave(c.shape[1] // kind.groups, dim=1)

@@ -19,7 +19,9 @@ def _power_of_two(x: torch.Tensor) -> torch.Tensor:
     return (x.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
 
 
-def apply_rules(logits: torch.Tensor, rules: torch.Tensor, *, log_softmax: bool = False) -> torch.Tensor:
+def apply_rules(
+    logits: torch.Tensor, rules: torch.Tensor, *, log_softmax: bool = False, bfloat16: bool = False
+) -> torch.Tensor:
     """Rewrite router logits so that the model's own top-k obeys `rules`.
 
     Args:
@@ -27,6 +29,7 @@ def apply_rules(logits: torch.Tensor, rules: torch.Tensor, *, log_softmax: bool 
         rules: int8 `[T, E]` (or `[E]`, for all tokens) with values in {-1, 0, +1}.
         log_softmax: whether all logits of a row with a rule become log-probabilities first, as the paper has it. For
             a softmax that is a shift, which cancels; for a router that looks at |z| it is not.
+        bfloat16: whether who selects rounds the logits to bfloat16 before, so that the margin must be a unit of that.
 
     Returns:
         A new tensor `[T, E]` in the dtype of `logits`. Rows without a rule are the input, bit for bit. In every other
@@ -40,14 +43,16 @@ def apply_rules(logits: torch.Tensor, rules: torch.Tensor, *, log_softmax: bool 
     Source: arXiv 2509.09660, algorithm 2, but for a shift; the strictness in low precision is ours.
     """
     dtype = logits.dtype
-    unit = torch.finfo(dtype).eps
+    coarse = torch.bfloat16 if bfloat16 else dtype
+    unit = torch.finfo(coarse).eps
     scores = others = logits
     if log_softmax:
         scores = torch.log_softmax(logits.float(), dim=-1)
         others = torch.where(rules.any(dim=-1, keepdim=True), scores.to(dtype), logits)
     low, high = (end.float() for end in scores.aminmax(dim=-1, keepdim=True))
     # Both factors of `unit * power` are powers of two, so nothing is rounded before the sum.
-    high_rounded, low_rounded = (high.to(dtype).float(), low.to(dtype).float()) if log_softmax else (high, low)
+    is_rounded = log_softmax or bfloat16
+    high_rounded, low_rounded = (high.to(coarse).float(), low.to(coarse).float()) if is_rounded else (high, low)
     above = torch.maximum(high + EPSILON, high_rounded.add(_power_of_two(high_rounded), alpha=unit))
     below = torch.minimum(low - EPSILON, low_rounded.sub(_power_of_two(low_rounded), alpha=unit))
     steered = torch.where(rules > 0, above.to(dtype), torch.where(rules < 0, below.to(dtype), others))

@@ -26,7 +26,7 @@ class RouterKind:
         scale: the factor of the weights.
         own: name of the model's own selection function, if its order is that of z and its weights are its affair.
         log_softmax: whether a shift of z changes what it does, so that the paper's form of the rewrite must stay.
-        each_group: whether it selects K / G of each group.
+        each_group: whether it selects as many of each group, to which a correction does not keep.
     """
 
     score: Score
@@ -42,12 +42,13 @@ class RouterKind:
     @property
     def orders_logits(self) -> bool:
         """Whether the order of selection is the order of z, whatever its dtype, so that a rewrite of z decides it."""
-        return bool(self.own) or (self.score == "softmax" and not self.bias and self.groups == self.kept)
+        plain = self.score == "softmax" and not self.bias and self.groups == self.kept and not self.each_group
+        return bool(self.own) or plain
 
     def __str__(self) -> str:
         parts = [f"{self.score} + bias" if self.bias else self.score]
         if self.each_group:
-            parts.append(f"top of each of {self.groups} groups")
+            parts.append("some of each group")
         elif self.groups != self.kept:
             parts.append(f"{self.kept} of {self.groups} groups")
         parts += [f"by {self.own}"] if self.own else []

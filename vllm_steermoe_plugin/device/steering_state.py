@@ -63,10 +63,9 @@ class SteeringState:
         max_tokens: int,
         count_groups: int,
         device: torch.device,
-        log_softmax: bool = False,
         carrier: Carrier | None = None,
     ) -> None:
-        """Allocate the buffers, once, and on a GPU compile the kernels that read them.
+        """Allocate the buffers, once.
 
         Args:
             shape: of the whole model.
@@ -75,12 +74,10 @@ class SteeringState:
             max_tokens: tokens in one step at most, padding included.
             count_groups: G; 0 for no counting.
             device: of the model.
-            log_softmax: of `apply_rules`.
             carrier: brings a step's buffers to the device; by default pinned memory for a GPU.
         """
         self.shape = shape
         self.layers = tuple(layers)
-        self.log_softmax = log_softmax
         self.buffers = StepBuffers(
             max_requests + 1,
             len(self.layers),
@@ -105,10 +102,16 @@ class SteeringState:
         self._table = lru_cache(maxsize=1024)(self._compile)
         self._counted_ids: OrderedDict[str, None] = OrderedDict()
         self._slots = Slots(max_requests, [shape.layers.index(layer) for layer in self.layers])
-        if device.type == "cuda":
-            from vllm_steermoe_plugin.device.kernels.warm_up import warm_up
 
-            warm_up(self.rules, self.token_slots, self.counters, self.token_groups, shape.top_k, log_softmax)
+    def slots_of(self, sequence_rank: int, logits: torch.Tensor) -> torch.Tensor:
+        """Slots of the tokens that this process routes in a layer, from that of the first row of `logits [T, E]` on.
+
+        Args:
+            sequence_rank: which share of the step it has: in a sequence-parallel layer each rank has as many rows as
+                the others, padding included; 0 elsewhere.
+            logits: of the layer.
+        """
+        return self.token_slots[sequence_rank * len(logits) :] if sequence_rank else self.token_slots
 
     @property
     def num_requests(self) -> int:

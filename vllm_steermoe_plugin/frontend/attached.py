@@ -16,7 +16,6 @@ from vllm_steermoe_plugin.compat.plugin_allowlist import check_routes_allowed
 from vllm_steermoe_plugin.compat.symbols.config import PARALLEL_CONFIG
 from vllm_steermoe_plugin.compat.symbols.frontend import SERVER_ERROR, VALIDATION_ERROR
 from vllm_steermoe_plugin.frontend.management.operator_key import read_key
-from vllm_steermoe_plugin.models.architectures import language_model_of
 from vllm_steermoe_plugin.models.checkpoints import names_of
 from vllm_steermoe_plugin.models.engine_limits import refuse_unsupported
 from vllm_steermoe_plugin.models.steerability import served_shape
@@ -75,7 +74,7 @@ def _make_front_end(vllm_config: Any) -> FrontEnd:
     )
     if front_end.awaits_workers and isinstance(shape, MoEShape):
         # Again in each worker, which may be configured by another process.
-        refuse_unsupported(language_model_of(model.hf_config, shape.architecture), vllm_config, settings)
+        refuse_unsupported(vllm_config, settings)
         if not parallel.worker_extension_cls.startswith(EXTENSION):
             raise ConfigurationError(
                 f"the workers are configured with {parallel.worker_extension_cls or 'no extension'}, not with "

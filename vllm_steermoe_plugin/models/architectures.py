@@ -22,16 +22,15 @@ BY_CHECKPOINT = "by the checkpoint"
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """An architecture whose router is softmax top-k behind a `GateLinear`, for some or all of its configs.
+    """An architecture that can be steered, in some or all of its configs.
+
+    What its routers do is not said here: it is read from those that vLLM has built (`worker/router_kind.py`).
 
     Attributes:
         name: in a checkpoint's config and in vLLM's model registry.
         family: key of `FAMILIES`: how the config of the language model tells layers, experts and router.
         language: for models that hold a language model of another architecture: its name, or `BY_CHECKPOINT`.
-        selection: qualified name of the model's own selection function, where it has one that is softmax top-k.
-        log_softmax: whether a shift of the logits changes what its router does, so that the paper's form must stay
-            (Phi's sparse mixer divides by |z|).
-        rounds_logits: whether the model converts the router's logits to its own dtype behind the gate.
+        changes_logits: whether the model changes the router's logits behind the gate, be it only their dtype.
         passes_gate_on_rocm: whether on ROCm it reads the gate's weights without calling the gate.
         ran: whether the tests run a small random checkpoint of it in the real engine on CPU.
     """
@@ -39,9 +38,7 @@ class Architecture:
     name: str
     family: str = ""
     language: str = ""
-    selection: str = ""
-    log_softmax: bool = False
-    rounds_logits: bool = False
+    changes_logits: bool = False
     passes_gate_on_rocm: bool = False
     ran: bool = False
 
@@ -50,14 +47,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
     for row in (
         # Text.
-        Architecture("BailingMoeForCausalLM", "bailing", rounds_logits=True, ran=True),
-        Architecture("BailingMoeV2ForCausalLM", "bailing", rounds_logits=True, ran=True),
+        Architecture("BailingMoeForCausalLM", "bailing", changes_logits=True, ran=True),
+        Architecture("BailingMoeV2ForCausalLM", "bailing", changes_logits=True, ran=True),
         Architecture("Cohere2MoeForCausalLM", "cohere", ran=True),
         Architecture("DbrxForCausalLM", "dbrx", ran=True),
         Architecture("DeepseekForCausalLM", "deepseek", ran=True),
         Architecture("DeepseekV2ForCausalLM", "deepseek", ran=True),
         Architecture("DeepseekV3ForCausalLM", "deepseek", ran=True),
-        Architecture("Gemma4ForCausalLM", "gemma", selection="Gemma4Router.routing_function", ran=True),
+        Architecture("Gemma4ForCausalLM", "gemma", ran=True),
         Architecture("GptOssForCausalLM", "every layer", passes_gate_on_rocm=True, ran=True),
         Architecture("GraniteMoeForCausalLM", "every layer", ran=True),
         Architecture("GraniteMoeSWAForCausalLM", "every layer", ran=True),
@@ -66,9 +63,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("MistralLarge3ForCausalLM", "deepseek", ran=True),
         Architecture("MixtralForCausalLM", "every layer", ran=True),
         Architecture("OlmoeForCausalLM", "every layer", ran=True),
-        Architecture(
-            "PhiMoEForCausalLM", "every layer", selection="phimoe_routing_function", log_softmax=True, ran=True
-        ),
+        Architecture("PhiMoEForCausalLM", "every layer", ran=True),
         Architecture("Qwen2MoeForCausalLM", "sparse step", ran=True),
         Architecture("Qwen3MoeForCausalLM", "sparse step", ran=True),
         Architecture("Step3TextForCausalLM", "step", ran=True),
@@ -164,7 +159,7 @@ def _row(names: Sequence[str], in_config: Sequence[str]) -> Architecture:
     meant = f" (did you mean {alike[0]}?)" if alike else ""
     raise UnsupportedModelError(
         f"this model cannot be steered: {' or '.join(names) or 'a model without a named architecture'}{meant} is not "
-        f"known to have softmax-routed experts; `steermoe doctor` lists what has{hint}"
+        f"known to have experts that can be steered; `steermoe doctor` lists what has{hint}"
     )
 
 
@@ -177,7 +172,7 @@ def _language(row: Architecture, text: object) -> Architecture:
         name = named[0] if isinstance(named, Sequence) and named else _by_model_type(read(text, "model_type", None))
     if isinstance(name, str) and name in ARCHITECTURES and not ARCHITECTURES[name].language:
         return ARCHITECTURES[name]
-    why = REFUSED.get(str(name), "it is none that is known to have softmax-routed experts")
+    why = REFUSED.get(str(name), "it is none that is known to have experts that can be steered")
     raise UnsupportedModelError(f"this {row.name} cannot be steered: its language model is {name}; {why}")
 
 

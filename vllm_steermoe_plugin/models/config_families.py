@@ -109,47 +109,12 @@ def _integers(value: object) -> list[int]:
     return list(value)
 
 
-def _always_plain(config: object) -> str | None:
+def _no_obstacle(config: object) -> str | None:
     return None
 
 
-def _deepseek_router(config: object) -> str | None:
-    return (
-        _scores(read(config, "scoring_func", "softmax"))
-        or ("its selection is corrected by a bias" if read(config, "topk_method", None) == "noaux_tc" else None)
-        or _groups(read(config, "n_group", 1), read(config, "topk_group", 1))
-    )
-
-
-def _bailing_router(config: object) -> str | None:
-    n_group, topk_group = read(config, "n_group", None), read(config, "topk_group", None)
-    return (
-        _scores(read(config, "score_function", None) or "softmax")
-        or ("its selection is corrected by a bias" if read(config, "moe_router_enable_expert_bias", False) else None)
-        or (_groups(n_group, topk_group) if n_group is not None and topk_group is not None else None)
-    )
-
-
-def _cohere_router(config: object) -> str | None:
-    return _scores(read(config, "expert_selection_fn", None) or "softmax")
-
-
-def _k2_router(config: object) -> str | None:
-    return (
-        _scores(read(config, "router_score_func"))
-        or ("its selection is corrected by a bias" if read(config, "moe_gate_bias") else None)
-        or ("its attention has experts and routers of its own" if read(config, "mova_num_experts", 0) else None)
-    )
-
-
-def _scores(function: object) -> str | None:
-    return None if function == "softmax" else f"its router scores with {function}, not softmax"
-
-
-def _groups(groups: object, kept: object) -> str | None:
-    if groups in (None, 0, 1) or groups == kept:
-        return None
-    return f"its router keeps {kept} of {groups} groups of experts before it selects (grouped top-k)"
+def _attention_experts(config: object) -> str | None:
+    return "its attention has experts and routers of its own" if read(config, "mova_num_experts", 0) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +125,14 @@ class Family:
         experts: where E, the routed experts per layer, may stand.
         top_k: where K may stand.
         layers: the checkpoint indices of the layers with routed experts.
-        obstacle: why this router cannot be steered, or None if it is softmax top-k over all experts.
+        obstacle: why a config cannot be steered, or None.
         condition: what the config must say for there to be no obstacle; empty if all configs will do.
     """
 
     experts: tuple[str, ...] = ("num_experts", "num_local_experts")
     top_k: tuple[str, ...] = ("num_experts_per_tok",)
     layers: Callable[[object], Iterable[int]] = _every_layer
-    obstacle: Callable[[object], str | None] = _always_plain
+    obstacle: Callable[[object], str | None] = _no_obstacle
     condition: str = ""
 
 
@@ -176,27 +141,10 @@ FAMILIES: dict[str, Family] = {
     "sparse step": Family(layers=_by_sparse_step),
     "period": Family(layers=_by_period),
     "dbrx": Family(("ffn_config.moe_num_experts",), ("ffn_config.moe_top_k",)),
-    "cohere": Family(
-        layers=_after_dense_types,
-        obstacle=_cohere_router,
-        condition="expert_selection_fn softmax",
-    ),
-    "bailing": Family(
-        layers=_after_dense_ones,
-        obstacle=_bailing_router,
-        condition="score_function softmax, no expert bias, one group, router_dtype fp32 only if run in float32",
-    ),
-    "deepseek": Family(
-        ("n_routed_experts",),
-        layers=_after_dense_ones,
-        obstacle=_deepseek_router,
-        condition="scoring_func softmax, topk_method not noaux_tc, one group (or all kept)",
-    ),
+    "cohere": Family(layers=_after_dense_types),
+    "bailing": Family(layers=_after_dense_ones),
+    "deepseek": Family(("n_routed_experts",), layers=_after_dense_ones),
     "step": Family(("moe_num_experts",), ("moe_top_k",), _by_enumeration),
     "gemma": Family(top_k=("top_k_experts",)),
-    "k2": Family(
-        layers=_by_sparse_step,
-        obstacle=_k2_router,
-        condition="router_score_func softmax, no moe_gate_bias, no mova_num_experts",
-    ),
+    "k2": Family(layers=_by_sparse_step, obstacle=_attention_experts, condition="no mova_num_experts"),
 }

@@ -5,19 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from expert_registry.errors import UnsupportedFeatureError
-from vllm_steermoe_plugin.compat.symbols.config import CURRENT_PLATFORM
-from vllm_steermoe_plugin.models.architectures import Architecture
 from vllm_steermoe_plugin.settings import SWITCH_OFF, Settings
 
 _EXACT = ("standard", "block")
 """Rejection samplings after which the answers are distributed as the steered model's."""
 
 
-def refuse_unsupported(language: Architecture, vllm_config: Any, settings: Settings) -> None:
+def refuse_unsupported(vllm_config: Any, settings: Settings) -> None:
     parallel = vllm_config.parallel_config
     speculation = vllm_config.speculative_config
     reasons = {
-        "sequence-parallel MoE splits the tokens before the gate": parallel.use_sequence_parallel_moe,
         "micro-batching (dual-batch overlap) splits the tokens of a step": parallel.use_ubatching,
         "kv_sharing_fast_prefill sends only some of a step's tokens through the last layers": (
             vllm_config.cache_config.kv_sharing_fast_prefill
@@ -31,9 +28,6 @@ def refuse_unsupported(language: Architecture, vllm_config: Any, settings: Setti
         ),
         "its rejection sampling accepts draft tokens that the steered model would reject": (
             speculation is not None and speculation.rejection_sample_method not in _EXACT
-        ),
-        f"on ROCm {language.name} reads the gate's weights without calling it": (
-            language.passes_gate_on_rocm and CURRENT_PLATFORM.load().is_rocm()
         ),
         "counting under data parallelism is not supported": (
             settings.count_groups > 0 and parallel.data_parallel_size > 1

@@ -7,7 +7,7 @@ from typing import Any
 from expert_registry.errors import ConfigurationError, UnsupportedFeatureError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.compat.variant_names import registered_elsewhere
-from vllm_steermoe_plugin.models.architectures import language_model_of, shape_of
+from vllm_steermoe_plugin.models.architectures import shape_of
 from vllm_steermoe_plugin.models.kv_connectors import SALTED, is_salted
 
 
@@ -46,12 +46,5 @@ def served_shape(vllm_config: Any) -> MoEShape:
             f"that was computed under other steering; with {', '.join(sorted(SALTED))}, keeping blocks in memory "
             "or in files of its own, or without a KV connector, it can"
         )
-    shape = shape_of(model.hf_config, model.architecture)
-    # What vLLM has then built is looked at once more (`worker/binding.py`).
-    wide = getattr(model.hf_config, "router_dtype", None) == "fp32" and str(model.dtype) != "torch.float32"
-    if wide and language_model_of(model.hf_config, model.architecture).rounds_logits:
-        raise UnsupportedFeatureError(
-            f"this {model.architecture} cannot be steered in {model.dtype}: its router computes in float32, and its "
-            "logits are rounded behind it, where an activated expert may tie with another; with dtype='float32' it can"
-        )
-    return shape
+    # What vLLM has then built is looked at once more (`worker/layers.py`).
+    return shape_of(model.hf_config, model.architecture)

@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from expert_registry.errors import ProfileError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.steering.profile import Phase, SteeringProfile
-
-
-OWN_WEIGHT = 2
-"""The rule of an activated expert that keeps its own weight."""
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE, OWN_WEIGHT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +64,8 @@ def compile_rules(profile: SteeringProfile, shape: MoEShape) -> RuleTable:
     check_rules(profile, shape)
     rows = shape.rows
     rules = np.zeros((len(shape.layers), shape.num_experts), dtype=np.int8)
-    activate = OWN_WEIGHT if profile.weight == "own" else 1
-    for experts, rule in ((profile.activate, activate), (profile.deactivate, -1)):
+    activate = OWN_WEIGHT if profile.weight == "own" else ACTIVATE
+    for experts, rule in ((profile.activate, activate), (profile.deactivate, DEACTIVATE)):
         for layer, expert in experts:
             rules[rows[layer], expert] = rule
     return RuleTable(rules, profile.digest, profile.phase)

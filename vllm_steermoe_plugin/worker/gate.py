@@ -20,17 +20,32 @@ class SteeredGateLinear(_GateLinear):  # type: ignore[misc]
 
     steering: SteeringState | None = None
     steering_row: int = -1
+    log_softmax: bool = False
+    bfloat16: bool = False
+    sequence_rank: int = 0
 
-    def bind_steering(self, state: SteeringState, row: int) -> None:
-        """Send this gate's logits through row `row` of the state's rules from now on."""
+    def bind_steering(
+        self, state: SteeringState, row: int, *, log_softmax: bool = False, sequence_rank: int = 0
+    ) -> None:
+        """Send this gate's logits through row `row` of the state's rules from now on.
+
+        Args:
+            state: of the model.
+            row: of the layer in the state's rules.
+            log_softmax: of `apply_rules`; `bfloat16`, likewise, is set once the layer's kernel is known.
+            sequence_rank: see `MoELayer`.
+        """
         self.steering = state
         self.steering_row = row
+        self.log_softmax = log_softmax
+        self.sequence_rank = sequence_rank
 
     def rewrite(self, logits: torch.Tensor) -> torch.Tensor:
         """Rewrite logits `[T, E]` in place by the rules of the current step, and return them."""
         state = self.steering
         if state is not None:
-            rewrite_(logits, state.rules, state.token_slots, state.active, self.steering_row, state.log_softmax)
+            slots = state.slots_of(self.sequence_rank, logits)
+            rewrite_(logits, state.rules, slots, state.active, self.steering_row, self.log_softmax, self.bfloat16)
         return logits
 
     def forward(self, x: torch.Tensor) -> Any:

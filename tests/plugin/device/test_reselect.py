@@ -11,7 +11,7 @@ from tests.support.selections import Case, cases, drawn, fault, selection_of
 from vllm_steermoe_plugin.device.ops import reselect_
 from vllm_steermoe_plugin.device.reselect import reselect
 from vllm_steermoe_plugin.device.router_kind import RouterKind
-from vllm_steermoe_plugin.steering.rules import OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
 
 GROUPED = Router(top_k=4, bias=tuple([0.0] * 16), groups=4, kept=2)
 

@@ -84,13 +84,27 @@ BIND_CAPTURER = Internal(
 )
 MOE_RUNNER = Internal(
     "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner",
-    "look at what selects behind each gate, and refuse layers that read the gate's weights instead of calling it",
-    reads=("_fse_fuse_gate", "is_monolithic", "layer_id", "moe_config", "routed_experts", "router"),
+    "find what selects in each layer, whether its kernel does so by itself, and on whose tokens",
+    reads=(
+        "_fse_fuse_gate",
+        "do_naive_dispatch_combine",
+        "is_monolithic",
+        "layer_id",
+        "moe_config",
+        "routed_experts",
+        "router",
+    ),
 )
 MOE_CONFIG = Internal(
     "vllm.model_executor.layers.fused_moe.config:FusedMoEConfig",
-    "see of how many experts a layer selects how many",
-    reads=("num_logical_experts", "experts_per_token"),
+    "see of how many experts a layer selects how many, and whether each rank of a tensor-parallel group has tokens of "
+    "its own there",
+    reads=("num_logical_experts", "experts_per_token", "is_sequence_parallel", "tp_rank"),
+)
+TP_RANK = Internal(
+    "vllm.distributed.parallel_state:get_tensor_model_parallel_rank",
+    "know which share of a step's tokens a sequence-parallel layer has here",
+    (),
 )
 ELEMENTS_TO_LOAD = "weight_loader_numel"
 """Attribute of a tensor: how many of its elements come from a checkpoint."""
@@ -125,26 +139,37 @@ INIT_PARALLEL = Internal(
     ("tensor_model_parallel_size", "pipeline_model_parallel_size"),
 )
 BUILD_MODEL = Internal("vllm.model_executor.model_loader.utils:initialize_model", _UNLOADED, ("vllm_config",))
-_GROUPED = ("scoring_func", "e_score_correction_bias", "num_expert_group", "topk_group")
+ROUTING = Internal(
+    "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._compute_routing",
+    "correct what a router selected, before its ids are captured and mapped to physical experts (on each router object "
+    "that is bound, not on the class)",
+    ("self", "hidden_states", "router_logits", "indices_type", "input_ids"),
+)
+_WEIGHTED = ("scoring_func", "renormalize")
+_BIASED = (*_WEIGHTED, "e_score_correction_bias", "routed_scaling_factor")
+_GROUPED = (*_BIASED, "num_expert_group", "topk_group", "global_num_experts")
+_CUSTOM = ("custom_routing_function", "renormalize")
+_KIND = "know what a layer's router selects and how it weighs it"
 FUSED_TOP_K = Internal(
-    "vllm.model_executor.layers.fused_moe.router.fused_topk_router:FusedTopKRouter",
-    "see that a layer's router is softmax top-k",
-    reads=("scoring_func",),
+    "vllm.model_executor.layers.fused_moe.router.fused_topk_router:FusedTopKRouter", _KIND, reads=_WEIGHTED
+)
+FUSED_TOP_K_BIAS = Internal(
+    "vllm.model_executor.layers.fused_moe.router.fused_topk_bias_router:FusedTopKBiasRouter",
+    _KIND,
+    reads=(*_BIASED, "_hash_indices_table", "bias_vl", "num_fused_shared_experts"),
 )
 GROUPED_TOP_K = Internal(
     "vllm.model_executor.layers.fused_moe.router.grouped_topk_router:GroupedTopKRouter",
-    "see whether a layer's router keeps all groups of experts",
-    reads=_GROUPED,
+    _KIND,
+    reads=(*_GROUPED, "num_fused_shared_experts"),
 )
 CUSTOM_ROUTING = Internal(
-    "vllm.model_executor.layers.fused_moe.router.custom_routing_router:CustomRoutingRouter",
-    "see which selection function a model brings",
-    reads=("custom_routing_function",),
+    "vllm.model_executor.layers.fused_moe.router.custom_routing_router:CustomRoutingRouter", _KIND, reads=_CUSTOM
 )
 CPU_ROUTER = Internal(
     "vllm.model_executor.layers.fused_moe.router.cpu_router:CPURouter",
-    "see which of its schemes a layer's router uses on CPU",
-    reads=(*_GROUPED, "custom_routing_function", "use_grouped_topk", "_hash_indices_table"),
+    _KIND,
+    reads=(*_GROUPED, *_CUSTOM, "use_grouped_topk", "_hash_indices_table"),
 )
 V1_METHODS = (V1_PREPARE_INPUTS.name, V1_DUMMY_RUN.name)
 """The methods of Model Runner V1 that are wrapped."""

@@ -19,13 +19,13 @@ from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS
 from vllm_steermoe_plugin.device.reselect import NO_SUM
 from vllm_steermoe_plugin.device.rewrite import EPSILON
 from vllm_steermoe_plugin.device.router_kind import RouterKind
-from vllm_steermoe_plugin.steering.rules import OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
 
 _SCORES = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2}
 _EXPERTS_OF_A_WARP = 512
 
 
-@triton.jit(do_not_specialize=["row"])
+@triton.jit(do_not_specialize=["row"], do_not_specialize_on_alignment=["token_slots"])
 def reselect_kernel(
     weights,
     ids,

@@ -28,7 +28,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Strides do not change while a model runs; as constants they tell the compiler how rows are aligned, which a run-time
 # stride does only if 16 divides it (not with 8 or 60 experts). T and the layer must not become part of a kernel's
 # identity: Triton would compile one for 1, one for multiples of 16 and one for the rest, perhaps during a capture.
-@triton.jit(do_not_specialize=["num_tokens", "row"])
+# Of a sequence-parallel layer, slots begin wherever its rank's share of the step does.
+@triton.jit(do_not_specialize=["num_tokens", "row"], do_not_specialize_on_alignment=["token_slots"])
 def rewrite_kernel(
     logits,
     rules,
@@ -41,6 +42,7 @@ def rewrite_kernel(
     LAYER_STRIDE: tl.constexpr,
     TOKEN_SLOT_STRIDE: tl.constexpr,
     LOG_SOFTMAX: tl.constexpr,
+    BFLOAT16: tl.constexpr,
     EPSILON: tl.constexpr,
     UNIT: tl.constexpr,
     LN_2: tl.constexpr,
@@ -85,6 +87,9 @@ def rewrite_kernel(
             low_rounded = low.to(dtype).to(tl.float32)
         else:
             s, high, low, high_rounded, low_rounded = z, top, bottom, top, bottom
+        if BFLOAT16:
+            high_rounded = high.to(tl.bfloat16).to(tl.float32)
+            low_rounded = low.to(tl.bfloat16).to(tl.float32)
         above = tl.maximum(high + EPSILON, high_rounded + _power_of_two(high_rounded) * UNIT)
         below = tl.minimum(low - EPSILON, low_rounded - _power_of_two(low_rounded) * UNIT)
         out = tl.where(rule > 0, above, tl.where(rule < 0, below, s))
@@ -105,12 +110,17 @@ def _power_of_two(x):
 
 
 def rewrite(
-    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, row: int, log_softmax: bool = False
+    logits: torch.Tensor,
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    row: int,
+    log_softmax: bool = False,
+    bfloat16: bool = False,
 ) -> None:
     """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`."""
     num_tokens, num_experts = logits.shape
     if num_tokens:
-        launch(logits, rules, token_slots, row, choose_tile(num_experts, num_tokens), log_softmax)
+        launch(logits, rules, token_slots, row, choose_tile(num_experts, num_tokens), log_softmax, bfloat16)
 
 
 def launch(
@@ -120,6 +130,7 @@ def launch(
     row: int,
     tile: Tile,
     log_softmax: bool = False,
+    bfloat16: bool = False,
 ) -> None:
     """`rewrite` with a tile of one's own.
 
@@ -139,12 +150,17 @@ def launch(
         num_tokens,
         row,
         num_warps=tile.warps,
-        **constants(logits, rules, token_slots, tile, log_softmax),
+        **constants(logits, rules, token_slots, tile, log_softmax, bfloat16),
     )
 
 
 def constants(
-    logits: torch.Tensor, rules: torch.Tensor, token_slots: torch.Tensor, tile: Tile, log_softmax: bool = False
+    logits: torch.Tensor,
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    tile: Tile,
+    log_softmax: bool = False,
+    bfloat16: bool = False,
 ) -> dict[str, int | float | bool]:
     """What is compiled into the kernel, by the name of its parameter."""
     return {
@@ -154,10 +170,11 @@ def constants(
         "LAYER_STRIDE": rules.stride(1),
         "TOKEN_SLOT_STRIDE": token_slots.stride(0),
         "LOG_SOFTMAX": log_softmax,
+        "BFLOAT16": bfloat16,
         "EPSILON": EPSILON,
         "LN_2": math.log(2),
         "LOG2_E": 1 / math.log(2),
-        "UNIT": torch.finfo(logits.dtype).eps,
+        "UNIT": torch.finfo(torch.bfloat16 if bfloat16 else logits.dtype).eps,
         "NUM_EXPERTS": logits.shape[1],
         "BLOCK_T": tile.tokens,
         "BLOCK_E": tile.experts,

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from vllm_steermoe_plugin.device.kernels.counting import count
+from vllm_steermoe_plugin.device.kernels.reselecting import reselect
 from vllm_steermoe_plugin.device.kernels.rewriting import DTYPES, launch
 from vllm_steermoe_plugin.device.kernels.tiles import SMALL_STEP, choose_tile
+from vllm_steermoe_plugin.device.router_kind import RouterKind
 
 _ID_DTYPES = (torch.int32, torch.int64)
 """Of the experts that a router selected."""
 
 
-def warm_up(
-    rules: torch.Tensor,
-    token_slots: torch.Tensor,
-    counters: torch.Tensor,
-    token_groups: torch.Tensor,
-    top_k: int,
-    log_softmax: bool = False,
+def warm_up_gate(
+    rules: torch.Tensor, token_slots: torch.Tensor, log_softmax: bool = False, bfloat16: bool = False
 ) -> None:
-    """Run each kernel once on a token that is neither steered nor counted.
+    """Run the rewrite on a token that is not steered, in all forms that a gate's logits can need.
 
     Which dtype a router's logits have depends on the model, its quantisation and the GPU (a gate may return
     float32 in a bfloat16 model), so all three are compiled. Triton keeps what it compiled on disk.
@@ -29,7 +28,22 @@ def warm_up(
     for dtype in DTYPES:
         logits = torch.zeros((1, num_experts), dtype=dtype, device=device)
         for num_tokens in (1, SMALL_STEP + 1):
-            launch(logits, rules, token_slots, 0, choose_tile(num_experts, num_tokens), log_softmax)
+            launch(logits, rules, token_slots, 0, choose_tile(num_experts, num_tokens), log_softmax, bfloat16)
+
+
+def warm_up_selection(
+    rules: torch.Tensor, token_slots: torch.Tensor, top_k: int, kind: RouterKind, bias: torch.Tensor | None
+) -> None:
+    """Run the correction of a selection on a token that is not steered; `bias` is the router's, or None."""
+    device = rules.device
+    for dtype, id_dtype in itertools.product(DTYPES, _ID_DTYPES):
+        logits = torch.zeros((1, rules.shape[2]), dtype=dtype, device=device)
+        ids = torch.zeros((1, top_k), dtype=id_dtype, device=device)
+        reselect(torch.zeros((1, top_k), device=device), ids, logits, bias, rules, token_slots, 0, kind)
+
+
+def warm_up_counting(counters: torch.Tensor, token_groups: torch.Tensor, top_k: int) -> None:
+    """Count the selection of a token that is in no group, if there are groups."""
     if counters.shape[1] > 1:
         for dtype in _ID_DTYPES:
-            count(torch.zeros((1, top_k), dtype=dtype, device=device), counters, token_groups, 0)
+            count(torch.zeros((1, top_k), dtype=dtype, device=counters.device), counters, token_groups, 0)

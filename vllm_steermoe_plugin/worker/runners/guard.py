@@ -6,20 +6,19 @@ A hook on the wrong runner steers nothing and says nothing.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from expert_registry.errors import UnsupportedFeatureError, UnsupportedModelError
-from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import SWITCH_OFF
-from vllm_steermoe_plugin.worker.routed_ids import count_selections
 
 _UNBOUND = "_steermoe_unbound"
 
 
-def guard_model(model: torch.nn.Module) -> None:
-    """Let `model` raise an EngineError instead of running, until `lift_guard`.
+def guard_model(model: torch.nn.Module, when_loaded: Callable[[], None]) -> None:
+    """Let `model` raise an EngineError instead of running, until `lift_guard`, which first calls `when_loaded`.
 
     Raises:
         EngineError: its class does not call `forward` as torch does, so that a call could pass by the guard.
@@ -37,20 +36,20 @@ def guard_model(model: torch.nn.Module) -> None:
             "custom worker class?); every request would run unsteered"
         )
 
+    refuse.when_loaded = when_loaded  # type: ignore[attr-defined]
     # On the instance, where wrappers that call `forward` themselves find it as well; a forward hook they would miss.
     model.forward = refuse
 
 
-def lift_guard(model: torch.nn.Module, state: SteeringState) -> None:
-    """Let `model` run, since its runner reports to `state`; a second call does nothing.
+def lift_guard(model: torch.nn.Module) -> None:
+    """Let `model` run, since its runner reports to its steering state; a second call does nothing.
 
     Raises:
-        EngineError: routing is to be counted, and a layer's kernel does not say what it selects.
+        EngineError: what was to be done once its weights are loaded has failed.
     """
-    if "forward" in vars(model):
-        # Not earlier: each layer has its kernel only once the weights are loaded.
-        if state.groups:
-            count_selections(model, state)
+    guard = vars(model).get("forward")
+    if guard is not None:
+        guard.when_loaded()
         vars(model).pop("forward")
 
 

@@ -38,7 +38,7 @@ def _meet(runner: Any) -> SteeringState | None:
             raise CompatibilityError(f"{type(model).__name__} is to be steered, but its gates were not bound")
         return None
     check_live_runner(runner, state, configured_v2=runner.vllm_config.use_v2_model_runner)
-    lift_guard(model, state)
+    lift_guard(model)
     return state
 
 

@@ -60,7 +60,7 @@ def with_steering(base: type, state: SteeringState) -> type:
         def __init__(self, vllm_config: Any, model: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(vllm_config, model, *args, **kwargs)
             # Only Model Runner V2 makes one, for the model that it has loaded.
-            lift_guard(model, state)
+            lift_guard(model)
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)

@@ -1,0 +1,72 @@
+"""The selection seam: what a router selected, corrected before anything else sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vllm_steermoe_plugin.compat.symbols.worker import ROUTING
+from vllm_steermoe_plugin.device.ops import reselect_
+from vllm_steermoe_plugin.device.router_kind import RouterKind
+from vllm_steermoe_plugin.device.steering_state import SteeringState
+
+
+class SteeredSelection:
+    """Stands in the place of one router's `_compute_routing`: vLLM's own result, corrected by the rules of the step.
+
+    vLLM captures, counts and maps the ids to physical experts after it, and LoRA, soft caps and casts come before.
+    """
+
+    def __init__(self, router: Any, kind: RouterKind, state: SteeringState, row: int, sequence_rank: int) -> None:
+        """Put it in place.
+
+        Args:
+            router: of one of vLLM's MoE layers.
+            kind: what it does.
+            state: of the model.
+            row: of the layer in the state's rules.
+            sequence_rank: see `MoELayer`.
+        """
+        ROUTING.load()
+        self.kind = kind
+        self.row = row
+        self._router = router
+        self._state = state
+        self._rank = sequence_rank
+        self._compute: Callable[..., tuple[torch.Tensor, torch.Tensor]] = router._compute_routing
+        router._compute_routing = self
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The router's correction bias `[E]`; vLLM may replace it when it loads weights."""
+        return self._router.e_score_correction_bias.data if self.kind.bias else None
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        router_logits: torch.Tensor,
+        indices_type: torch.dtype | None,
+        *,
+        input_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and ids `[T, K]`, as of vLLM's router."""
+        weights, ids = self._compute(hidden_states, router_logits, indices_type, input_ids=input_ids)
+        kind, state = self.kind, self._state
+        reselect_(
+            weights,
+            ids,
+            router_logits,
+            self.bias,
+            state.rules,
+            state.slots_of(self._rank, router_logits),
+            state.active,
+            self.row,
+            kind.score,
+            kind.groups,
+            kind.kept,
+            kind.renormalize,
+            kind.scale,
+        )
+        return weights, ids

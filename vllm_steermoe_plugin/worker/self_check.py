@@ -1,0 +1,113 @@
+"""Checks of a bound layer with synthetic logits: it does what profiles ask for, and else what vLLM does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from expert_registry.errors import CompatibilityError, UnsupportedModelError
+from vllm_steermoe_plugin.device.reselect import corrected, group_scores, select, weigh
+from vllm_steermoe_plugin.device.router_kind import RouterKind
+from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
+from vllm_steermoe_plugin.settings import SWITCH_OFF
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.wire import STEER_KEY
+from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
+from vllm_steermoe_plugin.worker.selection import SteeredSelection
+
+_PROBE = "steermoe-self-check"
+_TOKENS = 16
+_WEIGHT_ERROR = 1e-5
+"""Of weights in float32, of which vLLM's kernels and ours compute a few operations in an order of their own."""
+_TIE = 1e-5
+"""Scores closer than this, in proportion to the largest, may be taken for equal."""
+
+
+def check_gate(gate: SteeredGateLinear, state: SteeringState, layer: int) -> None:
+    """Send synthetic router logits through a bound gate: untouched, activated, deactivated.
+
+    Raises:
+        EngineError: the gate does not do what a profile asks for.
+    """
+    experts, top_k = state.shape.num_experts, state.shape.top_k
+    # Four tokens whose favourites differ; the last expert is nobody's, the first is the favourite of token 0.
+    logits = torch.stack([-0.5 * torch.arange(experts).float().roll(shift) for shift in range(min(4, experts))])
+    logits = logits.to(state.rules.device)
+    _check_rules(lambda: gate.rewrite(logits.clone()).topk(top_k).indices, state, layer, experts - 1, 0, len(logits))
+    if not torch.equal(gate.rewrite(logits.clone()), logits):
+        raise CompatibilityError(f"self-check failed: layer {layer} changes the logits of unsteered tokens")
+
+
+def check_selection(selection: SteeredSelection, state: SteeringState, layer: int) -> None:
+    """Let a bound router select from synthetic logits, its weights loaded: as computed here, and as profiles ask.
+
+    Raises:
+        EngineError: the router does not do what was read from its attributes, so that a correction would not be what
+            it is said to be; or a profile is not obeyed.
+    """
+    kind, (experts, top_k) = selection.kind, (state.shape.num_experts, state.shape.top_k)
+    generator = torch.Generator().manual_seed(layer)
+    logits = torch.randn((_TOKENS, experts), generator=generator).to(state.rules.device)
+    hidden = torch.zeros((_TOKENS, 1), device=logits.device)
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = selection(hidden, logits.clone(), None)
+        return weights[:, :top_k].float(), ids[:, :top_k].long()
+
+    weights, ids = run()
+    wanted = select(logits, selection.bias, kind, top_k)[1]
+    same = (ids.sort(1).values == wanted.sort(1).values).all(1)
+    clear = _clear(corrected(logits, selection.bias, kind), kind, top_k)
+    why = None
+    if not kind.each_group and (clear & ~same).any():
+        why = "it selects other experts"
+    elif not torch.allclose(weights, weigh(logits, ids, kind), rtol=_WEIGHT_ERROR, atol=_WEIGHT_ERROR * kind.scale):
+        why = "it weighs them otherwise"
+    if why is not None:
+        raise UnsupportedModelError(
+            f"self-check failed: the router of layer {layer} should be {kind}, but {why}. To serve this model without "
+            f"steering: {SWITCH_OFF}"
+        )
+    counts = torch.bincount(ids.flatten(), minlength=experts)
+    _check_rules(lambda: run()[1], state, layer, int(counts.argmin()), int(counts.argmax()), _TOKENS)
+    again = run()
+    if not (torch.equal(again[0], weights) and torch.equal(again[1], ids)):
+        raise CompatibilityError(f"self-check failed: layer {layer} changes the selection of unsteered tokens")
+
+
+def _check_rules(
+    chosen_by: Callable[[], torch.Tensor], state: SteeringState, layer: int, worst: int, best: int, tokens: int
+) -> None:
+    """Activate an expert that few tokens select, and deactivate one that many do, of `chosen_by() [T, K]`."""
+    checks = [("activate", SteeringProfile(activate=frozenset({(layer, worst)})), worst, True)]
+    if state.shape.num_experts > state.shape.top_k:
+        checks.append(("deactivate", SteeringProfile(deactivate=frozenset({(layer, best)})), best, False))
+    for verb, profile, expert, selected in checks:
+        state.admit(_PROBE, {STEER_KEY: profile.to_json()}, tokens)
+        state.begin_step([BatchRow(_PROBE, 0, tokens)])
+        chosen = chosen_by()
+        state.forget(_PROBE)
+        state.clear_step()
+        if bool((chosen == expert).any(dim=1).all()) != selected or bool((chosen == expert).any()) != selected:
+            raise CompatibilityError(
+                f"self-check failed: layer {layer} does not {verb} expert {expert}; chosen: {chosen.tolist()}"
+            )
+    state.steered_requests = 0
+
+
+def _clear(c: torch.Tensor, kind: RouterKind, top_k: int) -> torch.Tensor:
+    """Of which tokens `[T]` neither the selected experts nor the kept groups hang on a tie of c `[T, E]`."""
+    least = _TIE * c.abs().amax(dim=1)
+    clear = torch.ones_like(least, dtype=torch.bool)
+    if kind.groups != kind.kept:
+        clear &= _gap(group_scores(c, kind), kind.kept) > 2 * least
+    for size in {top_k} if kind.groups == kind.kept else range(1, c.shape[1]):
+        clear &= _gap(c, size) > least if size < c.shape[1] else clear
+    return clear
+
+
+def _gap(values: torch.Tensor, place: int) -> torch.Tensor:
+    """Between the value in a place and the next, of each row."""
+    ordered = values.sort(dim=1, descending=True).values
+    return ordered[:, place - 1] - ordered[:, place]
