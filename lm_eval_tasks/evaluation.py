@@ -104,7 +104,9 @@ def steerings(profiles: Sequence[str], model: Steerable, draws: int = 0) -> list
         steered = SteeringProfile.from_json(info["profile"])
         for seed in range(draws):
             numbers = {"activate": info["activated"], "deactivate": info["deactivated"]}
-            drawn = replace(random_experts(model.shape, **numbers, seed=seed), phase=steered.phase, weight=steered.weight)
+            drawn = replace(
+                random_experts(model.shape, **numbers, seed=seed), phase=steered.phase, weight=steered.weight
+            )
             random.append(Steering(f"random {seed} like {name}", drawn.to_json(), "random", name))
     return named + random
 

@@ -25,15 +25,15 @@ from tests.support.alone import run_alone
 from tests.support.engines import model_of
 from tests.support.greedy import answer, asking, generate
 from tests.support.random_steering import as_text, prompt, random_rules
+from vllm_steermoe_plugin.compat.symbols.worker import MOE_RUNNER
 from vllm_steermoe_plugin.detection.engine_client import take_counts
-from vllm_steermoe_plugin.models import engine_limits
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
 from vllm_steermoe_plugin.models.checkpoints import shape_in
 from vllm_steermoe_plugin.models.engine_limits import refuse_unsupported
 from vllm_steermoe_plugin.settings import Settings
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
-from vllm_steermoe_plugin.worker import binding
+from vllm_steermoe_plugin.worker.layers import moe_layers
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 LENGTH = 24
@@ -162,7 +162,6 @@ def test_data_parallel_ranks_steer_their_own_requests(
 def config(**changes: Any) -> Any:
     """An engine configuration in which nothing stands against steering, but for `changes`."""
     parallel = {
-        "use_sequence_parallel_moe": False,
         "use_ubatching": False,
         "enable_elastic_ep": False,
         "data_parallel_size": 1,
@@ -171,6 +170,8 @@ def config(**changes: Any) -> Any:
     parallel |= {key: value for key, value in changes.items() if key in parallel}
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**parallel),
+        additional_config={},
+        kernel_config=SimpleNamespace(),
         aux_output_config=SimpleNamespace(enabled=changes.get("routed_experts", False)),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=changes.get("fast_prefill", False)),
         kv_transfer_config=changes.get("connector"),
@@ -179,7 +180,6 @@ def config(**changes: Any) -> Any:
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], int, str]] = {
-    "sequence parallel": ({"use_sequence_parallel_moe": True}, 0, "sequence-parallel MoE splits the tokens"),
     "micro-batching": ({"use_ubatching": True}, 0, "micro-batching"),
     "elastic expert parallelism": ({"enable_elastic_ep": True}, 0, "elastic expert parallelism starts workers later"),
     "counting on several replicas": ({"data_parallel_size": 2}, 1, "counting under data parallelism"),
@@ -192,26 +192,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, str]] = {
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_would_run_unsteered_is_refused_at_start(name: str) -> None:
     changes, groups, reason = REFUSALS[name]
-    olmoe = ARCHITECTURES["OlmoeForCausalLM"]
-    refuse_unsupported(olmoe, config(), Settings(count_groups=groups))
+    refuse_unsupported(config(), Settings(count_groups=groups))
     with pytest.raises(EngineError, match=reason) as caught:
-        refuse_unsupported(olmoe, config(**changes), Settings(count_groups=groups))
+        refuse_unsupported(config(**changes), Settings(count_groups=groups))
     assert '"enabled": false' in str(caught.value), "the message must say what to do"
     if groups:
-        refuse_unsupported(olmoe, config(**changes), Settings())
-
-
-@pytest.mark.parametrize("rocm", [False, True])
-def test_gpt_oss_is_refused_where_its_gate_is_not_called(rocm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    platform = SimpleNamespace(load=lambda: SimpleNamespace(is_rocm=lambda: rocm))
-    monkeypatch.setattr(engine_limits, "CURRENT_PLATFORM", platform)
-    gpt_oss, olmoe = ARCHITECTURES["GptOssForCausalLM"], ARCHITECTURES["OlmoeForCausalLM"]
-    refuse_unsupported(olmoe, config(), Settings())
-    if not rocm:
-        refuse_unsupported(gpt_oss, config(), Settings())
-        return
-    with pytest.raises(EngineError, match="ROCm"):
-        refuse_unsupported(gpt_oss, config(), Settings())
+        refuse_unsupported(config(**changes), Settings())
 
 
 def test_the_refused_settings_are_vllms_own(tiny: Callable[[str], Any], checkpoint: Callable[[str], Path]) -> None:
@@ -228,8 +214,10 @@ def test_a_shared_expert_fused_into_the_gate_is_refused(
     tiny: Callable[[str], Any], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(tiny(ARCHITECTURE))
-    binding._refuse_fused_gates(model)
-    runner = next(m for m in model.modules() if isinstance(m, binding.MOE_RUNNER.load()))
+    shape = model.steering_state.shape
+    rest = shape, set(shape.layers), ARCHITECTURES[ARCHITECTURE]
+    assert [layer.index for layer in moe_layers(model, *rest)] == list(shape.layers)
+    runner = next(m for m in model.modules() if isinstance(m, MOE_RUNNER.load()))
     monkeypatch.setattr(runner, "_fse_fuse_gate", True)
     with pytest.raises(EngineError, match="shared expert's gate"):
-        binding._refuse_fused_gates(model)
+        moe_layers(model, *rest)

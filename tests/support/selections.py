@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from hypothesis import strategies as st
@@ -129,12 +130,10 @@ def _is_close(router: Router, row: list[float]) -> bool:
     """Whether two corrected scores, or two groups, are too close for float32."""
     c = sorted(router.corrected(row))
     unit = 2.0**-20 * max(1.0, abs(c[-1]))
-    if any(b - a < unit for a, b in zip(c, c[1:], strict=False)):
+    if any(b - a < unit for a, b in pairwise(c)):
         return True
     size = len(row) // router.groups
     corrected = router.corrected(row)
     count = 1 if router.bias is None else 2
-    best = sorted(
-        sum(sorted(corrected[g * size : (g + 1) * size], reverse=True)[:count]) for g in range(router.groups)
-    )
-    return any(b - a < 2 * unit for a, b in zip(best, best[1:], strict=False))
+    best = sorted(sum(sorted(corrected[g * size : (g + 1) * size], reverse=True)[:count]) for g in range(router.groups))
+    return any(b - a < 2 * unit for a, b in pairwise(best))

@@ -15,6 +15,7 @@ from expert_registry.errors import (
     EngineError,
     FileError,
     PolicyError,
+    ProfileError,
     RankingFormatError,
     RequestError,
     SteerMoEError,
@@ -120,24 +121,30 @@ class FrontEnd:
         self.served = served
         self.awaits_workers = awaits_workers and settings.enabled and isinstance(shape, MoEShape)
         self._settings = settings
+        self._corrects: bool | None = None
         self.resolver = Resolver(settings=settings, shape=shape, models=models, registry=registry)
 
     def resolve(self, text: str) -> Resolved | None:
         """The profile of a steering expression, policy aside; None for `none`."""
         return self.resolver.resolve(parse_request(text))
 
-    def set_worker_status(self, absent: str | None) -> None:
+    def set_worker_status(self, absent: str | None, *, corrects: bool = False) -> None:
         """Record the result of the worker handshake.
 
         Args:
             absent: why steering would not reach all workers; steered requests are then refused. None if it would.
+            corrects: whether they correct selections in some layer, rather than rewrite logits in all.
 
         Raises:
             EngineError: it would not, and there is a default.
+            ProfileError: the default asks for what these routers cannot do.
         """
         if absent is not None:
             self.resolver.refuse(absent)
-            self.resolver.resolve_default()
+        self._corrects = corrects
+        default = self.resolver.resolve_default()
+        if default is not None:
+            self._check_weight(default)
         self.awaits_workers = False
 
     def wants_store(self, extra_args: Mapping[str, object] | None) -> bool:
@@ -176,6 +183,8 @@ class FrontEnd:
         resolved = decided.resolved if decided is not None and decided.spec == steer else self._steering(steer)
         if resolved is not None and self.awaits_workers:
             raise EngineError("the worker handshake of this engine is not complete")
+        if resolved is not None:
+            self._check_weight(resolved)
         if not named and resolved is None:
             return None
         counted = None
@@ -188,6 +197,13 @@ class FrontEnd:
         by_phase = resolved is not None and resolved.profile.phase != "both"
         salt = STEERED + resolved.digest if resolved is not None else None
         return AdmittedRequest(args, salt, by_phase, counted, Decision(steer, resolved))
+
+    def _check_weight(self, resolved: Resolved) -> None:
+        if resolved.profile.weight == "own" and self._corrects is False:
+            raise ProfileError(
+                "weight=own: the routers of this model select by what they weigh, so an activated expert cannot keep "
+                "its own weight; leave weight out"
+            )
 
     def _steering(self, spec: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""

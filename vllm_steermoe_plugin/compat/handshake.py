@@ -26,12 +26,15 @@ class WorkerStatus(TypedDict):
     """A worker's answer.
 
     `release` is name and version of this package there, `steers` whether its model is bound to a steering state,
-    `fault` why its model runner would not report to that state.
+    `corrects` whether it corrects selections of experts in some layer, `fault` why its model runner would not report to
+    that state, `why` why the model is left as it is, where only the worker can know.
     """
 
     release: str
     steers: bool
+    corrects: bool
     fault: str | None
+    why: str | None
 
 
 def release() -> str:
@@ -39,9 +42,11 @@ def release() -> str:
     return f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
 
 
-def worker_status(*, steers: bool, fault: str | None = None) -> WorkerStatus:
+def worker_status(
+    *, steers: bool, corrects: bool = False, fault: str | None = None, why: str | None = None
+) -> WorkerStatus:
     """The answer of this process."""
-    return {"release": release(), "steers": steers, "fault": fault}
+    return {"release": release(), "steers": steers, "corrects": corrects, "fault": fault, "why": why}
 
 
 def extension_beside(theirs: str) -> str:
@@ -74,6 +79,8 @@ def why_not_all(answers: Sequence[Sequence[WorkerStatus]]) -> str | None:
             who = f"worker {rank} of engine {engine}"
             if answer["fault"] is not None:
                 raise UnsupportedFeatureError(f"{who}: {answer['fault']}")
+            if answer.get("why"):
+                return str(answer["why"])
             if (why := _why_not(answer, expected)) is not None:
                 wrong.append(f"{who} ({why})")
     if not wrong and all(answers):
@@ -82,6 +89,11 @@ def why_not_all(answers: Sequence[Sequence[WorkerStatus]]) -> str | None:
         f"workers without {expected}: {', '.join(wrong[:8]) or 'all'}{' and others' * (len(wrong) > 8)}. Install it on "
         "every machine of this engine and let VLLM_PLUGINS load it there, or leave requests unsteered"
     )
+
+
+def corrects(answers: Sequence[Sequence[WorkerStatus]]) -> bool:
+    """Whether a worker of these corrects selections; of an older release it is not known, and it is not used."""
+    return any(answer.get("corrects", False) for workers in answers for answer in workers)
 
 
 def _why_not(answer: Mapping[str, object], expected: str) -> str | None:

@@ -54,10 +54,17 @@ def detection_card(
 
 
 def counting_notes(
-    dtype: str, chat_template: bool, progress: Progress, pairs: PairSet, options: DetectionOptions, stopped: bool
+    dtype: str,
+    chat_template: bool,
+    routers: Sequence[str],
+    progress: Progress,
+    pairs: PairSet,
+    options: DetectionOptions,
+    stopped: bool,
 ) -> list[str]:
     """What else the counts, and what is drawn at random, depend on."""
     notes = [f"Counted in {dtype}; halves and permutations by seed {options.seed}."]
+    notes += [f"Router: {router}." for router in routers]
     if stopped:
         notes.append(
             f"Stopped after {progress.done} of {len(pairs.pairs)} pairs: the first {options.stop_when_stable} "

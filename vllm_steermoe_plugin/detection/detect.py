@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from expert_registry import ExampleSums, ModelRef, Ranking
 from expert_registry.errors import ConfigurationError, UsageError
 from vllm_steermoe_plugin.detection.card import check_described, counting_notes, detection_card
-from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, count_groups
+from vllm_steermoe_plugin.detection.engine_client import COUNT_GROUPS, count_groups, routers
 from vllm_steermoe_plugin.detection.loop import DetectionLoop, DetectionOptions
 from vllm_steermoe_plugin.detection.pair_counting import SIDES
 from vllm_steermoe_plugin.detection.pairs import PairsError, PairSet
@@ -95,7 +95,13 @@ def detect(
         counted=sums.pairs,
         balance=options.balance,
         notes=counting_notes(
-            str(config.dtype).rpartition(".")[2], bool(tokenizer.chat_template), progress, pairs, options, stopped
+            str(config.dtype).rpartition(".")[2],
+            bool(tokenizer.chat_template),
+            routers(engine),
+            progress,
+            pairs,
+            options,
+            stopped,
         ),
     )
     return Ranking(counts, card, sums.summary())

@@ -49,6 +49,11 @@ def take_counts(engine: LLM, layers: tuple[int, ...]) -> tuple[NDArray[np.int64]
     return np.stack([rows[layer] for layer in layers], axis=1), tokens
 
 
+def routers(engine: LLM) -> list[str]:
+    """What the routers of an engine's model do and where they are steered, in words."""
+    return sorted({router for status in engine.collective_rpc("steermoe_status") for router in status["routers"]})
+
+
 COUNT_GROUPS = 256
 """Setting `count_groups` of an engine for detection: each text has its own group, so that a chunk of half as
 many pairs is counted text by text. Enough texts to fill the engine's batches, few enough for little memory."""

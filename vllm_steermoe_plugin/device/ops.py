@@ -42,8 +42,9 @@ def _rewrite(
 ) -> None:
     """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`.
 
-    `log_softmax`, `bfloat16`: see `apply_rules`. `active` is bool `[L]`, on the device of the logits: whether any token of this
-    step has a rule in the layer. It is written and read on the CPU only: a graph on a GPU cannot leave a kernel out.
+    `log_softmax`, `bfloat16`: see `apply_rules`. `active` is bool `[L]`, on the device of the logits: whether any token
+    of this step has a rule in the layer. It is written and read on the CPU only: a graph on a GPU cannot leave a kernel
+    out.
     """
     if logits.device.type == "cpu" and not active[row]:
         return

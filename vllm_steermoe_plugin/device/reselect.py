@@ -107,7 +107,7 @@ def corrected(z: torch.Tensor, bias: torch.Tensor | None, kind: RouterKind) -> t
 
 def group_scores(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
     """What the router orders groups by, `[T, G]`."""
-    grouped = c.unflatten(1, (kind.groups, -1))
+    grouped = c.view(len(c), kind.groups, c.shape[1] // kind.groups)
     return grouped.topk(2, dim=2).values.sum(dim=2) if kind.bias else grouped.amax(dim=2)
 
 

@@ -63,6 +63,8 @@ class SteeringState:
         max_tokens: int,
         count_groups: int,
         device: torch.device,
+        routers: Sequence[str] = (),
+        corrects: bool = False,
         carrier: Carrier | None = None,
     ) -> None:
         """Allocate the buffers, once.
@@ -74,10 +76,13 @@ class SteeringState:
             max_tokens: tokens in one step at most, padding included.
             count_groups: G; 0 for no counting.
             device: of the model.
+            routers: what its routers do and where they are steered, in words.
+            corrects: whether it is by the correction of a selection, in any layer.
             carrier: brings a step's buffers to the device; by default pinned memory for a GPU.
         """
         self.shape = shape
         self.layers = tuple(layers)
+        self.routers, self.corrects = tuple(routers), corrects
         self.buffers = StepBuffers(
             max_requests + 1,
             len(self.layers),

@@ -16,6 +16,8 @@ from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.models.config_families import FAMILIES, has, integer, read
 from vllm_steermoe_plugin.models.unsupported import OTHER_NAMES, REFUSED
 
+TRANSFORMERS = "transformers"
+"""Family of the models that vLLM runs by its Transformers backend, whatever their architecture."""
 BY_CHECKPOINT = "by the checkpoint"
 """The language model of a vision-language model is the architecture that its own text config names."""
 
@@ -47,46 +49,104 @@ ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
     for row in (
         # Text.
+        Architecture("AXK1ForCausalLM", "layer types"),
+        Architecture("AfmoeForCausalLM", "dense first"),
         Architecture("BailingMoeForCausalLM", "bailing", changes_logits=True, ran=True),
         Architecture("BailingMoeV2ForCausalLM", "bailing", changes_logits=True, ran=True),
-        Architecture("Cohere2MoeForCausalLM", "cohere", ran=True),
+        Architecture("BailingMoeV2_5ForCausalLM", "bailing", changes_logits=True),
+        Architecture("BailingMoeV3ForCausalLM", "dense first"),
+        Architecture("BeamForCausalLM", "layer types"),
+        Architecture("Cohere2MoeForCausalLM", "layer types", ran=True),
         Architecture("DbrxForCausalLM", "dbrx", ran=True),
         Architecture("DeepseekForCausalLM", "deepseek", ran=True),
         Architecture("DeepseekV2ForCausalLM", "deepseek", ran=True),
         Architecture("DeepseekV3ForCausalLM", "deepseek", ran=True),
+        Architecture("DeepseekV32ForCausalLM", "deepseek"),
+        Architecture("DeepseekV4ForCausalLM", "deepseek v4"),
+        Architecture("Ernie4_5_MoeForCausalLM", "ernie"),
+        Architecture("ExaoneMoEForCausalLM", "layer types"),
+        Architecture("ExaoneMoeForCausalLM", "layer types"),
         Architecture("Gemma4ForCausalLM", "gemma", ran=True),
+        Architecture("Glm4MoeForCausalLM", "dense first"),
+        Architecture("Glm4MoeLiteForCausalLM", "deepseek"),
+        Architecture("GlmMoeDsaForCausalLM", "deepseek"),
         Architecture("GptOssForCausalLM", "every layer", passes_gate_on_rocm=True, ran=True),
         Architecture("GraniteMoeForCausalLM", "every layer", ran=True),
         Architecture("GraniteMoeSWAForCausalLM", "every layer", ran=True),
         Architecture("GraniteMoeSharedForCausalLM", "every layer", ran=True),
+        Architecture("HYV3ForCausalLM", "dense first"),
+        Architecture("HYV4ForCausalLM", "layer types"),
         Architecture("K2HorizonForCausalLM", "k2", ran=True),
+        Architecture("LagunaForCausalLM", "layer types"),
+        Architecture("Llama4ForCausalLM", "llama"),
+        Architecture("MiMoV2FlashForCausalLM", "mimo"),
+        Architecture("MiMoV2ForCausalLM", "mimo"),
+        Architecture("MiniMaxM2ForCausalLM", "every layer"),
+        Architecture("MiniMaxM3SparseForCausalLM", "minimax"),
         Architecture("MistralLarge3ForCausalLM", "deepseek", ran=True),
         Architecture("MixtralForCausalLM", "every layer", ran=True),
         Architecture("OlmoeForCausalLM", "every layer", ran=True),
+        Architecture("PanguProMoEV2ForCausalLM", "dense first"),
+        Architecture("PanguUltraMoEForCausalLM", "dense first"),
+        Architecture("Param2MoEForCausalLM", "sarvam", changes_logits=True),
         Architecture("PhiMoEForCausalLM", "every layer", ran=True),
         Architecture("Qwen2MoeForCausalLM", "sparse step", ran=True),
         Architecture("Qwen3MoeForCausalLM", "sparse step", ran=True),
+        Architecture("SarvamMLAForCausalLM", "sarvam"),
+        Architecture("SarvamMoEForCausalLM", "bailing", changes_logits=True),
         Architecture("Step3TextForCausalLM", "step", ran=True),
+        Architecture("Step3p5ForCausalLM", "step"),
+        Architecture("Step5ForCausalLM", "step"),
+        # By vLLM's Transformers backend, where that has put its own router in the place of transformers'.
+        Architecture("FlexOlmoForCausalLM", TRANSFORMERS),
+        Architecture("HunYuanMoEV1ForCausalLM", TRANSFORMERS),
+        Architecture("Kolibri1ForCausalLM", TRANSFORMERS),
+        Architecture("MellumForCausalLM", TRANSFORMERS),
+        Architecture("TransformersMoEForCausalLM", TRANSFORMERS),
+        Architecture("TransformersMultiModalMoEForCausalLM", TRANSFORMERS),
         # Hybrids of attention and state-space or linear-attention layers.
+        Architecture("AliceAIForCausalLM", "every layer"),
+        Architecture("Glm5NextForCausalLM", "layer types"),
         Architecture("GraniteMoeHybridForCausalLM", "every layer", ran=True),
         Architecture("JambaForCausalLM", "period"),
+        Architecture("KimiLinearForCausalLM", "kimi"),
+        Architecture("Lfm2MoeForCausalLM", "dense first"),
+        Architecture("NemotronHForCausalLM", "nemotron"),
         Architecture("Qwen3NextForCausalLM", "sparse step", ran=True),
         Architecture("Qwen3_5MoeForCausalLM", "every layer", ran=True),
         # With eyes or ears. Their own language model, or that of another row.
+        Architecture("AriaForConditionalGeneration", "aria"),
+        Architecture("BailingMoeV3VLForConditionalGeneration", language="BailingMoeV3ForCausalLM"),
         Architecture("DeepseekOCR2ForCausalLM", language=BY_CHECKPOINT),
         Architecture("DeepseekOCRForCausalLM", language=BY_CHECKPOINT),
         Architecture("DeepseekVLV2ForCausalLM", language=BY_CHECKPOINT),
+        Architecture("Dots3NoteForCausalLM", "deepseek"),
         Architecture("Gemma4ForConditionalGeneration", language="Gemma4ForCausalLM", ran=True),
         Architecture("Gemma4UnifiedForConditionalGeneration", language="Gemma4ForCausalLM"),
+        Architecture("Glm4vMoeForConditionalGeneration", language="Glm4MoeForCausalLM"),
+        Architecture("Glm5NextForConditionalGeneration", language="Glm5NextForCausalLM"),
         Architecture("InternS1ForConditionalGeneration", language=BY_CHECKPOINT, ran=True),
+        Architecture("InternS1ProForConditionalGeneration", "sparse step"),
         Architecture("InternS2PreviewForConditionalGeneration", language="Qwen3_5MoeForCausalLM", ran=True),
         Architecture("InternVLChatModel", language=BY_CHECKPOINT),
         Architecture("InternVLForConditionalGeneration", language=BY_CHECKPOINT, ran=True),
+        Architecture("KimiK25ForConditionalGeneration", language="DeepseekV2ForCausalLM"),
+        Architecture("KimiK3ForConditionalGeneration", language="KimiLinearForCausalLM"),
+        Architecture("KimiVLForConditionalGeneration", language="DeepseekV2ForCausalLM"),
+        Architecture("Llama4ForConditionalGeneration", language="Llama4ForCausalLM"),
+        Architecture("MiMoV2OmniForCausalLM", language="MiMoV2FlashForCausalLM"),
+        Architecture("MiniMaxM3SparseForConditionalGeneration", language="MiniMaxM3SparseForCausalLM"),
+        Architecture("NemotronH_Nano_Omni_Reasoning_V3", language=BY_CHECKPOINT),
+        Architecture("NemotronH_Nano_VL_V2", language=BY_CHECKPOINT),
+        Architecture("NemotronH_Omni_Reasoning_V3", language=BY_CHECKPOINT),
+        Architecture("NemotronH_Super_Omni_Reasoning_V3", language=BY_CHECKPOINT),
         Architecture("Ovis2_6_MoeForCausalLM", language=BY_CHECKPOINT),
         Architecture("Qwen3OmniMoeForConditionalGeneration", language="Qwen3MoeForCausalLM"),
         Architecture("Qwen3VLMoeForConditionalGeneration", language="Qwen3MoeForCausalLM", ran=True),
         Architecture("Qwen3_5MoeForConditionalGeneration", language="Qwen3_5MoeForCausalLM", ran=True),
         Architecture("Step3VLForConditionalGeneration", language=BY_CHECKPOINT),
+        Architecture("Step3p7ForConditionalGeneration", language=BY_CHECKPOINT),
+        Architecture("Step5ForConditionalGeneration", language=BY_CHECKPOINT),
         Architecture("UnlimitedOCRForCausalLM", language=BY_CHECKPOINT),
     )
 }
@@ -127,7 +187,9 @@ def shape_of(config: object, architecture: str | None = None) -> MoEShape:
         raise UnsupportedModelError(f"this {row.name} cannot be steered: {obstacle}")
     if not layers:
         raise UnsupportedModelError(f"this {row.name} cannot be steered: none of its layers has routed experts")
-    return MoEShape(row.name, layers, experts, top_k)
+    # Of what the backend runs, the checkpoint's own name says which model it is.
+    name = names[0] if row.family == TRANSFORMERS and names else row.name
+    return MoEShape(name, layers, experts, top_k)
 
 
 def condition_of(architecture: str) -> str:
@@ -149,10 +211,14 @@ def language_model_of(config: object, architecture: str) -> Architecture:
 
 def _row(names: Sequence[str], in_config: Sequence[str]) -> Architecture:
     row = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
-    if row is not None:
-        return row
-    refused = next((name for name in names if name in REFUSED), None)
     hint = "".join(f". {OTHER_NAMES[name]}" for name in in_config if name in OTHER_NAMES)
+    if row is not None and not (hint and row.family == TRANSFORMERS):
+        return row
+    if row is not None:
+        raise UnsupportedModelError(
+            f"{row.name} cannot be steered for {in_config[0]}: transformers' own code routes{hint}"
+        )
+    refused = next((name for name in names if name in REFUSED), None)
     if refused is not None:
         raise UnsupportedModelError(f"{refused} cannot be steered: {REFUSED[refused]}{hint}")
     alike = [match for name in names for match in get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.95)]

@@ -19,6 +19,13 @@ def refuse_unsupported(vllm_config: Any, settings: Settings) -> None:
         "kv_sharing_fast_prefill sends only some of a step's tokens through the last layers": (
             vllm_config.cache_config.kv_sharing_fast_prefill
         ),
+        "a kernel of its own computes the gate and selects (--monokernel)": getattr(
+            vllm_config.kernel_config, "monokernel", False
+        ),
+        "a kernel of its own computes the gate and selects (decode_backend latency_specialized)": (
+            isinstance(vllm_config.additional_config, dict)
+            and vllm_config.additional_config.get("decode_backend") == "latency_specialized"
+        ),
         "prefill context parallelism splits a prompt's tokens over ranks": parallel.prefill_context_parallel_size > 1,
         "elastic expert parallelism starts workers later, of which nobody asks whether they steer": (
             parallel.enable_elastic_ep
@@ -29,7 +36,7 @@ def refuse_unsupported(vllm_config: Any, settings: Settings) -> None:
         "its rejection sampling accepts draft tokens that the steered model would reject": (
             speculation is not None and speculation.rejection_sample_method not in _EXACT
         ),
-        "counting under data parallelism is not supported": (
+        "counting under data parallelism: whoever counts asks one engine, which sees the requests of one rank": (
             settings.count_groups > 0 and parallel.data_parallel_size > 1
         ),
         "counting with a KV connector would miss the tokens that it brings in": (

@@ -22,7 +22,7 @@ class RuleTable:
     """A compiled profile.
 
     Attributes:
-        rules: int8 `[L, E]`, +1 activate, -1 deactivate, 0 leave alone, `OWN_WEIGHT` activate as such; rows as `shape.layers`.
+        rules: int8 `[L, E]`, values of `rule_values` or 0, leave alone; rows as `shape.layers`.
         digest: of the profile; equal digests mean equal steering.
         phase: the tokens to which the rules apply.
     """

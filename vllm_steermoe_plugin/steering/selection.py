@@ -23,7 +23,13 @@ class Selection:
 
 
 def select_experts(
-    ranking: Ranking, *, activate: int, deactivate: int, reverse: bool = False, phase: Phase = "both", weight: Weight = "top"
+    ranking: Ranking,
+    *,
+    activate: int,
+    deactivate: int,
+    reverse: bool = False,
+    phase: Phase = "both",
+    weight: Weight = "top",
 ) -> Selection:
     """Activate the top experts of the positive side and deactivate the top experts of the negative side.
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from expert_registry.errors import SteerMoEError
+from expert_registry.errors import EngineError, SteerMoEError
 from vllm_steermoe_plugin.compat.symbols.config import CONFIGS
 from vllm_steermoe_plugin.compat.symbols.worker import ELEMENTS_TO_LOAD
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.models.architectures import language_model_of
+from vllm_steermoe_plugin.models.architectures import TRANSFORMERS, language_model_of
 from vllm_steermoe_plugin.models.engine_limits import refuse_unsupported
 from vllm_steermoe_plugin.models.steerability import served_shape
 from vllm_steermoe_plugin.settings import read_settings
@@ -30,8 +30,9 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
     """Give every MoE layer of `model` its row in a new steering state.
 
     Returns:
-        The state; None if the operator has switched steering off, or if its config does not say that the model can
-        be steered. It is then vLLM's own, and requests for steering are refused in the front end.
+        The state; None if the operator has switched steering off, if its config does not say that the model can be
+        steered, or if vLLM's Transformers backend leaves the routing to transformers. It is then vLLM's own, and
+        requests for steering are refused in the front end.
 
     Raises:
         EngineError: a part of the model or of the engine's configuration would run unsteered.
@@ -49,10 +50,18 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         # would find this worker absent.
         leave_unbound(model)
         return None
-    language = language_model_of(vllm_config.model_config.hf_config, shape.architecture)
+    served = vllm_config.model_config
+    language = language_model_of(served.hf_config, served.architecture)
     refuse_unsupported(vllm_config, settings)
-    first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
-    layers = moe_layers(model, shape, {layer for layer in shape.layers if first <= layer < end}, language)
+    first, end = served.get_layers_start_end_indices(vllm_config.parallel_config)
+    try:
+        layers = moe_layers(model, shape, {layer for layer in shape.layers if first <= layer < end}, language)
+    except EngineError as error:
+        if language.family != TRANSFORMERS:
+            raise
+        # What that backend makes of a model is known only now. It is served as it is.
+        leave_unbound(model, str(error))
+        return None
     scheduler = vllm_config.scheduler_config
     capture = vllm_config.compilation_config.max_cudagraph_capture_size or 0
     most = -(-max(scheduler.max_num_batched_tokens, capture) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
@@ -65,6 +74,8 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
         count_groups=settings.count_groups,
         # Models are built under vLLM's device context, so this is the model's device.
         device=torch.empty(0).device,
+        routers=sorted({str(layer) for layer in layers}),
+        corrects=any(layer.gate is None for layer in layers),
     )
     for name, buffer in state.device_buffers().items():
         # vLLM counts what a reload must bring, and would miss these.

@@ -10,6 +10,7 @@ import numpy as np
 from expert_registry.errors import EngineError, UnsupportedModelError
 from vllm_steermoe_plugin.compat.handshake import WorkerStatus, users_extension, worker_status
 from vllm_steermoe_plugin.device.steering_state import SteeringState
+from vllm_steermoe_plugin.worker.runners.guard import why_unbound
 from vllm_steermoe_plugin.worker.runners.lookup import state_of
 
 
@@ -25,12 +26,18 @@ class SteerMoEWorker:
         except EngineError as error:
             # Answered, not raised: vLLM would leave the other workers' answers to the next question.
             return worker_status(steers=False, fault=str(error))
-        return worker_status(steers=state is not None)
+        if state is None:
+            return worker_status(steers=False, why=why_unbound(self.model_runner.get_model()))
+        return worker_status(steers=True, corrects=state.corrects)
 
     def steermoe_status(self) -> dict[str, Any]:
-        """Layers bound on this worker, and how many steered requests it has seen."""
+        """Layers bound on this worker, what their routers do, and how many steered requests it has seen."""
         state = self._steermoe_state()
-        return {"layers": list(state.layers), "steered_requests": state.steered_requests}
+        return {
+            "layers": list(state.layers),
+            "routers": list(state.routers),
+            "steered_requests": state.steered_requests,
+        }
 
     def steermoe_take_counts(self) -> dict[str, Any]:
         """Counted tokens `[G]` of this worker since counting started, and their selections: the bytes of a

@@ -42,10 +42,14 @@ class MoELayer:
         """Which share of a step's tokens this process routes here: 0, but for sequence-parallel layers."""
         return TP_RANK.load()() if self.runner.moe_config.is_sequence_parallel else 0
 
-    @property
-    def seam(self) -> str:
-        """Where it is steered."""
-        return "selection" if self.gate is None else "gate"
+    def __str__(self) -> str:
+        """What its router does, and how it is steered."""
+        how = (
+            "the selection is corrected, where an activated expert weighs as the model's strongest choice"
+            if self.gate is None
+            else "the logits are rewritten at the gate"
+        )
+        return f"{self.kind}; {how}"
 
 
 def moe_layers(model: Any, shape: MoEShape, expected: set[int], language: Architecture) -> list[MoELayer]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from expert_registry.errors import UnsupportedFeatureError
+from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import SWITCH_OFF
 from vllm_steermoe_plugin.worker.layers import MoELayer, refuse_monolithic
@@ -42,7 +43,7 @@ def check_loaded(model: Any, state: SteeringState, layers: Sequence[MoELayer]) -
     if state.rules.device.type == "cuda":
         _warm_up(state, layers)
     if state.groups:
-        count_selections(model, state, layers)
+        count_selections(model, state)
 
 
 def _warm_up(state: SteeringState, layers: Sequence[MoELayer]) -> None:
@@ -51,7 +52,7 @@ def _warm_up(state: SteeringState, layers: Sequence[MoELayer]) -> None:
 
     for log_softmax, bfloat16 in {(g.log_softmax, g.bfloat16) for layer in layers if (g := layer.gate) is not None}:
         warm_up_gate(state.rules, state.token_slots, log_softmax, bfloat16)
-    kinds: dict[object, torch.Tensor | None] = {}
+    kinds: dict[RouterKind, torch.Tensor | None] = {}
     for layer in layers:
         if layer.gate is None:
             kinds.setdefault(layer.kind, layer.runner.router._compute_routing.bias)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,25 +10,22 @@ from expert_registry.errors import UnsupportedFeatureError
 from vllm_steermoe_plugin.compat.symbols.worker import BIND_CAPTURER
 from vllm_steermoe_plugin.device.ops import count_
 from vllm_steermoe_plugin.device.steering_state import SteeringState
-from vllm_steermoe_plugin.worker.layers import MoELayer
 
 
 class Counter:
     """What `bind_routed_experts_capturer` binds: counts the ids that each layer's router selected."""
 
-    def __init__(self, state: SteeringState, layers: Sequence[MoELayer]) -> None:
+    def __init__(self, state: SteeringState) -> None:
         self._state = state
-        self._row_of = {layer.index: (row, layer.sequence_rank) for row, layer in enumerate(layers)}
+        self._row_of = {layer: row for row, layer in enumerate(state.layers)}
 
     def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
         """Count `topk_ids [T, K]` of checkpoint layer `layer_id`."""
         if layer_id in self._row_of:  # Layers that select by a hash of the token are not counted.
-            row, rank = self._row_of[layer_id]
-            groups = self._state.token_groups
-            count_(topk_ids, self._state.counters, groups[rank * len(topk_ids) :] if rank else groups, row)
+            count_(topk_ids, self._state.counters, self._state.token_groups, self._row_of[layer_id])
 
 
-def count_selections(model: Any, state: SteeringState, layers: Sequence[MoELayer]) -> None:
+def count_selections(model: Any, state: SteeringState) -> None:
     """Have every MoE layer of a loaded model count into `state`.
 
     Loaded, because only then each layer has its kernel, and which part of a layer selects is the kernel's affair.
@@ -38,7 +34,7 @@ def count_selections(model: Any, state: SteeringState, layers: Sequence[MoELayer
         EngineError: a layer's kernel selects by itself and does not say what.
     """
     try:
-        BIND_CAPTURER.load()(model, Counter(state, layers))
+        BIND_CAPTURER.load()(model, Counter(state))
     except ValueError as error:
         raise UnsupportedFeatureError(
             f"routing cannot be counted here: {error} Choose another MoE kernel with vLLM's moe_backend, or leave out "

@@ -289,32 +289,33 @@ def test_the_compile_cache_key_differs_from_stock(
 def test_a_gate_that_ignores_its_rules_fails_the_self_check(
     engines: Callable[..., Any], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_steermoe_plugin.worker.binding import self_check
     from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
+    from vllm_steermoe_plugin.worker.self_check import check_gate
 
     core = engine_config(engines, checkpoint).engine_core.engine_core
     model = core.model_executor.driver_worker.worker.model_runner.model
     gates = [module for module in model.modules() if isinstance(module, SteeredGateLinear)]
-    self_check(gates[1], model.steering_state, 1)
+    check_gate(gates[1], model.steering_state, 1)
     rewrite = SteeredGateLinear.rewrite
     monkeypatch.setattr(SteeredGateLinear, "rewrite", lambda self, logits: logits)
     with pytest.raises(EngineError, match="does not activate"):
-        self_check(gates[1], model.steering_state, 1)
+        check_gate(gates[1], model.steering_state, 1)
     monkeypatch.setattr(SteeredGateLinear, "rewrite", lambda self, logits: rewrite(self, logits) + 1)
     with pytest.raises(EngineError, match="changes the logits"):
-        self_check(gates[1], model.steering_state, 1)
+        check_gate(gates[1], model.steering_state, 1)
 
 
 def test_a_model_with_an_unbound_layer_is_refused(
     engines: Callable[..., Any], checkpoint: Callable[[str], Path]
 ) -> None:
-    from vllm_steermoe_plugin.worker import binding
+    from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
+    from vllm_steermoe_plugin.worker.layers import moe_layers
 
-    llm_engine = engine_config(engines, checkpoint)
-    core = llm_engine.engine_core.engine_core
+    core = engine_config(engines, checkpoint).engine_core.engine_core
     model = core.model_executor.driver_worker.worker.model_runner.model
-    gates = binding._gates(model, model.steering_state.shape)
-    binding._check_layers(gates, model.steering_state.shape, llm_engine.vllm_config)
-    del gates[1]
-    with pytest.raises(EngineError, match=r"layers \[0, 2\] but expected \[0, 1, 2\]"):
-        binding._check_layers(gates, model.steering_state.shape, llm_engine.vllm_config)
+    shape = model.steering_state.shape
+    found = moe_layers(model, shape, {0, 1, 2}, ARCHITECTURES[shape.architecture])
+    assert [layer.index for layer in found] == [0, 1, 2] and all(layer.gate is not None for layer in found)
+    for expected in ({0, 2}, {0, 1, 2, 3}):
+        with pytest.raises(EngineError, match=r"layers \[0, 1, 2\] but expected " + re.escape(str(sorted(expected)))):
+            moe_layers(model, shape, expected, ARCHITECTURES[shape.architecture])

@@ -147,5 +147,7 @@ def test_where_the_gate_would_do_the_result_is_the_same() -> None:
     steered = apply_rules(case.logits, case.rules).softmax(-1).topk(4)
     for t in range(50):
         ours = dict(zip(ids[t].tolist(), weights[t].tolist(), strict=True))
-        gate = dict(zip(steered.indices[t].tolist(), (steered.values[t] / steered.values[t].sum()).tolist(), strict=True))
+        gate = dict(
+            zip(steered.indices[t].tolist(), (steered.values[t] / steered.values[t].sum()).tolist(), strict=True)
+        )
         assert ours == pytest.approx(gate, abs=1e-6)

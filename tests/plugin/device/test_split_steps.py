@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.compat.symbols.config import CACHE_CONFIG, PARALLEL_CONFIG, VLLM_CONFIG
@@ -17,7 +16,6 @@ from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS, MODELS
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, language_model_of
 from vllm_steermoe_plugin.models.engine_limits import refuse_unsupported
 from vllm_steermoe_plugin.settings import Settings
-from vllm_steermoe_plugin.worker.binding import _refuse_later_rounding
 
 OLMOE = ARCHITECTURES["OlmoeForCausalLM"]
 
@@ -25,7 +23,6 @@ OLMOE = ARCHITECTURES["OlmoeForCausalLM"]
 def config(speculative: Any = None, *, fast_prefill: bool = False, **parallel: Any) -> Any:
     """As much of a VllmConfig as is looked at, with the fields' real names."""
     plain: dict[str, Any] = {
-        "use_sequence_parallel_moe": False,
         "use_ubatching": False,
         "enable_elastic_ep": False,
         "prefill_context_parallel_size": 1,
@@ -35,6 +32,8 @@ def config(speculative: Any = None, *, fast_prefill: bool = False, **parallel: A
         parallel_config=SimpleNamespace(**{**plain, **parallel}),
         speculative_config=speculative,
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=fast_prefill),
+        additional_config={},
+        kernel_config=SimpleNamespace(),
         aux_output_config=SimpleNamespace(enabled=False),
         kv_transfer_config=None,
     )
@@ -42,6 +41,18 @@ def config(speculative: Any = None, *, fast_prefill: bool = False, **parallel: A
 
 def speculating(method: str = "standard", *, adaptive: bool = False) -> Any:
     return config(SimpleNamespace(enable_adaptive_verification=adaptive, rejection_sample_method=method))
+
+
+def with_kernel(**options: Any) -> Any:
+    found = config()
+    found.kernel_config = SimpleNamespace(**options)
+    return found
+
+
+def with_decode_backend(name: str) -> Any:
+    found = config()
+    found.additional_config = {"decode_backend": name}
+    return found
 
 
 def test_the_fields_are_vllms() -> None:
@@ -52,14 +63,13 @@ def test_the_fields_are_vllms() -> None:
 
 
 def test_ordinary_configurations_are_taken() -> None:
-    refuse_unsupported(OLMOE, config(), Settings())
+    refuse_unsupported(config(), Settings())
     for method in ("standard", "block"):
-        refuse_unsupported(OLMOE, speculating(method), Settings())
+        refuse_unsupported(speculating(method), Settings())
 
 
 def test_others_are_refused_with_the_reason_and_the_way_out() -> None:
     for refused, says in [
-        (config(use_sequence_parallel_moe=True), "sequence-parallel"),
         (config(use_ubatching=True), "micro-batching"),
         (config(fast_prefill=True), "kv_sharing_fast_prefill"),
         (config(prefill_context_parallel_size=2), "prefill context parallelism"),
@@ -68,20 +78,11 @@ def test_others_are_refused_with_the_reason_and_the_way_out() -> None:
         (speculating("synthetic"), "accepts draft tokens"),
     ]:
         with pytest.raises(EngineError, match=says) as error:
-            refuse_unsupported(OLMOE, refused, Settings())
+            refuse_unsupported(refused, Settings())
         assert "switch steering off" in str(error.value)
 
 
-def test_logits_that_the_model_rounds_behind_the_gate_are_refused() -> None:
-    """In bfloat16 an expert at 0.01 above another may be level with it."""
-    wide: Any = {3: SimpleNamespace(out_dtype=torch.float32)}
-    narrow: Any = {3: SimpleNamespace(out_dtype=None)}
-    for language in (row for row in ARCHITECTURES.values() if row.rounds_logits):
-        with pytest.raises(EngineError, match=f"layer 3 computes in float32, and {language.name} then rounds"):
-            _refuse_later_rounding(wide, language, torch.bfloat16)
-        _refuse_later_rounding(wide, language, torch.float32)
-        _refuse_later_rounding(narrow, language, torch.bfloat16)
-    _refuse_later_rounding(wide, OLMOE, torch.bfloat16)
+HERE = ARCHITECTURES.keys() & BUILT_IN_MODELS.load().keys()
 
 
 def source_of(architecture: str) -> str:
@@ -93,16 +94,16 @@ def source_of(architecture: str) -> str:
     return Path(found.origin).read_text(encoding="utf-8")
 
 
-def test_the_table_says_which_models_round_their_logits() -> None:
+def test_the_table_says_which_models_change_their_logits() -> None:
     rounding = re.compile(r"router_logits\s*=\s*router_logits\.(to|float|half|bfloat16)\(")
-    found = {name for name in ARCHITECTURES if rounding.search(source_of(name))}
-    assert found and found == {name for name, row in ARCHITECTURES.items() if row.rounds_logits}
+    found = {name for name in HERE if rounding.search(source_of(name))}
+    assert found and found == {name for name, row in ARCHITECTURES.items() if row.changes_logits}
 
 
 def test_the_table_says_which_models_pass_by_their_gate() -> None:
     """Handing on a gate's weights instead of calling it."""
     passing = re.compile(r"is_rocm\(\):\n[^\n]*gemm\(\n[^\n]*self\.(gate|router)\.weight")
-    found = {name for name in ARCHITECTURES if passing.search(source_of(name))}
+    found = {name for name in HERE if passing.search(source_of(name))}
     assert found and found == {name for name, row in ARCHITECTURES.items() if row.passes_gate_on_rocm}
 
 

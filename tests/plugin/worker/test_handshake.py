@@ -61,8 +61,10 @@ def test_a_worker_answers_for_its_model() -> None:
     unbound = SimpleNamespace(steering_state=None)
     unbound.modules = lambda: [unbound]
     assert "not bound" in answer_of(unbound)["fault"]
-    unbound._steermoe_unbound = True
-    assert answer_of(unbound) == ABSENT, "left to vLLM on purpose"
+    unbound._steermoe_unbound = ""
+    assert answer_of(unbound) == ABSENT | {"why": ""}, "left to vLLM on purpose"
+    unbound._steermoe_unbound = "transformers routes"
+    assert why_not_all([[HERE], [answer_of(unbound)]]) == "transformers routes"
     bound = SimpleNamespace(steering_state="a state")
     bound.modules = lambda: [bound]
     config = SimpleNamespace(use_v2_model_runner=False)

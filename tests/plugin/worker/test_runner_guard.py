@@ -73,16 +73,18 @@ def test_vllms_own_runners_pass() -> None:
 def test_a_runner_is_looked_at_once_and_its_model_runs_then() -> None:
     model = torch.nn.Linear(1, 1)
     model.steering_state = new_state()
-    guard_model(model)
+    loaded: list[str] = []
+    guard_model(model, lambda: loaded.append("now"))
     runner = runner_of(RunnerV1, model=model, vllm_config=SimpleNamespace(use_v2_model_runner=False))
     assert state_of(runner) is model.steering_state and "forward" not in vars(model)
     runner.model = torch.nn.Linear(1, 1)
     assert state_of(runner) is model.steering_state, "remembered, for it is asked in every step"
+    assert loaded == ["now"]
 
 
 def test_a_runner_that_makes_its_model_state_may_run_its_model() -> None:
     model, state = torch.nn.Linear(1, 1), new_state()
-    guard_model(model)
+    guard_model(model, lambda: None)
     with_steering(SomeState, state)(None, model)
     assert "forward" not in vars(model)
 
@@ -121,13 +123,13 @@ def test_a_runner_that_is_neither_is_an_error(configured_v2: bool) -> None:
 
 def test_a_guarded_model_does_not_run() -> None:
     model = torch.nn.Linear(2, 2)
-    guard_model(model)
+    guard_model(model, lambda: None)
     with pytest.raises(EngineError, match="no supported model runner"):
         model(torch.zeros(1, 2))
     with pytest.raises(EngineError, match="no supported model runner"):
         model.forward(torch.zeros(1, 2))  # As wrappers that are compiled or captured call it.
     for _ in range(2):
-        lift_guard(model, new_state())
+        lift_guard(model)
     assert model(torch.zeros(1, 2)).shape == model.forward(torch.zeros(1, 2)).shape == (1, 2)
     assert "forward" not in vars(model)
 
@@ -138,7 +140,7 @@ def test_a_model_that_is_called_in_its_own_way_cannot_be_guarded() -> None:
             return torch.nn.Linear.forward(self, *args)
 
     with pytest.raises(EngineError, match=r"Compiled has a __call__ of its own.*\"enabled\": false"):
-        guard_model(Compiled(2, 2))
+        guard_model(Compiled(2, 2), lambda: None)
 
 
 _STARTS = """

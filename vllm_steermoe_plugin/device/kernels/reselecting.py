@@ -200,7 +200,7 @@ def reselect(
 
 def warps(num_experts: int) -> int:
     """Warps of a program: a row in one, where its registers allow it."""
-    return max(1, triton.next_power_of_2(num_experts) // _EXPERTS_OF_A_WARP)
+    return 1 if num_experts <= _EXPERTS_OF_A_WARP else 2
 
 
 def constants(

@@ -53,11 +53,12 @@ def lift_guard(model: torch.nn.Module) -> None:
         vars(model).pop("forward")
 
 
-def leave_unbound(model: torch.nn.Module) -> None:
-    """Let `model` run as vLLM's own, since nobody may ask for its steering."""
-    setattr(model, _UNBOUND, True)
+def leave_unbound(model: torch.nn.Module, why: str = "") -> None:
+    """Let `model` run as vLLM's own, since nobody may ask for its steering; `why`, if only its worker knows that."""
+    setattr(model, _UNBOUND, why)
 
 
-def is_left_unbound(model: torch.nn.Module) -> bool:
-    """Whether that was said of `model`."""
-    return hasattr(model, _UNBOUND)
+def why_unbound(model: torch.nn.Module) -> str | None:
+    """What was said of `model` then; None if it was not left so."""
+    why: str | None = getattr(model, _UNBOUND, None)
+    return why

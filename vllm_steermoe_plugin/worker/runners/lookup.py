@@ -9,7 +9,7 @@ from vllm_steermoe_plugin.compat.internal import SENTINEL
 from vllm_steermoe_plugin.compat.symbols.worker import V1_METHODS, V1_RUNNER, V2_RUNNER
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import SWITCH_OFF
-from vllm_steermoe_plugin.worker.runners.guard import is_left_unbound, lift_guard
+from vllm_steermoe_plugin.worker.runners.guard import lift_guard, why_unbound
 from vllm_steermoe_plugin.worker.runners.v2 import reports_to
 
 _STATE = "steermoe_state"
@@ -34,7 +34,7 @@ def _meet(runner: Any) -> SteeringState | None:
         return None
     state: SteeringState | None = states[0]
     if state is None:
-        if not is_left_unbound(model):
+        if why_unbound(model) is None:
             raise CompatibilityError(f"{type(model).__name__} is to be steered, but its gates were not bound")
         return None
     check_live_runner(runner, state, configured_v2=runner.vllm_config.use_v2_model_runner)
