@@ -44,6 +44,9 @@ class Settings(BaseModel):
     profile_store: str | None = None
     """Path of a file that keeps the profiles loaded over HTTP: over restarts, and for all front-end processes
     that share it. None: they live in the memory of the one front-end process."""
+    external_routing: bool = False
+    """Have vLLM take MoE kernels that leave the selection of experts to its router, where its first choice selects by
+    itself. Unsteered requests are then as of a vLLM with those kernels."""
     count_groups: Annotated[int, Field(ge=0, le=1024)] = 0
     """Groups of tokens whose routing is counted; 0 leaves counting out of the model."""
 

@@ -18,16 +18,27 @@ from tests.support.dummies import DUMMIES, write_config
 from tests.support.engines import draft_of, model_of
 from tests.support.tiny import VOCABULARY
 
-ACTIVATED, DEACTIVATED = 5, 3
 PROMPT_TOKENS = 24
 CANNOT_GENERATE = {"JambaForCausalLM": "the CPU build has no kernel for Mamba-1"}
 """Built and bound here, but not run."""
+GPU_ALONE: dict[str, str] = {}
+"""Model files that cannot be imported here, and why."""
+CANNOT_START = {
+    "BailingMoeV2_5ForCausalLM": "a block size that its latent attention does not take on a CPU",
+    "BailingMoeV3ForCausalLM": "its linear attention is for GPUs",
+    "DeepseekV32ForCausalLM": "sparse attention is for GPUs",
+    "Ernie4_5_MoeForCausalLM": "vLLM's router on a CPU leaves its bias out, which is refused",
+    "InternS1ProForConditionalGeneration": "vLLM 0.32 reads an attribute of it that it does not set",
+    "KimiK25ForConditionalGeneration": "its vision tower cannot be built without weights",
+    "Step3p5ForCausalLM": "vLLM's router on a CPU knows no sigmoid without groups, which is refused",
+}
+"""Not started here."""
 
 
 def main(folder: str, *architectures: str) -> None:
     """Print, after RESULT, what was seen of these architectures and of those that cannot be steered."""
     use_larger_weights()
-    register_without_inspection()
+    register_without_inspection(*(name.partition("/")[0] for name in architectures), "TransformersMoEForCausalLM")
     kept: list[Any] = []
     seen: dict[str, Any] = {"classes": compare_classes()}
     for architecture in architectures:
@@ -47,25 +58,31 @@ def main(folder: str, *architectures: str) -> None:
 
 
 def use_larger_weights() -> None:
-    """vLLM's dummy weights are so small that every expert computes nothing; draw larger ones."""
+    """vLLM's dummy weights are so small that every expert computes nothing, and routers follow their bias alone."""
     from vllm.model_executor.model_loader import dummy_loader
 
     draw = dummy_loader.initialize_single_dummy_weight
-    dummy_loader.initialize_single_dummy_weight = lambda tensor, **_: draw(tensor, low=-0.2, high=0.2)
+
+    def larger(tensor: Any, **_: Any) -> None:
+        most = 2.0 if tensor.shape == (8, 64) else 0.2
+        draw(tensor, low=-most, high=most)
+
+    dummy_loader.initialize_single_dummy_weight = larger
 
 
-def register_without_inspection() -> None:
+def register_without_inspection(*names: str) -> None:
     """Register the variants as classes: of a lazy name vLLM first learns in a process of its own, for ten seconds."""
     from vllm.plugins import load_general_plugins
 
     from vllm_steermoe_plugin.compat.symbols.registry import MODEL_REGISTRY
     from vllm_steermoe_plugin.compat.variant_names import variant_name
+    from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
     from vllm_steermoe_plugin.worker import variants
 
     # Once per process; an engine would do it, and with it register the lazy names again.
     load_general_plugins()
     registry = MODEL_REGISTRY.load()
-    for name in (*DUMMIES, "Qwen3MoeForCausalLM"):
+    for name in {*names, "Qwen3MoeForCausalLM"} & ARCHITECTURES.keys():
         registry.register_model(name, getattr(variants, variant_name(name)))
 
 
@@ -73,12 +90,13 @@ def compare_classes() -> dict[str, list[str]]:
     """For each architecture, in what vLLM would treat the variant otherwise than its own class; nothing, we hope."""
     from vllm.model_executor.models.registry import _ModelInfo
 
+    from vllm_steermoe_plugin.compat.symbols.registry import BUILT_IN_MODELS
     from vllm_steermoe_plugin.compat.variant_names import variant_name
     from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
     from vllm_steermoe_plugin.worker import variants
 
     seen = {}
-    for name in ARCHITECTURES:
+    for name in ARCHITECTURES.keys() & BUILT_IN_MODELS.load().keys() - GPU_ALONE.keys():
         variant, upstream = getattr(variants, variant_name(name)), variants.upstream_class(name)
         info, expected = _ModelInfo.from_model_cls(variant), _ModelInfo.from_model_cls(upstream)
         wrong = [field for field in expected.__dataclass_fields__ if getattr(info, field) != getattr(expected, field)]
@@ -118,45 +136,57 @@ def start(
 
 def look_at(architecture: str, folder: Path, kept: list[Any]) -> dict[str, Any]:
     """Build one model, steer it and count."""
+    from vllm_steermoe_plugin.compat.symbols.worker import MOE_RUNNER
     from vllm_steermoe_plugin.detection.engine_client import take_counts
     from vllm_steermoe_plugin.worker.gate import SteeredGateLinear
+    from vllm_steermoe_plugin.worker.selection import SteeredSelection
     from vllm_steermoe_plugin.worker.variants import SteerableMixin
 
     engine = start(folder / architecture, architecture, kept)
     model = model_of(engine)
     state = model.steering_state
     gates = [module for module in model.modules() if isinstance(module, SteeredGateLinear)]
+    gates = [gate for gate in gates if gate.steering is not None]
+    routers = [module.router for module in model.modules() if isinstance(module, MOE_RUNNER.load())]
+    selections = {router: router._compute_routing for router in routers}
+    corrected = [found for found in selections.values() if isinstance(found, SteeredSelection)]
     variants = [module for module in model.modules() if isinstance(module, SteerableMixin)]
     seen: dict[str, Any] = {
         "class": [type(model).__module__, type(model).__name__],
         "layers": list(state.layers),
         "experts": state.shape.num_experts,
         "top_k": state.shape.top_k,
-        "states": len({id(gate.steering) for gate in gates}),
-        "gates": sorted(gate.steering_row for gate in gates),
+        "states": len({id(gate.steering) for gate in gates} | {id(found._state) for found in corrected}),
+        "rows": sorted([gate.steering_row for gate in gates] + [found.row for found in corrected]),
         "variants": len(variants),
         "bound": sum(variant.steering_state is not None for variant in variants),
     }
     if architecture in CANNOT_GENERATE:
         return seen
-    plain, beside = scores(engine, [None, None])
+    engine.collective_rpc("steermoe_reset_counts")
+    plain, beside = scores(engine, [None, None], count=True)
+    chosen, _ = take_counts(engine, state.layers)
+    # What all tokens select, or none, would show nothing.
+    activated, deactivated = chosen[0].argmin(axis=1), chosen[0].argmax(axis=1)
     steering = json.dumps(
         {
-            "activate": {str(layer): [ACTIVATED] for layer in state.layers},
-            "deactivate": {str(layer): [DEACTIVATED] for layer in state.layers},
+            "activate": {str(layer): [int(expert)] for layer, expert in zip(state.layers, activated, strict=True)},
+            "deactivate": {str(layer): [int(expert)] for layer, expert in zip(state.layers, deactivated, strict=True)},
         }
     )
-    engine.collective_rpc("steermoe_reset_counts")
     untouched, steered = scores(engine, [None, steering], count=True)
-    selections, tokens = take_counts(engine, state.layers)
+    counted, tokens = take_counts(engine, state.layers)
     for gate in gates:
         gate.steering = None
+    for router, found in selections.items():
+        router._compute_routing = found._compute if isinstance(found, SteeredSelection) else found
     unbound, _ = scores(engine, [None, None])
+    rows = range(len(state.layers))
     return seen | {
         "tokens": tokens.tolist(),
-        "selections": selections.sum(axis=2).tolist(),
-        "activated": selections[:, :, ACTIVATED].tolist(),
-        "deactivated": selections[:, :, DEACTIVATED].tolist(),
+        "selections": counted.sum(axis=2).tolist(),
+        "activated": [counts[rows, activated].tolist() for counts in counted],
+        "deactivated": [counts[rows, deactivated].tolist() for counts in counted],
         "as_unbound": bool(np.array_equal(plain, unbound)),
         "as_beside": bool(np.array_equal(plain, untouched)),
         "moved": float(np.abs(beside - steered).max()),

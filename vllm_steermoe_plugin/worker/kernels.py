@@ -29,6 +29,7 @@ from vllm_steermoe_plugin.compat.symbols.worker import (
     SET_CONFIG,
 )
 from vllm_steermoe_plugin.settings import KEY
+from vllm_steermoe_plugin.worker.layers import is_monolithic
 
 _TIER = re.compile(r"self\.(allow_\w+)")
 
@@ -36,7 +37,7 @@ _TIER = re.compile(r"self\.(allow_\w+)")
 def kernels(checkpoint: str) -> list[dict[str, Any]]:
     """One row for each kind of MoE layer: its `layers`, the ways of its `gate` in the order in which vLLM tries them,
     the `router`, the `experts` kernel, and `selects_inside`, whether that one selects experts by itself."""
-    model = _built(checkpoint)
+    _, model = built(checkpoint)
     runner, gate = MOE_RUNNER.load(), GATE_LINEAR.load()
     gates = {name.rpartition(".")[0]: module for name, module in model.named_modules() if isinstance(module, gate)}
     rows: dict[str, dict[str, Any]] = {}
@@ -49,7 +50,7 @@ def kernels(checkpoint: str) -> list[dict[str, Any]]:
             "gate": tiers(gates.get(name.rpartition(".")[0])),
             "router": type(module.router).__name__,
             "experts": type(method).__name__ if experts is None else experts.__name__,
-            "selects_inside": module.is_monolithic,
+            "selects_inside": is_monolithic(module),
         }
         rows.setdefault(json.dumps(row), row | {"layers": []})["layers"].append(module.layer_id)
     return list(rows.values())
@@ -63,16 +64,18 @@ def tiers(gate: Any) -> list[str]:
     return [name.removeprefix("allow_") for name in tried if getattr(gate, name)] + ["linear"]
 
 
-def _built(checkpoint: str) -> Any:
+def built(checkpoint: str, **options: Any) -> tuple[Any, Any]:
+    """vLLM's configuration and model of a checkpoint, on torch's meta device; `options` are of vLLM's EngineArgs."""
+    switched_off = {KEY: {"enabled": False}}
     arguments = ENGINE_ARGS.load()(
-        model=checkpoint, skip_tokenizer_init=True, additional_config={KEY: {"enabled": False}}
+        model=checkpoint, skip_tokenizer_init=True, additional_config=switched_off, **options
     )
     config = arguments.create_engine_config()
     with SET_CONFIG.load()(config), tempfile.NamedTemporaryFile() as meeting:
         INIT_DISTRIBUTED.load()(1, 0, f"file://{meeting.name}", 0, "gloo")
         INIT_PARALLEL.load()(1, 1)
         with torch.device("meta"):
-            return BUILD_MODEL.load()(config)
+            return config, BUILD_MODEL.load()(config)
 
 
 if __name__ == "__main__":

@@ -124,12 +124,19 @@ def _gate_to_steer(
     return None
 
 
+def is_monolithic(runner: Any) -> bool:
+    """Whether a layer's kernel selects experts by itself."""
+    # vLLM asks a class that is not there where it has no kernel for a quantisation; loading then says so.
+    return getattr(runner.routed_experts.quant_method, "experts_cls", runner) is not None and runner.is_monolithic
+
+
 def refuse_monolithic(runner: Any) -> None:
     """Raise UnsupportedFeatureError if a layer's kernel selects experts by itself, where nothing can be corrected."""
-    if runner.is_monolithic:
+    if is_monolithic(runner):
         method = runner.routed_experts.quant_method
         kernel = getattr(method, "experts_cls", None) or type(method)
         raise UnsupportedFeatureError(
             f"its kernel {kernel.__name__} selects experts by itself. Choose one that does not with --moe-backend "
-            "(triton, cutlass, deep_gemm, flashinfer_cutlass or marlin, as the checkpoint's quantisation allows)"
+            "(marlin, triton, flashinfer_cutlass or deep_gemm, as the checkpoint's quantisation allows), or let the "
+            "setting external_routing choose"
         )

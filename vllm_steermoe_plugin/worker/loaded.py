@@ -11,7 +11,7 @@ from expert_registry.errors import UnsupportedFeatureError
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.settings import SWITCH_OFF
-from vllm_steermoe_plugin.worker.layers import MoELayer, refuse_monolithic
+from vllm_steermoe_plugin.worker.layers import MoELayer, is_monolithic, refuse_monolithic
 from vllm_steermoe_plugin.worker.routed_ids import count_selections
 from vllm_steermoe_plugin.worker.selection import SteeredSelection
 from vllm_steermoe_plugin.worker.self_check import check_selection
@@ -29,7 +29,7 @@ def check_loaded(model: Any, state: SteeringState, layers: Sequence[MoELayer]) -
     """
     for layer in layers:
         if layer.gate is not None:
-            layer.gate.bfloat16 = layer.runner.is_monolithic
+            layer.gate.bfloat16 = is_monolithic(layer.runner)
             continue
         refuse_monolithic(layer.runner)
         if layer.runner.do_naive_dispatch_combine:

@@ -15,7 +15,9 @@ from vllm_steermoe_plugin.compat.variant_names import architecture_of
 from vllm_steermoe_plugin.compat.versions import vllm_version
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 from vllm_steermoe_plugin.models.architectures import ARCHITECTURES
+from vllm_steermoe_plugin.settings import read_settings
 from vllm_steermoe_plugin.worker.binding import bind_model
+from vllm_steermoe_plugin.worker.external_routing import external_routing
 from vllm_steermoe_plugin.worker.gate import use_steered_gates
 from vllm_steermoe_plugin.worker.runners.v2 import steered_model_state
 
@@ -28,7 +30,9 @@ class SteerableMixin:
     steering_state: SteeringState | None = None
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        settings = read_settings(vllm_config.additional_config)
+        with external_routing(settings.enabled and settings.external_routing):
+            super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         # The language model inside another model, or the draft of one, is not bound by itself: the outermost, which
         # vLLM's runner holds, is bound once, as a whole.
         config = vllm_config.model_config

@@ -395,7 +395,7 @@ CORRECTED: dict[str, dict[str, Any]] = {
         "vision_config": {"model_type": "qwen3_vl_moe", **QWEN_VISION, "deepstack_visual_indexes": [0]},
     },
     "PanguProMoEV2ForCausalLM": {"model_type": "PanguProMoE", **_PANGU},
-    # Its attention is sparse, which the CPU refuses; vLLM asserts `index_topk` for this name, so there is no way around.
+    # Its attention is sparse, which the CPU refuses; vLLM asserts `index_topk` for this name.
     "DeepseekV32ForCausalLM": {"model_type": "deepseek_v32", **_SPARSE},
     # As released it is sparse as well; a config without `index_topk` (of another type) makes the attention dense.
     "GlmMoeDsaForCausalLM": {"model_type": "deepseek_v3", **_DENSE, "n_group": 1, "topk_group": 1},

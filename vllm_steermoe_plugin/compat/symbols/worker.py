@@ -99,7 +99,17 @@ MOE_CONFIG = Internal(
     "vllm.model_executor.layers.fused_moe.config:FusedMoEConfig",
     "see of how many experts a layer selects how many, and whether each rank of a tensor-parallel group has tokens of "
     "its own there",
-    reads=("num_logical_experts", "experts_per_token", "is_sequence_parallel", "tp_rank"),
+    reads=("num_logical_experts", "experts_per_token", "is_sequence_parallel", "routing_method"),
+)
+MOE_CONFIG_INIT = Internal(
+    MOE_CONFIG.path + ".__post_init__",
+    "have layers not say which routing they use (replaced while a model is built, by the setting external_routing)",
+    ("self",),
+)
+ROUTING_METHODS = Internal(
+    "vllm.model_executor.layers.fused_moe.config:RoutingMethodType",
+    "know which routings kernels of vLLM take over",
+    reads=("DeepSeekV3", "MiniMax2", "Sigmoid", "SigmoidRenorm", "Unspecified"),
 )
 TP_RANK = Internal(
     "vllm.distributed.parallel_state:get_tensor_model_parallel_rank",
