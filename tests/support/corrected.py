@@ -167,13 +167,17 @@ MODELS: dict[str, Model] = {
 }
 
 
-def make_checkpoint(architecture: str, folder: Path, offset: float = 0.0) -> Path:
-    """Write a random checkpoint to `folder` (once); correction biases have a deviation of 0.7 about `offset`."""
+def make_checkpoint(architecture: str, folder: Path, offset: float = 0.0, **changes: Any) -> Path:
+    """Write a random checkpoint to `folder` (once); correction biases have a deviation of 0.7 about `offset`.
+
+    `changes` are made to the config.
+    """
     if (folder / "config.json").exists():
         return folder
     torch.manual_seed(0)
     made = MODELS[architecture]
     config = made.config()
+    config.update(changes)
     load = transformers.AutoModelForCausalLM if made.within == "model" else transformers.AutoModelForImageTextToText
     model = load.from_config(config, dtype=torch.float32)
     with torch.no_grad():

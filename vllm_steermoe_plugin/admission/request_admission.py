@@ -15,7 +15,6 @@ from expert_registry.errors import (
     EngineError,
     FileError,
     PolicyError,
-    ProfileError,
     RankingFormatError,
     RequestError,
     SteerMoEError,
@@ -121,7 +120,6 @@ class FrontEnd:
         self.served = served
         self.awaits_workers = awaits_workers and settings.enabled and isinstance(shape, MoEShape)
         self._settings = settings
-        self._corrects: bool | None = None
         self.resolver = Resolver(settings=settings, shape=shape, models=models, registry=registry)
 
     def resolve(self, text: str) -> Resolved | None:
@@ -141,10 +139,8 @@ class FrontEnd:
         """
         if absent is not None:
             self.resolver.refuse(absent)
-        self._corrects = corrects
-        default = self.resolver.resolve_default()
-        if default is not None:
-            self._check_weight(default)
+        self.resolver.corrects = corrects
+        self.resolver.resolve_default()
         self.awaits_workers = False
 
     def wants_store(self, extra_args: Mapping[str, object] | None) -> bool:
@@ -183,8 +179,6 @@ class FrontEnd:
         resolved = decided.resolved if decided is not None and decided.spec == steer else self._steering(steer)
         if resolved is not None and self.awaits_workers:
             raise EngineError("the worker handshake of this engine is not complete")
-        if resolved is not None:
-            self._check_weight(resolved)
         if not named and resolved is None:
             return None
         counted = None
@@ -197,13 +191,6 @@ class FrontEnd:
         by_phase = resolved is not None and resolved.profile.phase != "both"
         salt = STEERED + resolved.digest if resolved is not None else None
         return AdmittedRequest(args, salt, by_phase, counted, Decision(steer, resolved))
-
-    def _check_weight(self, resolved: Resolved) -> None:
-        if resolved.profile.weight == "own" and self._corrects is False:
-            raise ProfileError(
-                "weight=own: the routers of this model select by what they weigh, so an activated expert cannot keep "
-                "its own weight; leave weight out"
-            )
 
     def _steering(self, spec: object) -> Resolved | None:
         """What a request is steered by: what it asks for if that is allowed, else the default."""

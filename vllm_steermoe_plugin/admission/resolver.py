@@ -46,6 +46,8 @@ class Resolver:
 
     Attributes:
         store: the loaded profiles; None if the settings ask for none and nobody may load any.
+        corrects: whether the workers correct selections in some layer, rather than rewrite logits in all; None until
+            they have said so.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Resolver:
         self._shape = shape
         self._models = tuple(models)
         self._registry = registry
+        self.corrects: bool | None = None
         self._used = _Used(0, PinnedRankings(registry))
         # By the parsed request and the profiles that it names, so that callers cannot fill it with spellings of
         # the same, and a replaced profile is another one. That rankings do not go together is remembered, since all of
@@ -89,7 +92,9 @@ class Resolver:
         Raises:
             SteerMoEError: it cannot be read, or applied exactly.
         """
-        return _or_raise(self._experts(text))
+        resolved = _or_raise(self._experts(text))
+        self._check_weight(resolved)
+        return resolved
 
     def resolve_default(self) -> Resolved | None:
         """The operator's steering of requests that name none; None if there is none.
@@ -165,8 +170,18 @@ class Resolver:
             return None
         if request.explicit is not None and request is not self._default:
             # Not remembered: a caller could send a thousand large ones and fill the memory.
-            return self._resolve(request, (), self._used.rankings)
-        return _or_raise(self._remembered(request, self._named(request, instead), self._rankings_for(request)))
+            resolved = self._resolve(request, (), self._used.rankings)
+        else:
+            resolved = _or_raise(self._remembered(request, self._named(request, instead), self._rankings_for(request)))
+        self._check_weight(resolved)
+        return resolved
+
+    def _check_weight(self, resolved: Resolved | None) -> None:
+        if resolved is not None and resolved.profile.weight == "own" and self.corrects is False:
+            raise ProfileError(
+                "weight=own: the routers of this model select by what they weigh, so an activated expert cannot keep "
+                "its own weight; leave weight out"
+            )
 
     def _named(self, request: SteeringRequest, instead: Mapping[str, LoadedProfile]) -> tuple[Resolved, ...]:
         """The loaded profiles that a request names, as they are now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -417,3 +418,21 @@ def test_nothing_is_steered_before_all_workers_are_known_to_steer(registry: Regi
         with pytest.raises(EngineError, match="worker 1"):
             waiting(default=text).set_worker_status("worker 1 is absent")
     assert not waiting(enabled=False).awaits_workers
+
+
+def test_weights_of_their_own_are_refused_wherever_they_come_from_once_the_workers_have_said_so(
+    registry: Registry,
+) -> None:
+    own = json.dumps(json.loads(EXPERTS) | {"weight": "own"})
+    for corrects in (False, True):
+        there = front_end(registry, Settings(profiles={"mine": own}))
+        there.set_worker_status(None, corrects=corrects)
+        takers = (there.resolve, there.resolver.make_profile, lambda text, to=there: to.admit({STEER_KEY: text}))
+        for take, text in itertools.product(takers, ("digits:weight=own", own)):
+            error = refusal(take, text)
+            assert error is None if corrects else as_said(error, ProfileError, "weight=own: the routers of this model")
+        assert (refusal(there.resolve, "@mine") is None) is corrects
+        for text in ("digits", EXPERTS, "none"):
+            assert refusal(there.resolve, text) is None
+    with pytest.raises(ProfileError, match="weight=own"):
+        front_end(registry, Settings(default="digits:weight=own")).set_worker_status(None)
