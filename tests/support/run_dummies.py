@@ -21,8 +21,7 @@ from tests.support.tiny import VOCABULARY
 PROMPT_TOKENS = 24
 CANNOT_GENERATE = {"JambaForCausalLM": "the CPU build has no kernel for Mamba-1"}
 """Built and bound here, but not run."""
-GPU_ALONE: dict[str, str] = {}
-"""Model files that cannot be imported here, and why."""
+NOT_IMPORTED = "its file cannot be imported here"
 CANNOT_START = {
     "BailingMoeV2_5ForCausalLM": "a block size that its latent attention does not take on a CPU",
     "BailingMoeV3ForCausalLM": "its linear attention is for GPUs",
@@ -40,7 +39,7 @@ def main(folder: str, *architectures: str) -> None:
     use_larger_weights()
     register_without_inspection(*(name.partition("/")[0] for name in architectures), "TransformersMoEForCausalLM")
     kept: list[Any] = []
-    seen: dict[str, Any] = {"classes": compare_classes()}
+    seen: dict[str, Any] = {}
     for architecture in architectures:
         try:
             seen[architecture] = look_at(architecture, Path(folder), kept)
@@ -48,9 +47,11 @@ def main(folder: str, *architectures: str) -> None:
             seen[architecture] = {"error": traceback.format_exc()[-1500:]}
     seen["served"] = served_without_steering(Path(folder), kept)
     seen["encoders"] = encoders_alone(Path(folder), kept)
-    # Last but one: vLLM's speculation on CPU replaces kernels for the whole process.
+    # Nearly last: vLLM's speculation on CPU replaces kernels for the whole process.
     seen["draft"] = drafted_by_itself(Path(folder), kept)
     seen["refused"] = admitted_by_mistake(Path(folder), kept)
+    # Last: Kimi K2.5 imports numba, upon which vLLM's search for kernels fails where there is no Triton.
+    seen["classes"] = compare_classes()
     sys.stdout.write("RESULT" + json.dumps(seen) + "\n")
     sys.stdout.flush()
     # Taking down a dozen engines takes longer than running them.
@@ -96,8 +97,13 @@ def compare_classes() -> dict[str, list[str]]:
     from vllm_steermoe_plugin.worker import variants
 
     seen = {}
-    for name in ARCHITECTURES.keys() & BUILT_IN_MODELS.load().keys() - GPU_ALONE.keys():
-        variant, upstream = getattr(variants, variant_name(name)), variants.upstream_class(name)
+    for name in ARCHITECTURES.keys() & BUILT_IN_MODELS.load().keys():
+        try:
+            upstream = variants.upstream_class(name)
+        except ImportError:
+            seen[name] = [NOT_IMPORTED]
+            continue
+        variant = getattr(variants, variant_name(name))
         info, expected = _ModelInfo.from_model_cls(variant), _ModelInfo.from_model_cls(upstream)
         wrong = [field for field in expected.__dataclass_fields__ if getattr(info, field) != getattr(expected, field)]
         # The processor of images, packed weights, and all else that vLLM looks up on the class.
@@ -197,7 +203,7 @@ def served_without_steering(folder: Path, kept: list[Any]) -> dict[str, Any]:
     """A config that cannot be steered: the engine starts, nothing is bound, and only steering is refused."""
     from vllm.exceptions import VLLMValidationError
 
-    engine = start(folder / "dense", "DeepseekV2ForCausalLM", kept, n_routed_experts=None)
+    engine = start(folder / "dense", "DeepseekForCausalLM", kept, n_routed_experts=None)
     state = model_of(engine).steering_state
     seen: dict[str, Any] = {"bound": state is not None, "scored": len(scores(engine, [None])[0])}
     try:
