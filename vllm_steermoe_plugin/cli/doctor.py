@@ -14,14 +14,36 @@ import typer
 
 from expert_registry import Registry
 from expert_registry.errors import ConfigurationError, EngineError, UnsupportedModelError
+from vllm_steermoe_plugin.device.router_kind import RouterKind
+
+ROUTERS = (
+    RouterKind("softmax"),
+    RouterKind("softmax", bias=True),
+    RouterKind("softmax", groups=8, kept=3),
+    RouterKind("softmax", each_group=True),
+    RouterKind("softmax", own="Gemma4Router"),
+    RouterKind("softmax", own="sparse mixer"),
+    RouterKind("sigmoid"),
+    RouterKind("sigmoid", bias=True),
+    RouterKind("sigmoid", bias=True, groups=8, kept=4),
+    RouterKind("sigmoid", own="Llama4MoE"),
+    RouterKind("sqrtsoftplus", bias=True),
+)
+"""Kinds of routers; numbers of groups are examples."""
 
 
 def doctor(
     model: Annotated[str | None, typer.Argument(help="A checkpoint folder, a hub id, or steermoe-lab.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     kernels: Annotated[
-        bool, typer.Option(help="Also build MODEL without its weights, and say which kernels vLLM would use here.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--kernels/--no-kernels",
+            help="Build MODEL without its weights, to say what its routers do, how they are steered and which kernels "
+            "vLLM would use here.",
+            show_default="on",
+        ),
+    ] = None,
 ) -> None:
     """Check versions, vLLM's internals and, given a model, whether it can be steered. No weights are loaded.
 
@@ -37,8 +59,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examine(model: str | None, *, kernels: bool = False) -> dict[str, Any]:
+def examine(model: str | None, *, kernels: bool | None = None) -> dict[str, Any]:
     """What `steermoe doctor` reports; `problems` is empty if steering will work."""
+    wanted = model is not None if kernels is None else kernels
     from vllm_steermoe_plugin.compat.ledger import LEDGER, WRAPPED, check_ledger
     from vllm_steermoe_plugin.compat.plugin_allowlist import VARIABLE, allow_list, check_plugin_allowed
     from vllm_steermoe_plugin.compat.versions import tested, tool_versions
@@ -54,13 +77,14 @@ def examine(model: str | None, *, kernels: bool = False) -> dict[str, Any]:
         "wrapped": len(WRAPPED),
     }
     checks: list[Callable[[], None]] = [check_plugin_allowed, check_ledger, lambda: examine_model(model, report)]
-    if kernels:
+    if wanted:
         checks.append(lambda: examine_kernels(model, report))
     for check in checks:
         try:
             check()
         except EngineError as error:
             problems.append(f"[{error.code}] {error}")
+    report["routers"] = {str(kind): "gate" if kind.orders_logits else "selection" for kind in ROUTERS}
     report["architectures"] = {
         name: {"language_model": row.language, "condition": condition_of(name), "run_in_tests": row.ran}
         for name, row in ARCHITECTURES.items()
@@ -117,7 +141,10 @@ def examine_kernels(model: str | None, report: dict[str, Any]) -> None:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UnsupportedModelError(f"vLLM cannot build {model} here, so its kernels are not known: {why}")
-    report["kernels"] = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    report["kernels"] = found["rows"]
+    if found["obstacle"] is not None and "shape" in report:
+        raise UnsupportedModelError(found["obstacle"])
 
 
 def runner(model_config: Any) -> str:
@@ -154,14 +181,17 @@ def runner(model_config: Any) -> str:
 def print_report(report: dict[str, Any]) -> None:
     """The report for people; the long lists only where no model was asked about."""
     for key, value in report.items():
-        if key in ("architectures", "refused"):
+        if key in ("architectures", "refused", "routers"):
             continue
         if key == "kernels":
             for row in value:
-                text = f"layers {', '.join(map(str, row['layers']))}: gate by {' or '.join(row['gate'])}"
-                text += f"; {row['router']}; {row['experts']}"
-                text += ", which selects experts by itself (cannot be counted)" if row["selects_inside"] else ""
-                typer.echo(textwrap.fill(f"{'kernels':<16} {text}", 110, subsequent_indent=" " * 17))
+                layers = ", ".join(map(str, row["layers"]))
+                inside = ", which selects experts by itself (cannot be counted)" if row["selects_inside"] else ""
+                for name, text in (
+                    ("router", f"layers {layers}: {row['router']}; {row['steered']}"),
+                    ("kernels", f"gate by {' or '.join(row['gate']) or 'no GateLinear'}; {row['experts']}{inside}"),
+                ):
+                    typer.echo(textwrap.fill(f"{name:<16} {text}", 110, subsequent_indent=" " * 17))
             continue
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
         if isinstance(value, dict):
@@ -169,6 +199,9 @@ def print_report(report: dict[str, Any]) -> None:
         typer.echo(f"{key:<16} {text}")
     if "model" in report or report["problems"]:
         return
+    typer.echo("\nRouters, and where they are steered:")
+    for name, seam in report["routers"].items():
+        typer.echo(f"  {name}: {seam}")
     typer.echo("\nCan be steered (* is run in the tests, on CPU):")
     for name, row in report["architectures"].items():
         notes = [f"if {row['condition']}"] if row["condition"] else []

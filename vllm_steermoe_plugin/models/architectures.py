@@ -7,6 +7,7 @@ Nothing here imports vLLM.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -77,7 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("HYV3ForCausalLM", "dense first", ran=True),
         Architecture("HYV4ForCausalLM", "layer types"),
         Architecture("K2HorizonForCausalLM", "k2", ran=True),
-        Architecture("LagunaForCausalLM", "layer types"),
+        Architecture("LagunaForCausalLM", "layer types", changes_logits=True),
         Architecture("Llama4ForCausalLM", "llama", ran=True),
         Architecture("MiMoV2FlashForCausalLM", "mimo", ran=True),
         Architecture("MiMoV2ForCausalLM", "mimo", ran=True),
@@ -151,6 +152,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     )
 }
 
+_DIGITS = re.compile(r"\d")
 _TEXT_CONFIGS = ("text_config", "thinker_config.text_config", "llm_config", "language_config")
 """Where a config.json keeps the config of the language model."""
 
@@ -222,6 +224,8 @@ def _row(names: Sequence[str], in_config: Sequence[str]) -> Architecture:
     if refused is not None:
         raise UnsupportedModelError(f"{refused} cannot be steered: {REFUSED[refused]}{hint}")
     alike = [match for name in names for match in get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.95)]
+    # Another number is another model, not a slip.
+    alike = [match for match in alike if all(_DIGITS.sub("", match) != _DIGITS.sub("", name) for name in names)]
     meant = f" (did you mean {alike[0]}?)" if alike else ""
     raise UnsupportedModelError(
         f"this model cannot be steered: {' or '.join(names) or 'a model without a named architecture'}{meant} is not "

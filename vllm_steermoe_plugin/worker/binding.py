@@ -95,7 +95,7 @@ def bind_model(model: Any, vllm_config: Any) -> SteeringState | None:
 def _bind(layer: MoELayer, state: SteeringState, row: int) -> None:
     rank = layer.sequence_rank
     if layer.gate is None:
-        SteeredSelection(layer.runner.router, layer.kind, state, row, rank)
+        SteeredSelection(layer.router, layer.kind, state, row, rank)
     else:
         layer.gate.bind_steering(state, row, log_softmax=layer.kind.log_softmax, sequence_rank=rank)
         check_gate(layer.gate, state, layer.index)

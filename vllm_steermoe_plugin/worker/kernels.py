@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from expert_registry.errors import EngineError
 from vllm_steermoe_plugin.compat.symbols.worker import (
     BUILD_MODEL,
     ENGINE_ARGS,
@@ -28,16 +29,30 @@ from vllm_steermoe_plugin.compat.symbols.worker import (
     MOE_RUNNER,
     SET_CONFIG,
 )
+from vllm_steermoe_plugin.models.architectures import language_model_of, shape_of
 from vllm_steermoe_plugin.settings import KEY
-from vllm_steermoe_plugin.worker.layers import is_monolithic
+from vllm_steermoe_plugin.worker.layers import is_monolithic, moe_layers
 
 _TIER = re.compile(r"self\.(allow_\w+)")
 
 
-def kernels(checkpoint: str) -> list[dict[str, Any]]:
-    """One row for each kind of MoE layer: its `layers`, the ways of its `gate` in the order in which vLLM tries them,
-    the `router`, the `experts` kernel, and `selects_inside`, whether that one selects experts by itself."""
-    _, model = built(checkpoint)
+def kernels(checkpoint: str) -> dict[str, Any]:
+    """How vLLM would run a model's MoE layers here, and how they would be steered.
+
+    Returns:
+        `rows`, one for each kind of MoE layer: its `layers`, what its `router` does and how it is `steered`, the ways
+        of its `gate` in the order in which vLLM tries them, the `experts` kernel, and `selects_inside`, whether that
+        one selects experts by itself. `obstacle`, why the model cannot be steered as it is built, or None.
+    """
+    config, model = built(checkpoint)
+    served = config.model_config
+    steered, obstacle = {}, None
+    try:
+        shape = shape_of(served.hf_config, served.architecture)
+        language = language_model_of(served.hf_config, served.architecture)
+        steered = {layer.name: layer for layer in moe_layers(model, shape, set(shape.layers), language)}
+    except EngineError as error:
+        obstacle = str(error)
     runner, gate = MOE_RUNNER.load(), GATE_LINEAR.load()
     gates = {name.rpartition(".")[0]: module for name, module in model.named_modules() if isinstance(module, gate)}
     rows: dict[str, dict[str, Any]] = {}
@@ -47,13 +62,14 @@ def kernels(checkpoint: str) -> list[dict[str, Any]]:
         method = module.routed_experts.quant_method
         experts = getattr(method, "experts_cls", None)
         row = {
-            "gate": tiers(gates.get(name.rpartition(".")[0])),
-            "router": type(module.router).__name__,
+            "gate": tiers(gates.get(name.rpartition(".")[0]) or gates.get(name)),
+            "router": str(steered[name].kind) if name in steered else type(module.router).__name__,
+            "steered": steered[name].how if name in steered else "not steered",
             "experts": type(method).__name__ if experts is None else experts.__name__,
             "selects_inside": is_monolithic(module),
         }
         rows.setdefault(json.dumps(row), row | {"layers": []})["layers"].append(module.layer_id)
-    return list(rows.values())
+    return {"rows": list(rows.values()), "obstacle": obstacle}
 
 
 def tiers(gate: Any) -> list[str]:

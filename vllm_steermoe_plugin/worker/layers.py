@@ -38,18 +38,25 @@ class MoELayer:
     gate: SteeredGateLinear | None
 
     @property
+    def router(self) -> Any:
+        """vLLM's."""
+        return self.runner.router
+
+    @property
     def sequence_rank(self) -> int:
         """Which share of a step's tokens this process routes here: 0, but for sequence-parallel layers."""
         return TP_RANK.load()() if self.runner.moe_config.is_sequence_parallel else 0
 
+    @property
+    def how(self) -> str:
+        """How it is steered, in words."""
+        if self.gate is not None:
+            return "the logits are rewritten at the gate"
+        return "the selection is corrected, where an activated expert weighs as the model's strongest choice"
+
     def __str__(self) -> str:
         """What its router does, and how it is steered."""
-        how = (
-            "the selection is corrected, where an activated expert weighs as the model's strongest choice"
-            if self.gate is None
-            else "the logits are rewritten at the gate"
-        )
-        return f"{self.kind}; {how}"
+        return f"{self.kind}; {self.how}"
 
 
 def moe_layers(model: Any, shape: MoEShape, expected: set[int], language: Architecture) -> list[MoELayer]:

@@ -37,7 +37,7 @@ def check_loaded(model: Any, state: SteeringState, layers: Sequence[MoELayer]) -
                 f"{layer.name} gathers the tokens of all ranks before it selects. Choose a modular kernel with "
                 f"--moe-backend, or switch steering off with {SWITCH_OFF}"
             )
-        selection = layer.runner.router._compute_routing
+        selection = layer.router._compute_routing
         assert isinstance(selection, SteeredSelection)
         check_selection(selection, state, layer.index)
     if state.rules.device.type == "cuda":
@@ -55,7 +55,7 @@ def _warm_up(state: SteeringState, layers: Sequence[MoELayer]) -> None:
     kinds: dict[RouterKind, torch.Tensor | None] = {}
     for layer in layers:
         if layer.gate is None:
-            kinds.setdefault(layer.kind, layer.runner.router._compute_routing.bias)
+            kinds.setdefault(layer.kind, layer.router._compute_routing.bias)
     for kind, bias in kinds.items():
         warm_up_selection(state.rules, state.token_slots, state.shape.top_k, kind, bias)
     warm_up_counting(state.counters, state.token_groups, state.shape.top_k)

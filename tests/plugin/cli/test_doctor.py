@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from expert_registry.errors import ConfigurationError, UnsupportedModelError
 from tests.support import runners, tiny
+from tests.support.dummies import write_config
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.cli.doctor import examine_kernels, runner
 from vllm_steermoe_plugin.compat import versions
@@ -35,29 +36,45 @@ def test_without_a_model_it_lists_what_can_be_steered_and_what_cannot() -> None:
     assert code == 0 and found["problems"] == []
     assert found["architectures"].keys() == ARCHITECTURES.keys() and found["refused"] == REFUSED
     assert found["architectures"]["Qwen3VLMoeForConditionalGeneration"]["language_model"] == "Qwen3MoeForCausalLM"
-    assert "noaux_tc" in found["architectures"]["DeepseekV2ForCausalLM"]["condition"]
+    assert "mova_num_experts" in found["architectures"]["K2HorizonForCausalLM"]["condition"]
     assert found["versions"]["vllm"].startswith("0.")
+    assert found["routers"]["softmax"] == "gate" and found["routers"]["sigmoid + bias"] == "selection"
 
 
 def test_people_read_names_and_reasons() -> None:
     text = RUN.invoke(app, ["doctor"]).stdout
-    for line in ("OlmoeForCausalLM*", "JambaForCausalLM\n", "its router is not a GateLinear:\n    Aria", "runner  "):
+    for line in (
+        "OlmoeForCausalLM*",
+        "JambaForCausalLM\n",
+        "several of its layers share one router:\n    InternS2Mobius",
+        "runner  ",
+    ):
         assert line in text, line
     assert all(name in text for name in (*ARCHITECTURES, *REFUSED))
-    about_one = RUN.invoke(app, ["doctor", lab_checkpoint.NAME]).stdout
-    assert "layers_bound     4" in about_one and "Llama4" not in about_one
+    about_one = RUN.invoke(app, ["doctor", lab_checkpoint.NAME, "--no-kernels"]).stdout
+    assert "layers_bound     4" in about_one and "Aria" not in about_one
 
 
 @pytest.mark.engine
 def test_it_says_which_kernels_vllm_would_choose_here() -> None:
-    code, found = report(lab_checkpoint.NAME, "--kernels")
+    code, found = report(lab_checkpoint.NAME)
     assert code == 0, found["problems"]
     (row,) = found["kernels"]
     assert row["layers"] == [0, 1, 2, 3] and not row["selects_inside"]
-    # On a CPU there is one way, and vLLM has one router for all.
-    assert (row["gate"], row["router"]) == (["linear"], "CPURouter") and "CPU" in row["experts"]
-    text = RUN.invoke(app, ["doctor", lab_checkpoint.NAME, "--kernels"]).stdout
-    assert "layers 0, 1, 2, 3: gate by linear; CPURouter; " in " ".join(text.split())
+    assert (row["gate"], row["router"]) == (["linear"], "softmax, renormalized") and "CPU" in row["experts"]
+    text = " ".join(RUN.invoke(app, ["doctor", lab_checkpoint.NAME]).stdout.split())
+    assert "router layers 0, 1, 2, 3: softmax, renormalized; the logits are rewritten at the gate" in text
+    assert "kernels gate by linear; " in text
+
+
+@pytest.mark.engine
+def test_it_says_what_a_router_does_that_has_to_be_corrected_and_what_stands_in_the_way(tmp_path: Path) -> None:
+    code, found = report(str(write_config("Glm4MoeForCausalLM/groups", tmp_path / "glm")))
+    assert code == 0, found["problems"]
+    (row,) = found["kernels"]
+    assert row["router"] == "sigmoid + bias, 2 of 4 groups, renormalized" and "selection is corrected" in row["steered"]
+    code, found = report(str(write_config("Step3p5ForCausalLM", tmp_path / "step")))
+    assert code == 1 and "selects by a sigmoid only with use_grouped_topk" in found["problems"][0]
 
 
 def test_on_another_card_a_gate_has_other_ways() -> None:
@@ -123,7 +140,7 @@ def test_the_runner_elsewhere(
 
 
 def test_a_hybrid_is_told_from_its_config_alone(tmp_path: Path) -> None:
-    code, found = report(str(tiny.write_config("GraniteMoeHybridForCausalLM", tmp_path)))
+    code, found = report(str(write_config("GraniteMoeHybridForCausalLM", tmp_path)), "--no-kernels")
     assert code == 0 and found["problems"] == []
     assert found["runs_as"] == "GraniteMoeHybridForCausalLM"
     assert (found["layers_bound"], found["layers"]) == (3, [0, 1, 2]) and "8 experts, top-2" in found["shape"]
@@ -132,7 +149,7 @@ def test_a_hybrid_is_told_from_its_config_alone(tmp_path: Path) -> None:
 def test_a_config_that_cannot_be_steered_is_told_with_the_reason(tmp_path: Path) -> None:
     config = json.loads((lab_checkpoint.MODEL_DIR / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"mlp_only_layers": [0, 1, 2, 3]}))
-    code, found = report(str(tmp_path))
+    code, found = report(str(tmp_path), "--no-kernels")
     assert code == 1 and found["runs_as"] == "Qwen3MoeForCausalLM" and "layers_bound" not in found
     reason = "this Qwen3MoeForCausalLM cannot be steered: none of its layers has routed experts"
     assert found["problems"] == [f"[STEERMOE-E302] {reason}"]
@@ -142,11 +159,11 @@ def test_a_model_of_the_transformers_backend_is_refused_with_the_way_out(tmp_pat
     config = tiny.CONFIGS["PhiMoEForCausalLM"]()
     config.architectures = ["PhimoeForCausalLM"]
     config.save_pretrained(tmp_path)
-    code, found = report(str(tmp_path))
+    code, found = report(str(tmp_path), "--no-kernels")
     assert code == 1 and found["runs_as"] == "TransformersMoEForCausalLM"
-    assert "Transformers backend" in found["problems"][0] and "--hf-overrides" in found["problems"][0]
+    assert "transformers' own code routes" in found["problems"][0] and "--hf-overrides" in found["problems"][0]
 
 
 def test_a_model_that_is_not_here_is_named(tmp_path: Path) -> None:
-    code, found = report(str(tmp_path / "nothing"))
+    code, found = report(str(tmp_path / "nothing"), "--no-kernels")
     assert code == 1 and str(tmp_path / "nothing") in found["problems"][0] and "versions" in found

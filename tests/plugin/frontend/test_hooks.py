@@ -144,7 +144,6 @@ def test_an_engine_whose_workers_lack_the_extension_does_not_start(monkeypatch: 
 
     monkeypatch.setattr(attached, "_shape", lambda config: SHAPE)
     monkeypatch.setattr(attached, "refuse_unsupported", lambda *_: None)
-    monkeypatch.setattr(attached, "language_model_of", lambda *_: None)
 
     def start(extension: str) -> None:
         model = SimpleNamespace(served_model_name=None, model="org/model", hf_config=None)

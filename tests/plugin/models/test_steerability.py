@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from vllm.config import KVTransferConfig
 
 from expert_registry.errors import UnsupportedFeatureError, UnsupportedModelError
@@ -42,21 +41,9 @@ def test_an_engine_that_does_not_run_a_steerable_language_model_says_why() -> No
         ({"kv": "ExampleConnector"}, "ExampleConnector, as it is configured, may bring in"),
         ({"kv": "NixlConnector"}, "NixlConnector, as"),
         ({"kv": "MultiConnector"}, "MultiConnector, as"),
-        ({"architectures": ["Llama4ForConditionalGeneration"]}, "sigmoid"),
+        ({"architectures": ["InklingForCausalLM"]}, "one normalisation"),
     ]
     assert not_refused(lambda engine: served_shape(engine_config(**engine)), rows, UNSUPPORTED) == []
-
-
-def test_logits_that_are_rounded_behind_the_gate_are_left_to_vllm() -> None:
-    for dtype, steerable in [(torch.float32, True), (torch.bfloat16, False)]:
-        bailing = {"architectures": ["BailingMoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2}
-        engine = engine_config(**bailing, num_hidden_layers=2, first_k_dense_replace=0, router_dtype="fp32")
-        engine.model_config.dtype = dtype
-        if steerable:
-            assert served_shape(engine).num_experts == 8
-        else:
-            with pytest.raises(UNSUPPORTED, match=r"in torch.bfloat16.*with dtype='float32' it can"):
-                served_shape(engine)
 
 
 def test_a_kv_connector_that_keeps_steerings_apart_is_no_obstacle() -> None:
