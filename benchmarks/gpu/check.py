@@ -82,12 +82,16 @@ def _interpret() -> int:
 
     use_interpreter()
     from benchmarks.gpu.correctness import check_count, check_rewrite, few_cases, few_counts
+    from benchmarks.gpu.selections import check_reselect
+    from benchmarks.gpu.selections import few_cases as few_selections
     from vllm_steermoe_plugin.device.kernels.counting import count
+    from vllm_steermoe_plugin.device.kernels.reselecting import reselect
     from vllm_steermoe_plugin.device.kernels.rewriting import rewrite
 
     cpu = torch.device("cpu")
     outcomes = [check_rewrite(rewrite, cpu, case) for case in few_cases()]
     outcomes += [check_count(count, cpu, *case) for case in few_counts()]
+    outcomes += [check_reselect(reselect, cpu, case) for case in few_selections()]
     report_failures(outcomes)
     say("correctness in Triton's interpreter on a CPU; not measured: no GPU was used")
     return PASSED if all(outcome.passed for outcome in outcomes) else FAILED

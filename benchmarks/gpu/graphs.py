@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 from benchmarks.gpu.correctness import DTYPES
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.reference import expected_counts, fault
-from vllm_steermoe_plugin.device.ops import count_, rewrite_
+from benchmarks.gpu.selection_reference import fault as selection_fault
+from benchmarks.gpu.selection_reference import unsteered
+from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
+from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.device.step_buffers import StepBuffers, Table
 
 LAYERS, EXPERTS, TOP_K, TOKENS, SLOTS, GROUPS = 6, 128, 8, 64, 9, 3
+ROUTER = RouterKind("sigmoid", True, 4, 2, True, 2.5)
 STEPS = 40
 COMPILER = "inductor"
 """Of `torch.compile`, its default and vLLM's."""
@@ -34,7 +38,7 @@ class Step:
 
 
 class Captured:
-    """The two operators in all layers, captured once over fixed buffers."""
+    """The three operators in all layers, captured once over fixed buffers."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         generator = torch.Generator(device).manual_seed(1)
@@ -42,6 +46,10 @@ class Captured:
         self.source = torch.randn(shape, generator=generator, device=device).mul_(5).to(dtype)
         self.work = torch.empty_like(self.source)
         self.ids = torch.rand(shape, generator=generator, device=device).argsort(-1)[..., :TOP_K].int()
+        self.bias = torch.randn(EXPERTS, generator=generator, device=device)
+        chosen = [unsteered(self.source[row], self.bias, ROUTER, TOP_K).ids.int() for row in range(LAYERS)]
+        self.chosen = torch.rand((LAYERS, TOKENS, TOP_K), generator=generator, device=device), torch.stack(chosen)
+        self.selected = tuple(torch.empty_like(of) for of in self.chosen)
         self.buffers = StepBuffers(SLOTS, LAYERS, EXPERTS, TOKENS, counting=True, device=device)
         self.counters = torch.zeros((LAYERS, GROUPS + 1, EXPERTS), dtype=torch.int64, device=device)
         self.active = torch.ones(LAYERS, dtype=torch.bool, device=device)
@@ -51,8 +59,14 @@ class Captured:
 
     def _run(self) -> None:
         self.work.copy_(self.source)
+        for selected, chosen in zip(self.selected, self.chosen, strict=True):
+            selected.copy_(chosen)
+        kind = ROUTER
+        rest = (kind.score, kind.groups, kind.kept, kind.renormalize, kind.scale)
         for row in range(LAYERS):
-            rewrite_(self.work[row], self.buffers.rules, self.buffers.token_slots, self.active, row)
+            mine = (self.buffers.rules, self.buffers.token_slots, self.active, row)
+            rewrite_(self.work[row], *mine)
+            reselect_(*(of[row] for of in self.selected), self.source[row], self.bias, *mine, *rest)
             count_(self.ids[row], self.counters, self.buffers.token_groups, row)
 
     def step(self, step: Step) -> torch.Tensor:
@@ -68,6 +82,15 @@ class Captured:
         """What is wrong with `after [L, T, E]`; None if nothing."""
         rules = rules.to(after.device)
         faults = (fault(self.source[row], after[row], rules[row]) for row in range(LAYERS))
+        return next((found for found in faults if found is not None), None)
+
+    def selection_fault(self, rules: torch.Tensor) -> str | None:
+        """What is wrong with the selections of the last step; None if nothing."""
+        rows = ([(of[0][row], of[1][row]) for of in (self.chosen, self.selected)] for row in range(LAYERS))
+        faults = (
+            selection_fault(before, after, self.source[row], self.bias, rules[row], ROUTER)
+            for row, (before, after) in enumerate(rows)
+        )
         return next((found for found in faults if found is not None), None)
 
 
@@ -110,7 +133,7 @@ def check_replay(device: torch.device, dtype: torch.dtype) -> Outcome:
     wrong = None
     for index, step in enumerate(random_steps(STEPS, seed=2)):
         rules = captured.step(step)
-        wrong = wrong or captured.fault(captured.work, rules)
+        wrong = wrong or captured.fault(captured.work, rules) or captured.selection_fault(rules)
         if wrong is None and not step.slots.any() and not torch.equal(captured.work, captured.source):
             wrong = f"step {index} is not steered, and its logits were changed"
         groups = torch.from_numpy(step.groups)

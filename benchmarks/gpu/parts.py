@@ -59,6 +59,9 @@ def run_checks(checks: Iterable[tuple[str, Callable[[], Record]]]) -> Iterator[R
 
 def _correctness(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
     from benchmarks.gpu.correctness import all_cases, all_counts, check_count, check_rewrite
+    from benchmarks.gpu.selections import all_cases as all_selections
+    from benchmarks.gpu.selections import check_reselect
+    from vllm_steermoe_plugin.device.kernels.reselecting import reselect
     from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
     def rewrite(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int, log_softmax: bool) -> None:
@@ -69,6 +72,8 @@ def _correctness(device: torch.device, share: tuple[int, int]) -> Iterator[Recor
             yield str(case), partial(check_rewrite, rewrite, device, case)
         for counted in all_counts():
             yield f"count {counted}", partial(check_count, count_, device, *counted)
+        for selection in all_selections():
+            yield str(selection), partial(check_reselect, reselect, device, selection)
 
     index, number = share
     # Neighbours need the same kernels, which each process compiles for itself.
@@ -107,6 +112,12 @@ def _time(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
         torch.cuda.empty_cache()
 
 
+def _selection(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
+    from benchmarks.gpu import timing
+
+    yield from run_checks(timing.selection_rows(device))
+
+
 def _tiles(device: torch.device, share: tuple[int, int]) -> Iterator[Record]:
     from benchmarks.gpu import other_tiles
 
@@ -119,6 +130,7 @@ PARTS = (
     Part("memory", 45, _memory),
     Part("host", 45, _host),
     Part("time", 200, _time),
+    Part("selection", 60, _selection),
     Part("compile", 120, _compile),
     Part("tiles", 120, _tiles),
 )

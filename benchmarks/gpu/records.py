@@ -8,11 +8,11 @@ from pathlib import Path
 
 from benchmarks.gpu.memory import Footprint
 from benchmarks.gpu.outcome import Outcome
-from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
+from benchmarks.gpu.rows import ColdTime, HostTime, Row, SelectionRow, TileTime
 
-Record = Outcome | Row | ColdTime | Footprint | HostTime | TileTime
+Record = Outcome | Row | SelectionRow | ColdTime | Footprint | HostTime | TileTime
 _KINDS: dict[str, type[Record]] = {
-    kind.__name__: kind for kind in (Outcome, Row, ColdTime, Footprint, HostTime, TileTime)
+    kind.__name__: kind for kind in (Outcome, Row, SelectionRow, ColdTime, Footprint, HostTime, TileTime)
 }
 
 

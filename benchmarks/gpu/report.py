@@ -13,7 +13,7 @@ from benchmarks.gpu.memory import Footprint
 from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.records import Record
-from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
+from benchmarks.gpu.rows import ColdTime, HostTime, Row, SelectionRow, TileTime
 
 _LAYERS = {model.name: model.layers for model in MODELS}
 _SHOWN = 30
@@ -31,6 +31,7 @@ class Report:
     machine: Mapping[str, str]
     outcomes: Sequence[Outcome]
     rows: Sequence[Row]
+    selections: Sequence[SelectionRow]
     cold: Sequence[ColdTime]
     footprints: Sequence[Footprint]
     host: Sequence[HostTime]
@@ -60,6 +61,7 @@ class Report:
             "machine": dict(self.machine),
             "checks": [asdict(outcome) for outcome in self.outcomes],
             "microseconds_per_layer": [asdict(row) for row in self.rows],
+            "microseconds_per_layer_of_a_correction": [asdict(row) for row in self.selections],
             "microseconds_over_an_empty_kernel_from_memory": [asdict(each) for each in self.cold],
             "bytes": [asdict(footprint) for footprint in self.footprints],
             "host_microseconds": [asdict(each) for each in self.host],
@@ -100,6 +102,18 @@ class Report:
                     [(row.model, row.tokens, row.dtype, f"{layers * row.idle:.0f}", f"{layers * row.steered:.0f}")
                      for row in self.rows if (layers := _LAYERS.get(row.model))],
                 ),
+                "Microseconds per layer to correct a selection, in the same way (beside it the rewrite of the same "
+                "logits; not judged):",
+                _table(
+                    ("model", "T", "dtype", "empty kernel", "idle", "steered elsewhere", "steered", "rewrite, steered",
+                     "spread", "clock"),
+                    [
+                        (row.model, row.tokens, row.dtype,
+                         *(f"{x:.2f}" for x in (row.empty, row.idle, row.elsewhere, row.steered, row.gate, row.spread)),
+                         row.clock)
+                        for row in self.selections
+                    ],
+                ),
                 "Microseconds per layer over an empty kernel where slots, rules and logits come from memory (bfloat16; "
                 "not judged):",
                 _table(
@@ -135,6 +149,7 @@ def make_report(machine: Mapping[str, str], records: Sequence[Record], missing: 
         machine,
         [each for each in records if isinstance(each, Outcome)],
         [each for each in records if isinstance(each, Row)],
+        [each for each in records if isinstance(each, SelectionRow)],
         [each for each in records if isinstance(each, ColdTime)],
         [each for each in records if isinstance(each, Footprint)],
         [each for each in records if isinstance(each, HostTime)],

@@ -43,6 +43,32 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class SelectionRow:
+    """Microseconds per layer of the correction of a selection, in a CUDA graph of many launches.
+
+    Attributes:
+        empty: a kernel that does nothing.
+        gate: the rewrite of the same logits, every token steered.
+        idle: no token is steered.
+        elsewhere: every token is steered, but not in this layer.
+        steered: every token has rules in this layer.
+        spread: range of the middle half of the replays, of the column where it is largest.
+        clock: of the multiprocessors just after.
+    """
+
+    model: str
+    tokens: int
+    dtype: str
+    empty: float
+    gate: float
+    idle: float
+    elsewhere: float
+    steered: float
+    spread: float
+    clock: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
 class ColdTime:
     """Microseconds per layer over an empty kernel where slots and rules come from memory.
 

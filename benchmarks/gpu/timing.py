@@ -14,10 +14,10 @@ import torch
 from benchmarks.gpu import floors
 from benchmarks.gpu.graphs import capture
 from benchmarks.gpu.machine import clock_rate
-from benchmarks.gpu.models import MODELS, Model
+from benchmarks.gpu.models import CORRECTED, MODELS, Model
 from benchmarks.gpu.records import Record
-from benchmarks.gpu.rows import STEPS, ColdTime, Row
-from vllm_steermoe_plugin.device.ops import count_, rewrite_
+from benchmarks.gpu.rows import STEPS, ColdTime, Row, SelectionRow
+from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
 
 DTYPES = (torch.bfloat16, torch.float32)
 LAUNCHES = 192
@@ -31,6 +31,9 @@ _FAR_MORE_THAN_CACHE = 256 << 20
 memory; a small step's are in the cache, as they are when a router has just written them."""
 _LARGE = 4096
 COLD_STEPS = (1, 64)
+SELECTION_STEPS = (1, 64, 512, 8192)
+SELECTIONS = ((*CORRECTED, MODELS[-1]), torch.float32)
+"""Whose correction is timed, and its logits' dtype: that of gates with a bias."""
 _MORE_THAN_CACHE = 128 << 20
 """Bytes that a copy before each launch reads and writes."""
 _BIG_COPY = 1 << 30
@@ -110,6 +113,14 @@ def all_rows(device: torch.device) -> Iterator[tuple[str, Callable[[], Record]]]
         yield f"time, {model.name}, T={tokens}, cold", partial(_measure_cold, device, model, tokens)
 
 
+def selection_rows(device: torch.device) -> Iterator[tuple[str, Callable[[], Record]]]:
+    """The correction for models whose selection is corrected, and for one whose gate is steered instead; by name."""
+    measure_bandwidth(device)
+    models, dtype = SELECTIONS
+    for tokens, model in itertools.product(SELECTION_STEPS, models):
+        yield f"correction, {model.name}, T={tokens}", partial(_measure_selection, device, model, tokens, dtype)
+
+
 def make_logits(
     device: torch.device, tokens: int, experts: int, dtype: torch.dtype, layers: int, generator: torch.Generator
 ) -> list[torch.Tensor]:
@@ -169,6 +180,42 @@ def _measure_one(device: torch.device, model: Model, tokens: int, dtype: torch.d
         dtype=str(dtype).removeprefix("torch."),
         num_bytes=num_bytes,
         at_bandwidth=num_bytes / bandwidth,
+        spread=max(timing.spread for timing in times.values()),
+        clock=clock_rate(),
+        **{name: timing.median for name, timing in times.items()},
+    )
+
+
+def _measure_selection(device: torch.device, model: Model, tokens: int, dtype: torch.dtype) -> SelectionRow:
+    inputs = _Inputs(device, model, tokens, dtype)
+    layers, experts, top_k, kind = model.layers, model.experts, model.top_k, model.router
+    order = torch.rand((_PROFILES, layers, experts), generator=inputs.generator, device=device).argsort(-1)
+    rules = torch.zeros_like(inputs.rules)
+    rules[1:] = (order < top_k // 2).to(torch.int8) - (order >= experts - top_k).to(torch.int8)
+    bias = torch.randn(experts, generator=inputs.generator, device=device) if kind.bias else None
+    ids = torch.rand((tokens, experts), generator=inputs.generator, device=device).argsort(-1)[:, :top_k].int()
+    weights = torch.rand((tokens, top_k), generator=inputs.generator, device=device)
+    active = torch.ones(layers, dtype=torch.bool, device=device)
+    rest = (kind.score, kind.groups, kind.kept, kind.renormalize, kind.scale)
+
+    def reselect(rules: torch.Tensor, slots: torch.Tensor) -> Callable[[int], None]:
+        logits = inputs.logits
+        return lambda i: reselect_(weights, ids, logits[i % len(logits)], bias, rules, slots, active, i % layers, *rest)
+
+    times = times_of(
+        {
+            "empty": lambda _: floors.empty(inputs.nothing),
+            "idle": reselect(rules, inputs.nobody),
+            "elsewhere": reselect(torch.zeros_like(rules), inputs.steered),
+            "steered": reselect(rules, inputs.steered),
+            # Last, since it changes the logits.
+            "gate": inputs.rewrite(rules, inputs.steered),
+        }
+    )
+    return SelectionRow(
+        model=model.name,
+        tokens=tokens,
+        dtype=str(dtype).removeprefix("torch."),
         spread=max(timing.spread for timing in times.values()),
         clock=clock_rate(),
         **{name: timing.median for name, timing in times.items()},

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.cost.growth import measure_growth
 from benchmarks.cost.ratios import ratio
+from benchmarks.cost.seams import ROUTERS, measure
 
 
 def test_a_ratio_is_of_throughput_and_by_rounds() -> None:
@@ -24,3 +25,11 @@ def test_growth_is_measured_and_drawn(tmp_path: Path) -> None:
     found = measure_growth(tmp_path / "growth.png", quick=True)
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
     assert all(value > 0 for curves in found.values() for points in curves.values() for value in points.values())
+
+
+def test_both_seams_are_measured() -> None:
+    rows = measure(1, (1, 3))
+    assert [(name, tokens) for name, tokens, _ in rows] == [(name, tokens) for name in ROUTERS for tokens in (1, 3)]
+    for _, _, times in rows:
+        assert list(times) == [f"{seam}, {who}" for who in ("all", "one", "none") for seam in ("gate", "selection")]
+        assert all(value > 0 for value in times.values())

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,13 +28,19 @@ from benchmarks.gpu.parts import run_checks
 from benchmarks.gpu.records import Record, read
 from benchmarks.gpu.reference import expected, fault
 from benchmarks.gpu.report import Report, make_report, write_report
-from benchmarks.gpu.rows import ColdTime, HostTime, Row, TileTime
+from benchmarks.gpu.rows import ColdTime, HostTime, Row, SelectionRow, TileTime
+from benchmarks.gpu.selection_reference import fault as selection_fault
+from benchmarks.gpu.selections import all_cases as all_selections
+from benchmarks.gpu.selections import check_reselect
+from tests.support import selections
 from tests.support.folders import ROOT
-from tests.support.oracle import rewrite_row
+from tests.support.oracle import Router, rewrite_row
 from tests.support.routed import routed
 from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
-from vllm_steermoe_plugin.device.ops import count_, rewrite_
+from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
+from vllm_steermoe_plugin.device.reselect import reselect
 from vllm_steermoe_plugin.device.rewrite import apply_rules
+from vllm_steermoe_plugin.device.router_kind import RouterKind
 
 CPU = torch.device("cpu")
 
@@ -61,6 +68,109 @@ def test_its_reference_is_the_slow_oracle(case: tuple[torch.Tensor, torch.Tensor
         wanted = rewrite_row(row, {e: r for e, r in enumerate(rule) if r}, logits.dtype, log_softmax=log_softmax)
         unit = torch.finfo(logits.dtype).eps
         assert all(math.isclose(a, b, rel_tol=2 * unit, abs_tol=1e-12) for a, b in zip(found, wanted, strict=True))
+
+
+def of_the_loop(case: selections.Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and ids `[T, K]`, corrected by the loop in float64 where a rule is about what was selected."""
+    weights, ids = case.weights.float(), case.ids.clone()
+    for t, (row, rule) in enumerate(zip(case.logits.double().tolist(), case.rules.tolist(), strict=True)):
+        rules = {e: r for e, r in enumerate(rule) if r}
+        if any(r > 0 or e in case.ids[t].tolist() for e, r in rules.items()):
+            steered = case.router.steer(row, rules, own=2 in rules.values())
+            ids[t], weights[t] = torch.tensor(list(steered)), torch.tensor(list(steered.values()))
+    return weights, ids
+
+
+@given(selections.cases())
+@settings(max_examples=200, deadline=None)
+def test_its_reference_of_a_selection_takes_what_the_loop_says_and_nothing_else(case: selections.Case) -> None:
+    before, after = (case.weights.float(), case.ids), of_the_loop(case)
+    given = (case.logits, case.bias, case.rules, case.kind)
+    assert selection_fault(before, after, *given) is None
+    for t, ids in enumerate(after[1].tolist()):
+        others = sorted(set(range(case.logits.shape[1])) - set(ids))
+        if not selections.is_close(case.router, case.logits[t].double().tolist()) and others:
+            other = after[1].clone()
+            other[t, -1] = others[0]
+            assert selection_fault(before, (after[0], other), *given) is not None
+
+
+def plain_reselect(
+    weights: torch.Tensor,
+    ids: torch.Tensor,
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    rules: torch.Tensor,
+    slots: torch.Tensor,
+    row: int,
+    kind: RouterKind,
+) -> None:
+    """The plain PyTorch path, as a CPU runs it."""
+    active = torch.ones(rules.shape[1], dtype=torch.bool)
+    rest = (kind.score, kind.groups, kind.kept, kind.renormalize, kind.scale)
+    reselect_(weights, ids, logits, bias, rules, slots, active, row, *rest)
+
+
+def test_the_plain_path_corrects_every_case() -> None:
+    cases = [case for case in all_selections() if case.tokens < 100]
+    assert {case.model.experts for case in cases} >= {8, 60, 160, 256, 384, 512} and len(cases) > 100
+    assert [found for case in cases if not (found := check_reselect(plain_reselect, CPU, case)).passed] == []
+
+
+def weaken(weights: torch.Tensor, ids: torch.Tensor) -> None:
+    weights[0] *= 0.999
+
+
+def turn(weights: torch.Tensor, ids: torch.Tensor) -> None:
+    weights[0], ids[0] = weights[0].flip(0), ids[0].flip(0)
+
+
+def repeat(weights: torch.Tensor, ids: torch.Tensor) -> None:
+    ids[0, 1] = ids[0, 0]
+
+
+def disobey(weights: torch.Tensor, ids: torch.Tensor) -> None:
+    ids[0, -1] = 8
+
+
+def touch(weights: torch.Tensor, ids: torch.Tensor) -> None:
+    weights[1] *= 0.999
+
+
+def mend(weights: torch.Tensor, ids: torch.Tensor) -> None:
+    weights[2] = 0.25
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (weaken, "4 weights differ"),
+        (turn, "does not hold"),
+        (repeat, "selected twice"),
+        (disobey, "does not hold"),
+        (touch, "needs no change"),
+        (mend, "broken row"),
+    ],
+)
+def test_a_wrong_selection_is_found(spoil: Callable[[torch.Tensor, torch.Tensor], None], says: str) -> None:
+    router = Router(top_k=4, bias=tuple([0.0] * 16), groups=4, kept=2)
+    case = selections.drawn(router, tokens=3, seed=1, rules={3: 1, 8: -1})
+    case.rules[1] = 0
+    case.logits[2, 5] = torch.nan
+    before, given = (case.weights.float(), case.ids), (case.logits, case.bias, case.rules, case.kind)
+    after = reselect(*before, *given)
+    assert selection_fault(before, after, *given) is None
+    spoil(*after)
+    assert says in str(selection_fault(before, after, *given))
+
+
+def test_a_correction_that_writes_beside_the_selection_is_found() -> None:
+    def wide(weights: torch.Tensor, ids: torch.Tensor, *rest: Any) -> None:
+        plain_reselect(weights, ids, *rest)
+        weights.as_strided((1,), (1,), weights.shape[1])[0] = 0.0
+
+    (case, *_) = [case for case in all_selections() if case.beside]
+    assert check_reselect(wide, CPU, case).fault == "memory beside the K was written"
 
 
 def small_cases() -> Iterator[Case]:
@@ -159,8 +269,11 @@ def test_replays_follow_slots_rules_and_groups_and_what_shows_nothing_is_a_fault
     assert [graphs.check_replay(CPU, dtype).fault for dtype in DTYPES] == [None] * len(DTYPES)
     assert "no copy was in flight" in str(graphs.check_in_flight(CPU).fault)
     write = graphs.StepBuffers.write
-    monkeypatch.setattr(graphs.StepBuffers, "write", lambda self, slots, groups, tables: write(self, slots, groups, []))
-    assert graphs.check_replay(CPU, torch.float32).fault is not None, "rules that do not arrive"
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs.StepBuffers, "write", lambda self, slots, groups, tables: write(self, slots, groups, []))
+        assert graphs.check_replay(CPU, torch.float32).fault is not None, "rules that do not arrive"
+    monkeypatch.setattr(graphs, "reselect_", lambda *_: None)
+    assert graphs.check_replay(CPU, torch.float32).fault is not None, "selections that are not corrected"
 
 
 def row(tokens: int = 1, **changed: float) -> Row:
@@ -194,6 +307,7 @@ def report(*, fault: str | None = None, missing: Sequence[str] = (), **changed: 
         tile,
     ]
     records += [replace(tile, rows=8, warps=2, chosen=False, steered=1.5), HostTime("other slots", 64, 20.0)]
+    records += [SelectionRow("M", 8, "float32", 1.0, 1.5, 1.25, 2.25, 9.75, 0.0, "1 MHz")]
     records += [ColdTime("M", 64, 2.25, 3.25), replace(row(1), model="OLMoE-1B-7B")]
     return make_report(MACHINE, records, missing)
 
@@ -207,6 +321,7 @@ def test_a_report_passes_only_if_all_was_checked_right_and_fast_enough(tmp_path:
     assert "0 of 1 checks passed; 4 of 5 goals met" in text and "NOT RUN: tiles." in text
     assert "| 8 | 64 | bfloat16 | 16 x 1 | 2.00 | 1.00 | 8 x 2 | 1.50 | 1.00 |" in text
     assert "| other slots | 64 | 20 |" in text and "| M | 64 | 2.25 | 3.25 |" in text
+    assert "| M | 8 | float32 | 1.00 | 1.25 | 2.25 | 9.75 | 1.50 | 0.00 | 1 MHz |" in text
     assert "| OLMoE-1B-7B | 1 | bfloat16 | 56 | 72 |" in text
     document = json.loads((tmp_path / "new" / "nvidia-test-9-2026-01-02.json").read_text())
     assert document["passed"] is False and document["microseconds_per_layer"][0]["idle"] == 99.0
@@ -279,6 +394,6 @@ def test_the_script_for_a_real_engine_runs_on_a_cpu_and_says_that_this_is_no_mea
 def test_it_needs_neither_vllm_nor_what_the_registry_needs() -> None:
     """A machine that is lent may have torch and Triton only."""
     block = "".join(f"sys.modules[{name!r}] = None; " for name in ("vllm", "pydantic", "safetensors", "rich", "typer"))
-    script = f"import sys; {block}import benchmarks.gpu.check, benchmarks.gpu.graphs, benchmarks.gpu.memory"
+    script = f"import sys; {block}from benchmarks.gpu import check, graphs, memory, selections"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

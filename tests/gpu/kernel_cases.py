@@ -23,11 +23,18 @@ from hypothesis import strategies as st
 
 from benchmarks.gpu.check import FAILED, main, measure
 from benchmarks.gpu.reference import fault
+from benchmarks.gpu.selections import check_reselect, few_cases
+from tests.support import selections
+from tests.support.oracle import Router
+from tests.support.rounded import OUTERMOST, is_strict_in_bfloat16
 from vllm_steermoe_plugin.device.kernels.counting import count
+from vllm_steermoe_plugin.device.kernels.reselecting import reselect
 from vllm_steermoe_plugin.device.kernels.rewriting import launch, rewrite
-from vllm_steermoe_plugin.device.kernels.tiles import Tile
-from vllm_steermoe_plugin.device.kernels.warm_up import warm_up
+from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, Tile
+from vllm_steermoe_plugin.device.kernels.warm_up import warm_up_counting, warm_up_gate, warm_up_selection
+from vllm_steermoe_plugin.device.reselect import reselect as plain_reselect
 from vllm_steermoe_plugin.device.rewrite import apply_rules
+from vllm_steermoe_plugin.device.router_kind import RouterKind
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -48,7 +55,7 @@ def test_the_kernels_equal_float64_and_the_check_says_that_it_measured_nothing(
     """Models' shapes, dtypes, strides, ties, -inf and NaN are in `benchmarks/gpu/correctness.py`."""
     status, text = main(["--interpret"]), capsys.readouterr().out
     assert status == 0, text
-    assert "59 of 59 checks passed" in text and "not measured: no GPU was used" in text
+    assert "75 of 75 checks passed" in text and "not measured: no GPU was used" in text
 
 
 PACKAGES = (
@@ -88,17 +95,17 @@ def test_the_whole_check_with_stand_ins_for_what_only_a_gpu_has(
     document = json.loads(path.read_text())
     # Copies are never in flight on a CPU, and that check must then not pass.
     assert [check["name"][:8] for check in document["checks"] if check["fault"]] == ["8 steps "]
-    assert len(document["checks"]) == 3 + 6 + 1 and document["missing"] == []
+    assert len(document["checks"]) == 4 + 6 + 1 and document["missing"] == []
     assert len(document["microseconds_per_layer"]) == 2 and len(document["goals"]) == 4
-    cold = "microseconds_over_an_empty_kernel_from_memory"
-    assert len(document[cold]) == 1
+    cold, corrected = "microseconds_over_an_empty_kernel_from_memory", "microseconds_per_layer_of_a_correction"
+    assert len(document[cold]) == len(document[corrected]) == 1
     assert len(document["bytes"]) == 6 and len(document["host_microseconds"]) == 12
     assert sum(tile["chosen"] for tile in document["tiles"]) == 2 < len(document["tiles"])
     assert document["machine"]["triton"] == triton.__version__ and document["machine"]["gpu"] == "none"
     text = capsys.readouterr().out
     assert "| Mixtral-8x7B | 8 | bfloat16 |" in text and "NOT RUN" not in text
     lines = next(tmp_path.glob("*.jsonl")).read_text().splitlines()
-    assert len(lines) == sum(len(document[of]) for of in ("checks", "microseconds_per_layer", cold, "bytes",
+    assert len(lines) == sum(len(document[of]) for of in ("checks", "microseconds_per_layer", corrected, cold, "bytes",
                                                           "host_microseconds", "tiles"))  # fmt: skip
 
 
@@ -136,6 +143,100 @@ def test_the_kernel_does_what_the_plain_path_does(
     torch.testing.assert_close(out.double(), plain.double(), rtol=2 * unit, atol=4e-6, equal_nan=True)
 
 
+@given(batches())
+@settings(max_examples=40, deadline=None)
+def test_what_rounds_the_logits_to_bfloat16_still_obeys(
+    case: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int],
+) -> None:
+    logits, rules, slots, row = case
+    mine = rules[:, row][slots.long()]
+    out = logits.clone()
+    rewrite(out, rules, slots, row, bfloat16=True)
+    wanted = apply_rules(logits, mine, bfloat16=True)
+    assert torch.equal(out.nan_to_num(7.0), wanted.nan_to_num(7.0))
+    if logits.dtype is not torch.float16:
+        assert is_strict_in_bfloat16(out, mine)
+
+
+@pytest.mark.parametrize("log_softmax", [False, True])
+def test_so_do_the_outermost_logits_beside_a_power_of_two(log_softmax: bool) -> None:
+    rules = torch.zeros(2, 1, OUTERMOST.shape[1], dtype=torch.int8)
+    rules[1, 0, 0], rules[1, 0, 1] = 1, -1
+    out = OUTERMOST[::9].clone()
+    rewrite(out, rules, torch.ones(len(out), dtype=torch.int32), 0, log_softmax, bfloat16=True)
+    assert is_strict_in_bfloat16(out, rules[1].expand(len(out), -1))
+
+
+def correct(case: selections.Case, id_dtype: torch.dtype = torch.int32) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernel makes of a case, in whose rules each token has a slot of its own; ids as int64."""
+    tokens = len(case.rules)
+    rules = torch.zeros(tokens + 1, 2, case.rules.shape[1], dtype=torch.int8)
+    rules[1:, 1] = case.rules
+    weights, ids = case.weights.float(), case.ids.to(id_dtype, copy=True)
+    reselect(weights, ids, case.logits, case.bias, rules, torch.arange(1, tokens + 1).int(), 1, case.kind)
+    return weights, ids.long()
+
+
+@given(selections.cases(), st.sampled_from([torch.int32, torch.int64, torch.uint32]))
+@settings(max_examples=60, deadline=None)
+def test_a_corrected_selection_is_what_the_loop_and_the_plain_path_say(
+    case: selections.Case, id_dtype: torch.dtype
+) -> None:
+    weights, ids = correct(case, id_dtype)
+    assert selections.fault(case, weights, ids) is None
+    plain = plain_reselect(case.weights.float(), case.ids, case.logits, case.bias, case.rules, case.kind)
+    clear = [t for t, row in enumerate(case.logits.double().tolist()) if not selections.is_close(case.router, row)]
+    assert torch.equal(ids[clear], plain[1][clear])
+    torch.testing.assert_close(weights[clear], plain[0][clear], rtol=4e-6, atol=1e-7)
+
+
+def test_models_shapes_dtypes_ties_and_what_lies_beside_the_selection() -> None:
+    """E from 8 to 512, not all powers of two; K activated and E - K deactivated; -inf, NaN; slot 0."""
+    outcomes = [check_reselect(reselect, torch.device("cpu"), case) for case in few_cases()]
+    assert [outcome for outcome in outcomes if not outcome.passed] == []
+
+
+GROUPED = Router(top_k=4, bias=tuple([0.0] * 16), groups=4, kept=2)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 100.0), (30.0, 1.0), (30.0, 100.0)])
+def test_saturated_scores_and_large_biases_keep_no_rule_from_holding(offset: float, scale: float) -> None:
+    for rules, wanted in (
+        ({0: 1, 5: 1, 9: 1, 15: 1, 2: -1}, [0, 5, 9, 15]),
+        (dict.fromkeys(range(12), -1), [12, 13, 14, 15]),
+    ):
+        case = selections.drawn(GROUPED, tokens=8, seed=1, offset=offset, logits_scale=scale, rules=rules)
+        assert correct(case)[1].sort(dim=1).values.tolist() == [wanted] * 8
+
+
+def test_equal_scores_go_by_index() -> None:
+    for value in (0.0, -0.0, 40.0, -200.0):
+        rules = torch.tensor([[[0] * 8], [[0, -1, 0, 0, 0, 0, 1, 0]]], dtype=torch.int8)
+        ids = torch.tensor([[0, 1, 2]])
+        reselect(torch.ones(1, 3), ids, torch.full((1, 8), value), None, rules, torch.ones(1).int(), 0,
+                 RouterKind("sigmoid"))  # fmt: skip
+        assert ids.tolist() == [[6, 0, 2]]
+
+
+def test_strides_do_not_matter() -> None:
+    case = selections.drawn(GROUPED, tokens=5, seed=7, rules={3: 1, 8: -1})
+    spread = torch.full((32, 5), 9.0)
+    spread[::2] = case.logits.T
+    apart = selections.replace(case, logits=spread[::2].T)
+    assert all(torch.equal(a, b) for a, b in zip(correct(apart), correct(case), strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_row_gets_no_sound_weights_unless_it_has_no_rule(bad: float) -> None:
+    case = selections.drawn(GROUPED, tokens=4, seed=5, rules={7: -1})
+    case.logits[1:3, 4] = bad
+    case.logits[3] = -torch.inf
+    case.rules[2] = 0
+    weights, ids = correct(case)
+    assert weights.isnan().tolist() == [[broken] * 4 for broken in (False, True, False, True)]
+    assert torch.equal(weights[2], case.weights[2].float()) and torch.equal(ids[1:], case.ids[1:])
+
+
 @pytest.mark.parametrize("tile", [Tile(1, 32, 1), Tile(4, 64, 2), Tile(16, 32, 4)])
 def test_how_the_work_is_cut_changes_nothing(tile: Tile) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -152,6 +253,8 @@ def test_how_the_work_is_cut_changes_nothing(tile: Tile) -> None:
 def test_a_step_without_tokens_is_left_alone() -> None:
     rewrite(torch.empty(0, 8), torch.ones(2, 1, 8, dtype=torch.int8), torch.ones(4, dtype=torch.int32), 0)
     count(torch.empty(0, 2, dtype=torch.int32), torch.zeros(1, 2, 8, dtype=torch.int64), torch.ones(4).int(), 0)
+    empty = torch.empty(0, 2), torch.empty(0, 2).int(), torch.empty(0, 8)
+    reselect(*empty, None, torch.ones(2, 1, 8, dtype=torch.int8), torch.ones(4).int(), 0, RouterKind("sigmoid"))
 
 
 def test_ids_outside_the_layer_are_written_nowhere() -> None:
@@ -166,6 +269,21 @@ def test_nothing_is_read_beyond_the_slots() -> None:
         rewrite(torch.zeros(4, 8), torch.zeros(2, 1, 8, dtype=torch.int8), marks, 0)
     with pytest.raises(ValueError, match="4 tokens, but groups for 3"):
         count(torch.zeros(4, 2, dtype=torch.int32), torch.zeros(1, 2, 8, dtype=torch.int64), marks, 0)
+    with pytest.raises(ValueError, match="4 tokens, but slots for 3"):
+        refused(torch.zeros(4, 2), torch.zeros(4, 8), marks)
+
+
+def refused(weights: torch.Tensor, logits: torch.Tensor, slots: torch.Tensor) -> None:
+    """A correction that cannot be made."""
+    rules = torch.zeros(2, 1, logits.shape[1], dtype=torch.int8)
+    reselect(weights, torch.zeros(len(logits), 2).int(), logits, None, rules, slots, 0, RouterKind("sigmoid"))
+
+
+def test_a_correction_refuses_what_it_could_not_read_or_write() -> None:
+    with pytest.raises(ValueError, match="must be contiguous"):
+        refused(torch.zeros(2, 4).T[:, :2], torch.zeros(4, 8), torch.zeros(4).int())
+    with pytest.raises(ValueError, match=f"takes 1 to {MAX_EXPERTS}"):
+        refused(torch.zeros(1, 2), torch.zeros(1, MAX_EXPERTS + 1), torch.zeros(1).int())
 
 
 def test_other_dtypes_are_refused() -> None:
@@ -176,5 +294,8 @@ def test_other_dtypes_are_refused() -> None:
 def test_warming_up_runs_and_changes_nothing() -> None:
     rules = torch.ones(3, 2, 16, dtype=torch.int8)
     counters = torch.zeros(2, 3, 16, dtype=torch.int64)
-    warm_up(rules, torch.zeros(8, dtype=torch.int32), counters, torch.zeros(8, dtype=torch.int32), 2)
+    slots = torch.zeros(8, dtype=torch.int32)
+    warm_up_gate(rules, slots, bfloat16=True)
+    warm_up_selection(rules, slots, 2, RouterKind("sigmoid", True, 4, 2), torch.zeros(16))
+    warm_up_counting(counters, slots, 2)
     assert not counters.any()

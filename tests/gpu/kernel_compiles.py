@@ -13,6 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.gpu.models import CORRECTED, MODELS, OTHER_ROUTERS, Model
+from vllm_steermoe_plugin.device.kernels import reselecting
 from vllm_steermoe_plugin.device.kernels.counting import count_kernel
 from vllm_steermoe_plugin.device.kernels.rewriting import constants, rewrite_kernel
 from vllm_steermoe_plugin.device.kernels.tiles import SMALL_STEP, choose_tile
@@ -21,7 +23,7 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def nightly(*values: int) -> list[Any]:
+def nightly(*values: Any) -> list[Any]:
     """Sizes and GPUs that are compiled for each night only."""
     return [pytest.param(value, marks=pytest.mark.nightly) for value in values]
 
@@ -47,6 +49,21 @@ def compiled_rewrite(experts: int, tokens: int, dtype: torch.dtype, capability: 
     values = constants(logits, rules, torch.empty(tokens, dtype=torch.int32, device="meta"), tile)
     types = {"logits": f"*{NAMES[dtype]}", "rules": "*i8", "token_slots": "*i32", "num_tokens": "i32", "row": "i32"}
     return compiled(rewrite_kernel, types, values, tile.warps, capability)
+
+
+def compiled_reselect(
+    model: Model, dtype: torch.dtype = torch.float32, capability: int = 90, id_dtype: torch.dtype = torch.int32
+) -> Any:
+    def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    logits, rules = meta(64, model.experts, dtype=dtype), meta(65, 48, model.experts, dtype=torch.int8)
+    weights, ids = (meta(64, model.top_k, dtype=of) for of in (torch.float32, id_dtype))
+    slots = meta(64, dtype=torch.int32)
+    types = {"weights": "*fp32", "ids": {torch.int32: "*i32", torch.int64: "*i64"}[id_dtype], "bias": "*fp32"}
+    types |= {"logits": f"*{NAMES[dtype]}", "rules": "*i8", "token_slots": "*i32", "row": "i32"}
+    values = reselecting.constants(weights, ids, logits, rules, slots, model.router)
+    return compiled(reselecting.reselect_kernel, types, values, reselecting.warps(model.experts), capability)
 
 
 def resources(kernel: Any, folder: Path) -> dict[str, int]:
@@ -85,6 +102,25 @@ def test_other_gpus_take_the_kernels(capability: int) -> None:
 def test_bfloat16_is_rounded_to_the_nearest() -> None:
     """The interpreter's stand-in for rounding (benchmarks/gpu/interpreter.py) assumes it."""
     assert re.search(r"cvt\.rn\.bf16", compiled_rewrite(128, 1, torch.bfloat16).asm["ptx"])
+
+
+SHAPES = {"E=128": MODELS[-1], "E=256 G=8": CORRECTED[0], "E=384": CORRECTED[1], "E=512": OTHER_ROUTERS[1]}
+REGISTERS = {"E=128": 48, "E=256 G=8": 104, "E=384": 128, "E=512": 128}
+
+
+@pytest.mark.parametrize("shape", ["E=256 G=8", *nightly("E=128", "E=384", "E=512")])
+@pytest.mark.parametrize("dtype", [torch.float32, *nightly(torch.bfloat16, torch.float16)], ids=NAMES.get)
+def test_a_correction_stays_in_the_registers_of_a_warp(shape: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    used = resources(compiled_reselect(SHAPES[shape], dtype), tmp_path)
+    assert used["STACK"] == 0 and used["SHARED"] <= 1024 and used["REG"] <= REGISTERS[shape]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("capability", [80, 86, 89, 100, 120])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_gpus_take_the_correction(shape: str, capability: int, tmp_path: Path) -> None:
+    used = resources(compiled_reselect(SHAPES[shape], torch.bfloat16, capability, torch.int64), tmp_path)
+    assert used["STACK"] == 0 and used["SHARED"] <= 1024
 
 
 @pytest.mark.parametrize("ids", ["*i32", "*i64"])

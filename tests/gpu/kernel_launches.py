@@ -13,10 +13,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime.driver import driver
 
-from benchmarks.gpu.warmed_up import check_warm_up, compiled_kernels
+from benchmarks.gpu.warmed_up import KERNELS, check_warm_up, compiled_kernels
 from vllm_steermoe_plugin.device.kernels import warm_up as warming
-from vllm_steermoe_plugin.device.kernels.counting import count_kernel
-from vllm_steermoe_plugin.device.kernels.rewriting import rewrite, rewrite_kernel
+from vllm_steermoe_plugin.device.kernels.reselecting import reselect
+from vllm_steermoe_plugin.device.kernels.rewriting import rewrite
+from vllm_steermoe_plugin.device.router_kind import RouterKind
 
 CPU = torch.device("cpu")
 
@@ -62,13 +63,16 @@ def stand_in() -> StandIn:
 
 def test_a_model_that_is_warmed_up_compiles_nothing_more(stand_in: StandIn) -> None:
     assert check_warm_up(CPU).fault is None
-    # Two models, three dtypes, small and large steps, and counting with two kinds of ids.
-    assert compiled_kernels() == 2 * 3 * 2 + 2
+    # Two models, three dtypes, small and large steps or two kinds of ids, and counting with two kinds of ids.
+    assert compiled_kernels() == 2 * 3 * 2 + 2 * 3 * 2 + 2
 
 
-def test_a_warm_up_that_forgets_something_is_noticed(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warming, "DTYPES", (torch.float32,))
-    for kernel in (rewrite_kernel, count_kernel):
+@pytest.mark.parametrize(("name", "some"), [("DTYPES", (torch.float32,)), ("_ID_DTYPES", (torch.int32,))])
+def test_a_warm_up_that_forgets_something_is_noticed(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, name: str, some: tuple[torch.dtype, ...]
+) -> None:
+    monkeypatch.setattr(warming, name, some)
+    for kernel in KERNELS:
         kernel.device_caches.clear()
     assert "more kernels were compiled" in str(check_warm_up(CPU).fault)
 
@@ -79,3 +83,11 @@ def test_programs_cover_the_step(stand_in: StandIn, tokens: int, programs: int) 
     rules, slots = torch.zeros((2, 1, 128), dtype=torch.int8), torch.zeros(tokens, dtype=torch.int32)
     rewrite(torch.zeros((tokens, 128)), rules, slots, 0)
     assert stand_in.grids == [(programs, 1, 1)]
+
+
+def test_each_token_has_a_program_of_its_own_where_a_selection_is_corrected(stand_in: StandIn) -> None:
+    stand_in.grids.clear()
+    rules, slots = torch.zeros((2, 1, 64), dtype=torch.int8), torch.zeros(40, dtype=torch.int32)
+    chosen = torch.zeros((33, 4)), torch.zeros((33, 4), dtype=torch.int32)
+    reselect(*chosen, torch.zeros((33, 64)), None, rules, slots, 0, RouterKind("sigmoid"))
+    assert stand_in.grids == [(33, 1, 1)]

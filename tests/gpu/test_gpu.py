@@ -10,6 +10,8 @@ import torch
 
 from benchmarks.gpu import graphs, memory
 from benchmarks.gpu.correctness import Case, all_cases, all_counts, check_count, check_rewrite
+from benchmarks.gpu.selections import all_cases as all_selections
+from benchmarks.gpu.selections import check_reselect
 from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
 pytestmark = pytest.mark.gpu
@@ -34,6 +36,13 @@ def test_count_equals_a_loop(device: torch.device) -> None:
     assert [outcome for outcome in outcomes if not outcome.passed] == []
 
 
+def test_a_corrected_selection_equals_float64(device: torch.device) -> None:
+    from vllm_steermoe_plugin.device.kernels.reselecting import reselect
+
+    outcomes = [check_reselect(reselect, device, case) for case in all_selections()]
+    assert [outcome for outcome in outcomes if not outcome.passed] == []
+
+
 def test_cuda_graphs_copies_in_flight_and_compile(device: torch.device) -> None:
     from benchmarks.gpu.warmed_up import check_warm_up
 
@@ -51,12 +60,15 @@ def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> N
     pytest.importorskip("pydantic")
     from benchmarks.gpu.warmed_up import compiled_kernels
     from expert_registry import MoEShape
+    from vllm_steermoe_plugin.device.kernels.warm_up import warm_up_counting, warm_up_gate
     from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
     from vllm_steermoe_plugin.steering.profile import SteeringProfile
     from vllm_steermoe_plugin.steering.wire import STEER_KEY
 
     shape = MoEShape("Qwen3MoeForCausalLM", (0, 1), 96, 4)
     state = SteeringState(shape, shape.layers, max_requests=4, max_tokens=2048, count_groups=2, device=device)
+    warm_up_gate(state.rules, state.token_slots)
+    warm_up_counting(state.counters, state.token_groups, shape.top_k)
 
     before = compiled_kernels()
     profile = SteeringProfile(activate=frozenset({(0, 1)}))

@@ -39,8 +39,12 @@ def run_with_triton(folder: str, cache: Path, *arguments: str) -> subprocess.Com
     )
 
 
-CASES = [("kernel_cases.py", 8, "not nightly"), ("kernel_compiles.py", 8, "not nightly"), ("kernel_launches.py", 6, "")]
-NIGHTLY = [("kernel_cases.py", 2, "nightly"), ("kernel_compiles.py", 18, "nightly")]
+CASES = [
+    ("kernel_cases.py", 23, "not nightly"),
+    ("kernel_compiles.py", 9, "not nightly"),
+    ("kernel_launches.py", 8, ""),
+]
+NIGHTLY = [("kernel_cases.py", 2, "nightly"), ("kernel_compiles.py", 40, "nightly")]
 
 
 @pytest.mark.engine
@@ -67,7 +71,7 @@ def test_a_gpu_gets_the_kernels_and_others_plain_torch() -> None:
     import vllm_steermoe_plugin.device.ops
 
     assert "triton" not in sys.modules or torch.cuda.is_available()
-    for name in ("steermoe::rewrite_", "steermoe::count_"):
+    for name in ("steermoe::rewrite_", "steermoe::reselect_", "steermoe::count_"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"), vllm_steermoe_plugin.device.ops
         for key in ("CPU", "XPU"):
             assert not torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
@@ -76,11 +80,18 @@ def test_a_gpu_gets_the_kernels_and_others_plain_torch() -> None:
 
 def test_the_operators_declare_what_they_change() -> None:
     """torch's own checks of schema, fake implementation and compiled use."""
-    from vllm_steermoe_plugin.device.ops import count_, rewrite_
+    from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
 
     rules = torch.randint(-1, 2, (3, 2, 8)).to(torch.int8)
     slots = torch.tensor([0, 1, 2, 1, 0], dtype=torch.int32)
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.library.opcheck(rewrite_, (torch.randn(4, 8).to(dtype), rules, slots, torch.ones(2, dtype=torch.bool), 1))
+    active = torch.ones(2, dtype=torch.bool)
     ids = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]])
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = torch.randn(4, 8).to(dtype)
+        torch.library.opcheck(rewrite_, (logits.clone(), rules, slots, active, 1))
+        torch.library.opcheck(rewrite_, (logits.clone(), rules, slots, active, 1, False, True))
+        for bias, id_dtype in ((None, torch.int64), (torch.randn(8), torch.int32)):
+            chosen = torch.rand(4, 2), ids.to(id_dtype, copy=True)
+            kind = ("sigmoid", 4, 2, True, 2.5)
+            torch.library.opcheck(reselect_, (*chosen, logits, bias, rules, slots, active, 1, *kind))
     torch.library.opcheck(count_, (ids, torch.zeros(2, 3, 8, dtype=torch.int64), slots, 1))

@@ -81,7 +81,8 @@ class Router:
     def weigh(self, logits: list[float], experts: list[int]) -> list[float]:
         """Weights of some experts."""
         u = self.scores(logits)
-        total = sum(u[e] for e in experts) if self.renormalize else 1.0
+        # vLLM's kernels add as much, so that nothing is divided by 0.
+        total = sum(u[e] for e in experts) + 1e-20 if self.renormalize else 1.0
         return [self.scale * u[e] / total for e in experts]
 
     def steer(self, logits: list[float], rules: dict[int, int], *, own: bool = False) -> dict[int, float]:

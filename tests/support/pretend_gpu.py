@@ -21,7 +21,7 @@ use_interpreter()
 
 import torch
 
-from benchmarks.gpu import check, correctness, graphs, host_time, models, other_tiles, timing, warmed_up
+from benchmarks.gpu import check, correctness, graphs, host_time, models, other_tiles, selections, timing, warmed_up
 from benchmarks.gpu.correctness import Case
 from benchmarks.gpu.outcome import Outcome
 
@@ -61,6 +61,8 @@ def pretend() -> None:
     graphs.COMPILER = "aot_eager"
     correctness.all_cases = lambda: iter([Case(4, 8, 2, 2, torch.float32), Case(3, 60, 4, 2, torch.bfloat16)])
     correctness.all_counts = lambda: iter([(5, 8, 2, torch.int32)])
+    few = models.OTHER_ROUTERS[-1]
+    selections.all_cases = lambda: iter([selections.SelectionCase(4, few, torch.float32)])
     # The interpreter compiles nothing; the real thing is in tests/gpu/kernel_launches.py.
     warmed_up.check_warm_up = lambda device: Outcome("everything is compiled before a capture")
     timing.LAUNCHES, timing.REPLAYS, timing._WAKING, timing._BIG_COPY = 2, 2, 1, 1 << 12
@@ -68,6 +70,7 @@ def pretend() -> None:
     timing.STEPS, timing.DTYPES, timing.COLD_STEPS = (1, 8), (torch.bfloat16,), (1,)
     timing._MORE_THAN_CACHE, timing._WARM_UP_SECONDS = 1 << 12, 0.0
     timing.MODELS = models.MODELS[2:3]
+    timing.SELECTION_STEPS, timing.SELECTIONS = (2,), ((few,), torch.float32)
     host_time._REPEATS = 4
     other_tiles.STEPS, other_tiles.EXPERTS, other_tiles.LAYERS = (8,), (8,), 2
 

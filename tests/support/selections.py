@@ -116,7 +116,7 @@ def fault(case: Case, weights: torch.Tensor, ids: torch.Tensor) -> str | None:
         own = OWN_WEIGHT in rules.values()
         wanted = case.router.steer(row, rules, own=own)
         found = dict(zip(ids[t].tolist(), weights[t].double().tolist(), strict=True))
-        if _is_close(case.router, row):
+        if is_close(case.router, row):
             continue
         if found.keys() != wanted.keys():
             return f"token {t}: experts {sorted(found)}, not {sorted(wanted)}"
@@ -126,7 +126,7 @@ def fault(case: Case, weights: torch.Tensor, ids: torch.Tensor) -> str | None:
     return None
 
 
-def _is_close(router: Router, row: list[float]) -> bool:
+def is_close(router: Router, row: list[float]) -> bool:
     """Whether two corrected scores, or two groups, are too close for float32."""
     c = sorted(router.corrected(row))
     unit = 2.0**-20 * max(1.0, abs(c[-1]))

@@ -70,11 +70,14 @@ def _reselect(
     """Correct `weights` and `ids [T, K]` in place by `rules[token_slots[:T], row]`; the rest as in `reselect`."""
     if logits.device.type == "cpu" and not active[row]:
         return
-    mine = rules[:, row].index_select(0, token_slots[: len(logits)])
+    if ids.dtype is torch.uint32:
+        # To which torch cannot write by index.
+        ids = ids.view(torch.int32)
+    mine, slots = rules[:, row], token_slots[: len(logits)]
+    ruled = mine.any(dim=1)[slots]
+    rows = slice(None) if ruled.all() else ruled.nonzero()[:, 0]
     kind = RouterKind(score, bias is not None, groups, kept, renormalize, scale)
-    new_weights, new_ids = reselect(weights, ids, logits, bias, mine, kind)
-    weights.copy_(new_weights)
-    ids.copy_(new_ids)
+    weights[rows], ids[rows] = reselect(weights[rows], ids[rows], logits[rows], bias, mine[slots[rows]], kind)
 
 
 def _count(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:

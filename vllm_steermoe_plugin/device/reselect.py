@@ -8,6 +8,8 @@ Axes: T tokens, E routed experts of one layer, K top-k, G groups.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from vllm_steermoe_plugin.device.rewrite import EPSILON
@@ -16,6 +18,8 @@ from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
 
 NO_SUM = 1e-20
 """Added to a sum of weights, so that a row of scores that all underflow gets weights of 0. vLLM's kernel does so."""
+_ROWS = 256
+"""That are corrected at a time: what is made of them stays in a processor's cache."""
 
 
 def reselect(
@@ -47,25 +51,39 @@ def reselect(
     The margin is arXiv 2509.09660's, algorithm 2, which knows softmax routers alone; max over S0, not over all E,
     keeps an activated expert's weight within what the model itself mixes. The rest is ours.
     """
-    top_k = ids.shape[1]
-    z = logits.float()
     chosen = torch.zeros_like(rules, dtype=torch.bool).scatter_(1, ids.long().clamp(min=0), True)
+    sound = logits.amax(dim=1).isfinite()
+    changed = ((rules > 0) | ((rules < 0) & chosen)).any(dim=1) & sound
+    new_weights, new_ids = weights.clone(), ids.to(torch.int64, copy=True)
+    if not sound.all():
+        new_weights[~sound & rules.any(dim=1)] = torch.nan
+    for rows in _pieces(changed):
+        found, first = _steered(logits[rows].float(), chosen[rows], rules[rows], bias, kind, ids.shape[1])
+        new_weights[rows], new_ids[rows] = found.to(weights.dtype), first
+    return new_weights, new_ids.to(ids.dtype)
+
+
+def _pieces(changed: torch.Tensor) -> Iterator[slice | torch.Tensor]:
+    """Indices of the rows that are true in `changed [T]`, `_ROWS` at a time."""
+    at = None if changed.all() else changed.nonzero()[:, 0]
+    for start in range(0, len(changed if at is None else at), _ROWS):
+        piece = slice(start, start + _ROWS)
+        yield piece if at is None else at[piece]
+
+
+def _steered(
+    z: torch.Tensor, chosen: torch.Tensor, rules: torch.Tensor, bias: torch.Tensor | None, kind: RouterKind, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and ids `[T, K]`; `chosen` is S0 as bool `[T, E]`."""
     activated, deactivated = rules > 0, rules < 0
     c = corrected(z, bias, kind)
-    tier = torch.where(chosen, 2, _in_kept_groups(c, kind).to(torch.int8))
+    tier = torch.where(chosen, 2, _in_kept_groups(c, kind).long())
     tier = torch.where(activated, 3, torch.where(deactivated, -1, tier))
-    new_ids = _first(top_k, tier, c)
-
+    ids = _first(top_k, tier, c)
     top = z.masked_fill(~chosen, -torch.inf).amax(dim=1, keepdim=True)
     z_new = torch.where(deactivated, z.amin(dim=1, keepdim=True) - EPSILON, z)
     z_new = torch.where(activated & (rules != OWN_WEIGHT), top + EPSILON, z_new)
-    new = weigh(z_new, new_ids, kind)
-
-    sound = z.amax(dim=1, keepdim=True).isfinite()
-    broken = ~sound & rules.any(dim=1, keepdim=True)
-    changed = sound & (activated | (deactivated & chosen)).any(dim=1, keepdim=True)
-    new_weights = torch.where(changed, new.to(weights.dtype), weights).masked_fill(broken, torch.nan)
-    return new_weights, torch.where(changed, new_ids.to(ids.dtype), ids)
+    return weigh(z_new, ids, kind), ids
 
 
 def select(
@@ -74,7 +92,7 @@ def select(
     """What a router of this kind makes of `logits [T, E]`, from scratch: weights float32 and ids int64 `[T, K]`."""
     z = logits.float()
     c = corrected(z, bias, kind)
-    ids = _first(top_k, _in_kept_groups(c, kind).to(torch.int8), c)
+    ids = _first(top_k, _in_kept_groups(c, kind).long(), c)
     return weigh(z, ids, kind), ids
 
 
@@ -87,9 +105,15 @@ def weigh(z: torch.Tensor, ids: torch.Tensor, kind: RouterKind) -> torch.Tensor:
 
 
 def _first(top_k: int, tier: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """The first K experts by (tier, c); of equal ones that with the lower index."""
-    order = c.sort(dim=1, descending=True, stable=True).indices
-    return order.gather(1, tier.gather(1, order).sort(dim=1, descending=True, stable=True).indices)[:, :top_k]
+    """The first K experts by (tier, c); of equal ones that with the lower index.
+
+    One partial sort, of an integer that holds all three: for a float's bits, as integers, are in its order.
+    """
+    num_experts = c.shape[1]
+    bits = (c + 0.0).view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = ((tier << 32) + ordered) * num_experts - torch.arange(num_experts, device=c.device)
+    return key.topk(top_k, dim=1).indices
 
 
 def score(z: torch.Tensor, kind: Score) -> torch.Tensor:
@@ -108,7 +132,10 @@ def corrected(z: torch.Tensor, bias: torch.Tensor | None, kind: RouterKind) -> t
 def group_scores(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
     """What the router orders groups by, `[T, G]`."""
     grouped = c.view(len(c), kind.groups, c.shape[1] // kind.groups)
-    return grouped.topk(2, dim=2).values.sum(dim=2) if kind.bias else grouped.amax(dim=2)
+    if not kind.bias:
+        return grouped.amax(dim=2)
+    largest, at = grouped.max(dim=2, keepdim=True)
+    return (largest + grouped.scatter(2, at, -torch.inf).amax(dim=2, keepdim=True))[:, :, 0]
 
 
 def _in_kept_groups(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
@@ -117,4 +144,4 @@ def _in_kept_groups(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
     best = group_scores(c, kind)
     first = best.sort(dim=1, descending=True, stable=True).indices[:, : kind.kept]
     kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, first, True)
-    return kept.repeat_interleave(c.shape[1] // kind.groups, dim=1)
+    return kept[:, :, None].expand(-1, -1, c.shape[1] // kind.groups).reshape(c.shape)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.oracle import rewrite_row
+from tests.support.rounded import OUTERMOST, is_strict_in_bfloat16
 from tests.support.routed import DTYPES, routed
 from vllm_steermoe_plugin.device.rewrite import apply_rules
 
@@ -255,3 +256,40 @@ def test_strides_do_not_matter(case: tuple[torch.Tensor, torch.Tensor], log_soft
     assert torch.equal(
         apply_rules(spread[::2].T, rules, log_softmax=log_softmax), apply_rules(logits, rules, log_softmax=log_softmax)
     )
+
+
+def margins_in_bfloat16(row: list[float]) -> tuple[float, float]:
+    """What activated and deactivated logits become where bfloat16 selects, from float64 and the next bfloat16."""
+    ends = torch.tensor([max(row), min(row)], dtype=torch.float64)
+    beyond = torch.tensor([math.inf, -math.inf], dtype=torch.bfloat16)
+    above, below = torch.nextafter(ends.bfloat16(), beyond).tolist()
+    return max(max(row) + 0.01, above), min(min(row) - 0.01, below)
+
+
+@FORMS
+@given(case=routed())
+@settings(max_examples=300, deadline=None)
+def test_who_rounds_the_logits_to_bfloat16_obeys_too(
+    case: tuple[torch.Tensor, torch.Tensor], log_softmax: bool
+) -> None:
+    logits, rules = case[0].float(), case[1]
+    assert is_strict_in_bfloat16(apply_rules(logits, rules, log_softmax=log_softmax, bfloat16=True), rules)
+
+
+@FORMS
+def test_rounding_at_a_power_of_two_takes_no_margin_away(log_softmax: bool) -> None:
+    rules = torch.tensor([1, -1, 0, 0, 0], dtype=torch.int8).expand(len(OUTERMOST), -1)
+    out = apply_rules(OUTERMOST, rules, log_softmax=log_softmax, bfloat16=True)
+    assert is_strict_in_bfloat16(out, rules)
+    assert log_softmax or not is_strict_in_bfloat16(apply_rules(OUTERMOST, rules), rules)
+
+
+def test_margins_for_bfloat16_are_its_units_and_other_logits_keep_their_bits() -> None:
+    rules = torch.tensor([1, -1, 0, 0, 0], dtype=torch.int8).expand(len(OUTERMOST), -1)
+    out = apply_rules(OUTERMOST, rules, bfloat16=True)
+    assert torch.equal(out[:, 2:], OUTERMOST[:, 2:])
+    for row, (above, below, *_) in zip(OUTERMOST.tolist(), out.tolist(), strict=True):
+        wanted = margins_in_bfloat16(row)
+        # At a power of two the unit towards zero is half of that away from it; the whole one is taken.
+        assert math.isclose(above, wanted[0], rel_tol=2**-7) and above >= wanted[0] - abs(wanted[0]) * 2**-23
+        assert math.isclose(below, wanted[1], rel_tol=2**-7) and below <= wanted[1] + abs(wanted[1]) * 2**-23
