@@ -33,7 +33,7 @@ import torch
 from expert_registry.shape import MoEShape
 from tests.support.engines import model_of
 from tests.support.greedy import generate, prompt_logprobs, scoring
-from tests.support.oracle import ReferenceModel, Rules, rewrite_row
+from tests.support.oracle import ReferenceModel, Rules, rewrite_row, same_until
 from tests.support.random_steering import as_text, prompt, random_rules
 from tests.support.tiny import CONFIGS
 from vllm_steermoe_plugin.detection.engine_client import take_counts
@@ -94,11 +94,6 @@ def open_by_rounding(scores: list[float], largest: float, rules: dict[int, int],
     last, next_ = order[top_k - 1], order[top_k]
     near = scores[last] - scores[next_] <= NEAR * largest
     return near and rules.get(last, 0) == 0 == rules.get(next_, 0)
-
-
-def same_until(one: dict[int, list[list[int]]], other: dict[int, list[list[int]]]) -> int:
-    """The first token for which some layer selects other experts."""
-    return min(next((t for t, found in enumerate(one[at]) if found != other[at][t]), LENGTH) for at in one)
 
 
 @pytest.mark.parametrize(

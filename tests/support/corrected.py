@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import transformers
+from torch.utils._python_dispatch import _disable_current_modes
 
-from tests.support.oracle import Router, Rules, rewrite_row
-from tests.support.tiny import COMMON
+from tests.support.oracle import Roundings, Router, Rules, rewrite_row
+from tests.support.tiny import COMMON, widen
 
 EXPERTS, TOP_K = 16, 4
 _PLAIN: dict[str, Any] = {k: v for k, v in COMMON.items() if k != "head_dim"}
@@ -167,16 +168,18 @@ MODELS: dict[str, Model] = {
 }
 
 
-def make_checkpoint(architecture: str, folder: Path, offset: float = 0.0, **changes: Any) -> Path:
+def make_checkpoint(
+    architecture: str, folder: Path, offset: float = 0.0, width: int | None = None, **changes: Any
+) -> Path:
     """Write a random checkpoint to `folder` (once); correction biases have a deviation of 0.7 about `offset`.
 
-    `changes` are made to the config.
+    `width`, if given, is that of hidden states and of experts; `changes` are made to the config.
     """
     if (folder / "config.json").exists():
         return folder
     torch.manual_seed(0)
     made = MODELS[architecture]
-    config = made.config()
+    config = made.config() if width is None else widen(made.config(), width)
     config.update(changes)
     load = transformers.AutoModelForCausalLM if made.within == "model" else transformers.AutoModelForImageTextToText
     model = load.from_config(config, dtype=torch.float32)
@@ -197,14 +200,23 @@ def make_checkpoint(architecture: str, folder: Path, offset: float = 0.0, **chan
 class CorrectedReference:
     """transformers' own model, in which every token's selection is made anew, one expert after the other.
 
+    It computes in `dtype`; weights are those of a model in `rounds_to`, `dtype` unless given.
+
     Made before vLLM builds the same architecture in this process: its Transformers backend changes the class.
     """
 
-    def __init__(self, architecture: str, folder: Path) -> None:
+    def __init__(
+        self,
+        architecture: str,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        rounds_to: torch.dtype | None = None,
+    ) -> None:
         made = MODELS[architecture]
         self.made = made
         load = transformers.AutoModelForCausalLM if made.within == "model" else transformers.AutoModelForImageTextToText
-        self.model: Any = load.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager").eval()
+        model = load.from_pretrained(folder, dtype=rounds_to or dtype, experts_implementation="eager")
+        self.model: Any = model.to(dtype).eval()
         self.routers: dict[int, tuple[Any, Router]] = {}
         for index, layer in enumerate(self.model.get_submodule(made.within).layers):
             for block in layer.modules():
@@ -222,6 +234,19 @@ class CorrectedReference:
         self, token_ids: list[int], rules: Rules, *, own: bool = False
     ) -> tuple[torch.Tensor, dict[int, list[list[int]]]]:
         """Log-probabilities `[T, V]` and, per layer, the sorted experts of each token."""
+        logprobs, chosen = self._run([token_ids], rules, own)
+        return logprobs[0], chosen
+
+    def run_rounded(
+        self, token_ids: list[int], rules: Rules, copies: int
+    ) -> tuple[torch.Tensor, dict[int, list[list[int]]]]:
+        """The same under `Roundings`, each copy by its own chance: `[N, T, V]` and the experts of N * T tokens."""
+        with Roundings(seed=0):
+            return self._run([token_ids] * copies, rules, own=False)
+
+    def _run(
+        self, token_ids: list[list[int]], rules: Rules, own: bool
+    ) -> tuple[torch.Tensor, dict[int, list[list[int]]]]:
         chosen: dict[int, list[list[int]]] = {}
         handles = []
         for index, (module, router) in self.routers.items():
@@ -229,7 +254,7 @@ class CorrectedReference:
             handles.append(module.register_forward_hook(self._hook(index, router, mine, own, chosen)))
         try:
             with torch.no_grad():
-                logits = self.model(torch.tensor([token_ids])).logits[0]
+                logits = self.model(torch.tensor(token_ids)).logits
         finally:
             for handle in handles:
                 handle.remove()
@@ -238,7 +263,7 @@ class CorrectedReference:
     def _hook(
         self, index: int, router: Router, rules: dict[int, int], own: bool, chosen: dict[int, list[list[int]]]
     ) -> Callable[..., Any]:
-        def hook(module: Any, args: Any, output: Any) -> Any:
+        def steered(output: Any) -> Any:
             logits = next(t for t in output[::-1] if t.is_floating_point() and t.shape[-1] == EXPERTS)
             rows = []
             for row in logits.double().tolist():
@@ -255,5 +280,9 @@ class CorrectedReference:
                 return torch.zeros_like(logits).scatter_(1, ids, weights), logits
             indices = next(t for t in output if not t.is_floating_point())
             return tuple(ids if t is indices else logits if t is logits else weights for t in output)
+
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            with _disable_current_modes():  # The selection has no roundings.
+                return steered(output)
 
         return hook

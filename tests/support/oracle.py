@@ -39,6 +39,11 @@ def rewrite_row(
     return [rewritten[rules[e]] if e in rules else rounded[e] for e in range(len(logits))]
 
 
+def same_until(one: dict[int, list[list[int]]], other: dict[int, list[list[int]]]) -> int:
+    """The first token for which some layer selects other experts; their number, if there is none."""
+    return min(next((t for t, found in enumerate(one[at]) if found != other[at][t]), len(one[at])) for at in one)
+
+
 @dataclass(frozen=True)
 class Router:
     """How a router selects: `score` softmax, sigmoid or sqrtsoftplus, the best `kept` of `groups`, weights scaled."""

@@ -104,12 +104,20 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
-def make_checkpoint(architecture: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+def widen(config: Any, width: int) -> Any:
+    """The config, with this many hidden channels, in experts too."""
+    for name in ("hidden_size", "intermediate_size", "moe_intermediate_size"):
+        if hasattr(config, name):
+            setattr(config, name, width)
+    return config
+
+
+def make_checkpoint(architecture: str, folder: Path, dtype: torch.dtype = torch.float32, width: int = 64) -> Path:
     """Write a random checkpoint of `architecture` to `folder` (once) and return the folder."""
     if (folder / "config.json").exists():
         return folder
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[architecture](), dtype=dtype)
+    model = transformers.AutoModelForCausalLM.from_config(widen(CONFIGS[architecture](), width), dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Random routers of the default scale are nearly flat; spread them, so that tokens have preferences.
