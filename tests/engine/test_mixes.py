@@ -12,6 +12,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
+from tests.support import corrected as corrected_models
 from tests.support import runners
 from tests.support.alone import run_alone
 from tests.support.engines import model_of
@@ -172,10 +173,15 @@ print("RESULT" + json.dumps(found))
 
 
 @pytest.mark.nightly
-def test_a_compiled_graph_steers_and_counts_like_eager_execution(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["Qwen3MoeForCausalLM", "Glm4MoeForCausalLM"])
+def test_a_compiled_graph_steers_and_counts_like_eager_execution(
+    architecture: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     if runners.V2 and not vllm_version().startswith("0.32."):
         pytest.skip("Triton's interpreter cannot run the top-k/top-p kernel of vLLM 0.33, which warms up with a graph")
-    folder = checkpoint("Qwen3MoeForCausalLM")
+    # The second is steered at its selection.
+    corrected = architecture in corrected_models.MODELS
+    folder = corrected_models.make_checkpoint(architecture, tmp_path / "m") if corrected else checkpoint(architecture)
     shape = shape_in(folder)
     steerings = [None, as_text(random_rules(shape, 1)), as_text(random_rules(shape, 2)), None]
     # A cache of its own, so that the graph is compiled here and now.

@@ -41,6 +41,9 @@ def serve(
         typer.Option(metavar="env:NAME|file:PATH", help="Source of the admin API key."),
     ] = None,
     profile_store: Annotated[Path | None, typer.Option(help="File that stores profiles loaded over HTTP.")] = None,
+    external_routing: Annotated[
+        bool, typer.Option("--external-routing", help="Use MoE kernels that leave the selection to vLLM's router.")
+    ] = False,
 ) -> None:
     """Serve a model over HTTP. All other options are passed to `vllm serve`."""
     from vllm_steermoe_plugin.compat.plugin_allowlist import (
@@ -61,6 +64,7 @@ def serve(
         "profiles": profiles_of(profile or []),
         "manage": manage,
         "profile_store": str(profile_store.absolute()) if profile_store else None,
+        "external_routing": external_routing,
     }
     changed = read_settings({KEY: given}).model_dump(exclude_defaults=True)
     if manage is not None:

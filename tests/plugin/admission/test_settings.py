@@ -92,6 +92,7 @@ def test_a_section_is_read() -> None:
         "profiles": {"terse": "digits:reverse"},
         "manage": "env:STEERMOE_MANAGE_KEY",
         "profile_store": "profiles.json",
+        "external_routing": True,
         "count_groups": 64,
     }
     assert read_settings({"steermoe": values, "other": 1}).model_dump() == values

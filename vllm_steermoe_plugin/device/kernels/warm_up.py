@@ -14,6 +14,8 @@ from vllm_steermoe_plugin.device.router_kind import RouterKind
 
 _ID_DTYPES = (torch.int32, torch.int64)
 """Of the experts that a router selected."""
+_COUNTED_DTYPES = (*_ID_DTYPES, torch.int16)
+"""Likewise, and of those that a kernel which selects by itself hands over."""
 
 
 def warm_up_gate(
@@ -45,5 +47,5 @@ def warm_up_selection(
 def warm_up_counting(counters: torch.Tensor, token_groups: torch.Tensor, top_k: int) -> None:
     """Count the selection of a token that is in no group, if there are groups."""
     if counters.shape[1] > 1:
-        for dtype in _ID_DTYPES:
+        for dtype in _COUNTED_DTYPES:
             count(torch.zeros((1, top_k), dtype=dtype, device=counters.device), counters, token_groups, 0)
