@@ -91,7 +91,7 @@ KINDS = {
 """Routers of the dummy models, by their configs. (Some models scale the output instead of the weights.)"""
 NOT_BUILT = {
     "DeepseekV32ForCausalLM": "Sparse Attention is not supported on CPU",
-    "InternS1ProForConditionalGeneration": "model_config",
+    "InternS1ProForConditionalGeneration": "Error",
     "KimiK25ForConditionalGeneration": "meta tensor",
     "Step3p5ForCausalLM": "vLLM's CPU build selects by a sigmoid only with use_grouped_topk",
 }

@@ -170,8 +170,9 @@ def shape_of(config: object, architecture: str | None = None) -> MoEShape:
     """
     named = read(config, "architectures", None)
     names = [name for name in named if isinstance(name, str)] if isinstance(named, Sequence) else []
-    row = _row(names if architecture is None else [architecture], names)
     text = _text_config(config)
+    has_experts = any(has(text, key) for key in FAMILIES[TRANSFORMERS].experts)
+    row = _row(names if architecture is None else [architecture], names, has_experts=has_experts)
     language = _language(row, text)
     family = FAMILIES[language.family]
     counts = [read(text, key) for key in family.experts if has(text, key)]
@@ -211,8 +212,11 @@ def language_model_of(config: object, architecture: str) -> Architecture:
     return _language(ARCHITECTURES[architecture], _text_config(config))
 
 
-def _row(names: Sequence[str], in_config: Sequence[str]) -> Architecture:
+def _row(names: Sequence[str], in_config: Sequence[str], *, has_experts: bool) -> Architecture:
     row = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
+    if row is None and names and names is in_config and has_experts and REFUSED.keys().isdisjoint(names):
+        # What vLLM has no class for, its Transformers backend runs.
+        row = ARCHITECTURES["TransformersMoEForCausalLM"]
     hint = "".join(f". {OTHER_NAMES[name]}" for name in in_config if name in OTHER_NAMES)
     if row is not None and not (hint and row.family == TRANSFORMERS):
         return row

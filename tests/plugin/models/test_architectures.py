@@ -233,8 +233,11 @@ def test_the_first_architecture_that_can_be_steered_counts() -> None:
 
 def test_what_cannot_be_steered_is_refused_by_name() -> None:
     rows: list[tuple[Any, ...]] = [
-        ({"architectures": ["Qwen3MoeForCausalLMs"]}, r"did you mean Qwen3MoeForCausalLM.*steermoe doctor"),
-        ({"architectures": ["LlamaForCausalLM"]}, r"LlamaForCausalLM is not known to have experts that"),
+        (
+            {"architectures": ["OlmoeForCausalLMs"], "num_experts": ...},
+            r"did you mean OlmoeForCausalLM.*steermoe doctor",
+        ),
+        ({"architectures": ["LlamaForCausalLM"], "num_experts": ...}, r"LlamaForCausalLM is not known to have experts"),
         ({"architectures": []}, r"cannot be steered"),
         ({"architectures": None}, r"cannot be steered"),
         ({"architectures": ...}, r"cannot be steered"),
