@@ -77,7 +77,7 @@ def _steered(
     """Weights and ids `[T, K]`; `chosen` is S0 as bool `[T, E]`."""
     activated, deactivated = rules > 0, rules < 0
     c = corrected(z, bias, kind)
-    tier = torch.where(chosen, 2, _in_kept_groups(c, kind).long())
+    tier = torch.where(chosen, 2, in_kept_groups(c, kind).long())
     tier = torch.where(activated, 3, torch.where(deactivated, -1, tier))
     ids = _first(top_k, tier, c)
     top = z.masked_fill(~chosen, -torch.inf).amax(dim=1, keepdim=True)
@@ -92,7 +92,7 @@ def select(
     """What a router of this kind makes of `logits [T, E]`, from scratch: weights float32 and ids int64 `[T, K]`."""
     z = logits.float()
     c = corrected(z, bias, kind)
-    ids = _first(top_k, _in_kept_groups(c, kind).long(), c)
+    ids = _first(top_k, in_kept_groups(c, kind).long(), c)
     return weigh(z, ids, kind), ids
 
 
@@ -138,7 +138,8 @@ def group_scores(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
     return (largest + grouped.scatter(2, at, -torch.inf).amax(dim=2, keepdim=True))[:, :, 0]
 
 
-def _in_kept_groups(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
+def in_kept_groups(c: torch.Tensor, kind: RouterKind) -> torch.Tensor:
+    """Whether an expert is in a group from which the router selects, bool `[T, E]`."""
     if kind.groups == kind.kept:
         return torch.ones_like(c, dtype=torch.bool)
     best = group_scores(c, kind)

@@ -34,7 +34,7 @@ class SteeredSelection:
         self.row = row
         self._router = router
         self._state = state
-        self._rank = sequence_rank
+        self.sequence_rank = sequence_rank
         self._compute: Callable[..., tuple[torch.Tensor, torch.Tensor]] = router._compute_routing
         router._compute_routing = self
 
@@ -60,7 +60,7 @@ class SteeredSelection:
             router_logits,
             self.bias,
             state.rules,
-            state.slots_of(self._rank, router_logits),
+            state.slots_of(self.sequence_rank, router_logits),
             state.active,
             self.row,
             kind.score,

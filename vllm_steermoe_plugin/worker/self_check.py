@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from expert_registry.errors import CompatibilityError, UnsupportedModelError
-from vllm_steermoe_plugin.device.reselect import corrected, group_scores, select, weigh
+from vllm_steermoe_plugin.device.reselect import corrected, group_scores, in_kept_groups, select, weigh
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.settings import SWITCH_OFF
@@ -34,7 +34,8 @@ def check_gate(gate: SteeredGateLinear, state: SteeringState, layer: int) -> Non
     # Four tokens whose favourites differ; the last expert is nobody's, the first is the favourite of token 0.
     logits = torch.stack([-0.5 * torch.arange(experts).float().roll(shift) for shift in range(min(4, experts))])
     logits = logits.to(state.rules.device)
-    _check_rules(lambda: gate.rewrite(logits.clone()).topk(top_k).indices, state, layer, experts - 1, 0, len(logits))
+    ends = layer, experts - 1, 0
+    _check_rules(lambda: gate.rewrite(logits.clone()).topk(top_k).indices, state, *ends, gate.sequence_rank)
     if not torch.equal(gate.rewrite(logits.clone()), logits):
         raise CompatibilityError(f"self-check failed: layer {layer} changes the logits of unsteered tokens")
 
@@ -70,16 +71,19 @@ def check_selection(selection: SteeredSelection, state: SteeringState, layer: in
             f"steering: {SWITCH_OFF}"
         )
     counts = torch.bincount(ids.flatten(), minlength=experts)
-    _check_rules(lambda: run()[1], state, layer, int(counts.argmin()), int(counts.argmax()), _TOKENS)
+    ends = layer, int(counts.argmin()), int(counts.argmax())
+    _check_rules(lambda: run()[1], state, *ends, selection.sequence_rank)
     again = run()
     if not (torch.equal(again[0], weights) and torch.equal(again[1], ids)):
         raise CompatibilityError(f"self-check failed: layer {layer} changes the selection of unsteered tokens")
 
 
 def _check_rules(
-    chosen_by: Callable[[], torch.Tensor], state: SteeringState, layer: int, worst: int, best: int, tokens: int
+    chosen_by: Callable[[], torch.Tensor], state: SteeringState, layer: int, worst: int, best: int, sequence_rank: int
 ) -> None:
     """Activate an expert that few tokens select, and deactivate one that many do, of `chosen_by() [T, K]`."""
+    # A rank of a sequence-parallel layer has the tokens after those of the ranks before it.
+    tokens = _TOKENS * (1 + sequence_rank)
     checks = [("activate", SteeringProfile(activate=frozenset({(layer, worst)})), worst, True)]
     if state.shape.num_experts > state.shape.top_k:
         checks.append(("deactivate", SteeringProfile(deactivate=frozenset({(layer, best)})), best, False))
@@ -97,17 +101,13 @@ def _check_rules(
 
 
 def _clear(c: torch.Tensor, kind: RouterKind, top_k: int) -> torch.Tensor:
-    """Of which tokens `[T]` neither the selected experts nor the kept groups hang on a tie of c `[T, E]`."""
+    """Of which tokens `[T]` neither the kept groups nor the selected experts hang on a tie of c `[T, E]`."""
     least = _TIE * c.abs().amax(dim=1)
-    clear = torch.ones_like(least, dtype=torch.bool)
-    if kind.groups != kind.kept:
-        clear &= _gap(group_scores(c, kind), kind.kept) > 2 * least
-    for size in {top_k} if kind.groups == kind.kept else range(1, c.shape[1]):
-        clear &= _gap(c, size) > least if size < c.shape[1] else clear
-    return clear
+    clear = _gap(c.masked_fill(~in_kept_groups(c, kind), -torch.inf), top_k) > least
+    return clear & (_gap(group_scores(c, kind), kind.kept) > 2 * least)
 
 
 def _gap(values: torch.Tensor, place: int) -> torch.Tensor:
-    """Between the value in a place and the next, of each row."""
-    ordered = values.sort(dim=1, descending=True).values
+    """Between the value in a place and the next, of each row; without a next one it is infinite."""
+    ordered = torch.nn.functional.pad(values.sort(dim=1, descending=True).values, (0, 1), value=-torch.inf)
     return ordered[:, place - 1] - ordered[:, place]

@@ -118,7 +118,7 @@ def test_a_router_of_an_unknown_kind_is_refused() -> None:
         kind_of(changed)
 
 
-def bound(router: Any, experts: int = 8) -> tuple[SteeredSelection, SteeringState]:
+def bound(router: Any, experts: int = 8, rank: int = 0) -> tuple[SteeredSelection, SteeringState]:
     state = SteeringState(
         MoEShape("Any", (3,), experts, router.top_k),
         [3],
@@ -129,7 +129,7 @@ def bound(router: Any, experts: int = 8) -> tuple[SteeredSelection, SteeringStat
     )
     kind = kind_of(router)
     assert kind is not None
-    return SteeredSelection(router, kind, state, 0, 0), state
+    return SteeredSelection(router, kind, state, 0, rank), state
 
 
 def grouped(**changes: Any) -> Any:
@@ -144,6 +144,11 @@ def test_a_router_that_does_what_it_says_passes_the_self_check(changes: dict[str
     router = grouped(**changes)
     router.e_score_correction_bias.data += offset
     check_selection(*bound(router, 16), 3)
+
+
+def test_the_ranks_of_a_sequence_parallel_layer_are_checked_with_tokens_of_their_own() -> None:
+    for rank in range(3):
+        check_selection(*bound(grouped(), 16, rank), 3)
 
 
 def test_a_router_that_ignores_its_bias_is_refused() -> None:
