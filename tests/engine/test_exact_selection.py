@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,18 @@ OPTIONS: dict[str, Any] = {
 }
 TOLERANCE = 1e-4
 """Of a log-probability: vLLM and transformers compute in float32, in an order of their own."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rotations() -> Iterator[None]:
+    """vLLM keeps its rotary embeddings for all engines of a process; those of other tests have the kernel."""
+    from vllm.model_executor.layers import rotary_embedding
+
+    kept = dict(rotary_embedding._ROPE_DICT)
+    rotary_embedding._ROPE_DICT.clear()
+    yield
+    rotary_embedding._ROPE_DICT.clear()
+    rotary_embedding._ROPE_DICT.update(kept)
 
 
 def extremes(shape: MoEShape) -> list[Rules]:
