@@ -133,6 +133,7 @@ FAMILIES = (
     "SolarOpenForCausalLM",
 )
 """One for each kind of router, and one of a registered language model: these run each time, the others each night."""
+IN_A_PROCESS = 16
 STARTED = [name for name in DUMMIES if name not in CANNOT_START]
 RUN = [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.nightly) for name in STARTED]
 GENERATE = [case for case, name in zip(RUN, STARTED, strict=True) if name not in CANNOT_GENERATE]
@@ -142,12 +143,16 @@ GENERATE = [case for case, name in zip(RUN, STARTED, strict=True) if name not in
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     cases = (item.callspec.params for item in request.session.items if hasattr(item, "callspec"))
     asked = {*FAMILIES, *(params.get("architecture") for params in cases)}
-    found: dict[str, Any] = run_alone(
-        "import sys; from tests.support import run_dummies; run_dummies.main(*sys.argv[1:])",
-        str(tmp_path_factory.mktemp("dummies")),
-        *(name for name in DUMMIES if name in asked),
-        PYTHONPATH=f"{ROOT}:{ROOT / 'tests/support/stand_ins'}",
-    )
+    names = [name for name in DUMMIES if name in asked]
+    found: dict[str, Any] = {}
+    # Some in a process: each keeps its engines. The last is of none, and looks at all else.
+    for start in range(0, len(names) + IN_A_PROCESS, IN_A_PROCESS):
+        found |= run_alone(
+            "import sys; from tests.support import run_dummies; run_dummies.main(*sys.argv[1:])",
+            str(tmp_path_factory.mktemp("dummies")),
+            *names[start : start + IN_A_PROCESS],
+            PYTHONPATH=f"{ROOT}:{ROOT / 'tests/support/stand_ins'}",
+        )
     return found
 
 
