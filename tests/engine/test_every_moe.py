@@ -101,8 +101,10 @@ GPU_ALONE = {"Dots3NoteForCausalLM"}
 """Whose files of vLLM cannot be imported on a CPU."""
 FROM_THE_REGISTRY = (
     "Gemma4ForConditionalGeneration",
+    "Glm4vMoeForConditionalGeneration",
     "InternS1ForConditionalGeneration",
     "InternVLForConditionalGeneration",
+    "KimiVLForConditionalGeneration",
 )
 """These take their language model from vLLM's registry, so that one is a variant too, and must not be bound again."""
 
