@@ -54,8 +54,9 @@ class Layer:
     def selection(self, who: str) -> None:
         """The correction of the selection."""
         kind = self.kind
-        rest = (kind.score, kind.groups, kind.kept, kind.renormalize, kind.scale)
-        reselect_(*self.selected, self.logits, self.bias, self.rules, self.slots[who], self._active(who), 0, *rest)
+        reselect_(
+            *self.selected, self.logits, self.bias, self.rules, self.slots[who], self._active(who), 0, *kind.arguments
+        )
 
     @staticmethod
     def _active(who: str) -> torch.Tensor:

@@ -62,11 +62,10 @@ class Captured:
         for selected, chosen in zip(self.selected, self.chosen, strict=True):
             selected.copy_(chosen)
         kind = ROUTER
-        rest = (kind.score, kind.groups, kind.kept, kind.renormalize, kind.scale)
         for row in range(LAYERS):
             mine = (self.buffers.rules, self.buffers.token_slots, self.active, row)
             rewrite_(self.work[row], *mine)
-            reselect_(*(of[row] for of in self.selected), self.source[row], self.bias, *mine, *rest)
+            reselect_(*(of[row] for of in self.selected), self.source[row], self.bias, *mine, *kind.arguments)
             count_(self.ids[row], self.counters, self.buffers.token_groups, row)
 
     def step(self, step: Step) -> torch.Tensor:

@@ -196,11 +196,12 @@ def _measure_selection(device: torch.device, model: Model, tokens: int, dtype: t
     ids = torch.rand((tokens, experts), generator=inputs.generator, device=device).argsort(-1)[:, :top_k].int()
     weights = torch.rand((tokens, top_k), generator=inputs.generator, device=device)
     active = torch.ones(layers, dtype=torch.bool, device=device)
-    rest = (kind.score, kind.groups, kind.kept, kind.renormalize, kind.scale)
 
     def reselect(rules: torch.Tensor, slots: torch.Tensor) -> Callable[[int], None]:
         logits = inputs.logits
-        return lambda i: reselect_(weights, ids, logits[i % len(logits)], bias, rules, slots, active, i % layers, *rest)
+        return lambda i: reselect_(
+            weights, ids, logits[i % len(logits)], bias, rules, slots, active, i % layers, *kind.arguments
+        )
 
     times = times_of(
         {

@@ -7,6 +7,7 @@ import itertools
 import torch
 
 from benchmarks.gpu.outcome import Outcome
+from benchmarks.gpu.selections import ID_DTYPES
 from vllm_steermoe_plugin.device.kernels.counting import count, count_kernel
 from vllm_steermoe_plugin.device.kernels.reselecting import reselect, reselect_kernel
 from vllm_steermoe_plugin.device.kernels.rewriting import DTYPES, rewrite, rewrite_kernel
@@ -16,7 +17,6 @@ from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.device.step_buffers import StepBuffers
 
 LAYERS, SLOTS, GROUPS = 6, 9, 3
-ID_DTYPES = (torch.int32, torch.int64)
 WIDE = 2048
 """T of a step that is not small."""
 LENGTHS = (1, 2, 8, 16, 500, SMALL_STEP, SMALL_STEP + 1, WIDE)

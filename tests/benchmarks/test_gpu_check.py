@@ -107,8 +107,7 @@ def plain_reselect(
 ) -> None:
     """The plain PyTorch path, as a CPU runs it."""
     active = torch.ones(rules.shape[1], dtype=torch.bool)
-    rest = (kind.score, kind.groups, kind.kept, kind.renormalize, kind.scale)
-    reselect_(weights, ids, logits, bias, rules, slots, active, row, *rest)
+    reselect_(weights, ids, logits, bias, rules, slots, active, row, *kind.arguments)
 
 
 def test_the_plain_path_corrects_every_case() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.support.dummies import write_config
 from tests.support.run_dummies import register_without_inspection
+from vllm_steermoe_plugin.models.architectures import BACKEND
 
 
 def main(folder: str, *names: str) -> None:
@@ -17,7 +18,7 @@ def main(folder: str, *names: str) -> None:
     from vllm_steermoe_plugin.worker.kernels import built
     from vllm_steermoe_plugin.worker.layers import moe_layers
 
-    register_without_inspection(*{name.partition("/")[0] for name in names}, "TransformersMoEForCausalLM")
+    register_without_inspection(*{name.partition("/")[0] for name in names}, BACKEND)
     found: dict[str, Any] = {}
     for name in names:
         place = write_config(name, Path(folder) / name.replace("/", "-"))

@@ -12,11 +12,11 @@ import torch
 import transformers
 from torch.utils._python_dispatch import _disable_current_modes
 
+from tests.support.dummies.common import ARIA_VISION
 from tests.support.oracle import Roundings, Router, Rules, rewrite_row
-from tests.support.tiny import COMMON, widen
+from tests.support.tiny import COMMON, DERIVED_HEADS, widen
 
 EXPERTS, TOP_K = 16, 4
-_PLAIN: dict[str, Any] = {k: v for k, v in COMMON.items() if k != "head_dim"}
 _MANY: dict[str, Any] = {
     "intermediate_size": 64,
     "moe_intermediate_size": 32,
@@ -28,7 +28,7 @@ _MANY: dict[str, Any] = {
 _GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2}
 _NOAUX: dict[str, Any] = {"norm_topk_prob": True, "routed_scaling_factor": 2.5, **_GROUPS}
 _LATENT: dict[str, Any] = {
-    **_PLAIN,
+    **DERIVED_HEADS,
     "num_key_value_heads": 2,
     "q_lora_rank": None,
     "kv_lora_rank": 512,
@@ -56,6 +56,11 @@ class Model:
     extra: tuple[tuple[str, Any], ...] = ()
     within: str = "model"
 
+    @property
+    def auto(self) -> Any:
+        """The class of transformers that makes and loads it."""
+        return transformers.AutoModelForCausalLM if self.within == "model" else transformers.AutoModelForImageTextToText
+
 
 _BIASED = Router(TOP_K, "sigmoid", bias=(0.0,), renormalize=True, scale=2.5)
 _GROUPED = replace(_BIASED, groups=4, kept=2)
@@ -65,21 +70,13 @@ MODELS: dict[str, Model] = {
         lambda: transformers.AriaConfig(
             text_config={
                 "model_type": "aria_text",
-                **_PLAIN,
+                **DERIVED_HEADS,
                 "intermediate_size": 64,
                 "moe_num_experts": EXPERTS,
                 "moe_topk": TOP_K,
                 "moe_num_shared_experts": 1,
             },
-            vision_config={
-                "model_type": "idefics3_vision",
-                "hidden_size": 32,
-                "intermediate_size": 32,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "image_size": 28,
-                "patch_size": 14,
-            },
+            vision_config=ARIA_VISION,
             projector_patch_to_query_dict={"4": 4},
             image_token_index=3,
         ),
@@ -130,7 +127,7 @@ MODELS: dict[str, Model] = {
     ),
     "FlexOlmoForCausalLM": Model(
         lambda: transformers.FlexOlmoConfig(
-            **_PLAIN, intermediate_size=64, num_experts=EXPERTS, num_experts_per_tok=TOP_K
+            **DERIVED_HEADS, intermediate_size=64, num_experts=EXPERTS, num_experts_per_tok=TOP_K
         ),
         Router(TOP_K, "softmax", renormalize=False),
         at_gate=True,
@@ -140,7 +137,7 @@ MODELS: dict[str, Model] = {
     ),
     "Lfm2MoeForCausalLM": Model(
         lambda: transformers.Lfm2MoeConfig(
-            **_PLAIN | {"tie_word_embeddings": True},
+            **DERIVED_HEADS | {"tie_word_embeddings": True},
             intermediate_size=64,
             moe_intermediate_size=32,
             num_experts=EXPERTS,
@@ -181,8 +178,7 @@ def make_checkpoint(
     made = MODELS[architecture]
     config = made.config() if width is None else widen(made.config(), width)
     config.update(changes)
-    load = transformers.AutoModelForCausalLM if made.within == "model" else transformers.AutoModelForImageTextToText
-    model = load.from_config(config, dtype=torch.float32)
+    model = made.auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("gate.weight", "router.weight")) or ("experts" in name and "bias" not in name):
@@ -214,8 +210,7 @@ class CorrectedReference:
     ) -> None:
         made = MODELS[architecture]
         self.made = made
-        load = transformers.AutoModelForCausalLM if made.within == "model" else transformers.AutoModelForImageTextToText
-        model = load.from_pretrained(folder, dtype=rounds_to or dtype, experts_implementation="eager")
+        model = made.auto.from_pretrained(folder, dtype=rounds_to or dtype, experts_implementation="eager")
         self.model: Any = model.to(dtype).eval()
         self.routers: dict[int, tuple[Any, Router]] = {}
         for index, layer in enumerate(self.model.get_submodule(made.within).layers):

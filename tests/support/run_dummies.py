@@ -17,6 +17,7 @@ from tests.support import engines
 from tests.support.dummies import DUMMIES, write_config
 from tests.support.engines import draft_of, model_of
 from tests.support.tiny import VOCABULARY
+from vllm_steermoe_plugin.models.architectures import BACKEND
 
 PROMPT_TOKENS = 24
 CANNOT_GENERATE = {"JambaForCausalLM": "the CPU build has no kernel for Mamba-1"}
@@ -30,7 +31,6 @@ OTHERS = (
     "Qwen3VLMoeForConditionalGeneration",
 )
 """Of which it is seen what happens where they cannot be steered, or only in part."""
-BACKEND = "TransformersMoEForCausalLM"
 NOT_IMPORTED = "its file cannot be imported here"
 CANNOT_START = {
     "BailingMoeV2_5ForCausalLM": "a block size that its latent attention does not take on a CPU",
@@ -266,7 +266,7 @@ def admitted_by_mistake(folder: Path, kept: list[Any]) -> dict[str, str]:
     from vllm_steermoe_plugin.models import config_families
     from vllm_steermoe_plugin.worker import router_kind
 
-    router_kind._OWN_SELECTIONS.pop("token_choice_with_bias")
+    router_kind.OWN_SELECTIONS.pop("token_choice_with_bias")
     families = config_families.FAMILIES
     families["deepseek"] = config_families.Family(("n_routed_experts",))
     said = {}

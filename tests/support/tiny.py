@@ -24,11 +24,13 @@ COMMON: dict[str, Any] = {
     "pad_token_id": 1,
     "tie_word_embeddings": False,
 }
+DERIVED_HEADS: dict[str, Any] = {k: v for k, v in COMMON.items() if k != "head_dim"}
+"""Of models that derive the size of a head."""
 
 
 def _olmoe() -> Any:
     # OLMoE has no grouped heads and derives the head size.
-    common = {k: v for k, v in COMMON.items() if k != "head_dim"} | {"num_key_value_heads": 2}
+    common = DERIVED_HEADS | {"num_key_value_heads": 2}
     return transformers.OlmoeConfig(**common, intermediate_size=64, num_experts=8, num_experts_per_tok=2)
 
 
@@ -68,21 +70,20 @@ def _phi() -> Any:
 
 
 def _granite() -> Any:
-    common = {k: v for k, v in COMMON.items() if k != "head_dim"}
-    return transformers.GraniteMoeConfig(**common, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2)
+    return transformers.GraniteMoeConfig(
+        **DERIVED_HEADS, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2
+    )
 
 
 def _granite_shared() -> Any:
-    common = {k: v for k, v in COMMON.items() if k != "head_dim"}
     return transformers.GraniteMoeSharedConfig(
-        **common, intermediate_size=64, shared_intermediate_size=64, num_local_experts=8, num_experts_per_tok=2
+        **DERIVED_HEADS, intermediate_size=64, shared_intermediate_size=64, num_local_experts=8, num_experts_per_tok=2
     )
 
 
 def _qwen2() -> Any:
-    common = {k: v for k, v in COMMON.items() if k != "head_dim"}
     return transformers.Qwen2MoeConfig(
-        **common,
+        **DERIVED_HEADS,
         intermediate_size=64,
         moe_intermediate_size=64,
         shared_expert_intermediate_size=64,

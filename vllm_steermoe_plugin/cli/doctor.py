@@ -21,15 +21,12 @@ ROUTERS = (
     RouterKind("softmax", bias=True),
     RouterKind("softmax", groups=8, kept=3),
     RouterKind("softmax", each_group=True),
-    RouterKind("softmax", own="Gemma4Router"),
-    RouterKind("softmax", own="sparse mixer"),
     RouterKind("sigmoid"),
     RouterKind("sigmoid", bias=True),
     RouterKind("sigmoid", bias=True, groups=8, kept=4),
-    RouterKind("sigmoid", own="Llama4MoE"),
     RouterKind("sqrtsoftplus", bias=True),
 )
-"""Kinds of routers; numbers of groups are examples."""
+"""Kinds of routers, beside the models' own; numbers of groups are examples."""
 
 
 def doctor(
@@ -61,12 +58,12 @@ def doctor(
 
 def examine(model: str | None, *, kernels: bool | None = None) -> dict[str, Any]:
     """What `steermoe doctor` reports; `problems` is empty if steering will work."""
-    wanted = model is not None if kernels is None else kernels
     from vllm_steermoe_plugin.compat.ledger import LEDGER, WRAPPED, check_ledger
     from vllm_steermoe_plugin.compat.plugin_allowlist import VARIABLE, allow_list, check_plugin_allowed
     from vllm_steermoe_plugin.compat.versions import tested, tool_versions
     from vllm_steermoe_plugin.models.architectures import ARCHITECTURES, condition_of
     from vllm_steermoe_plugin.models.unsupported import REFUSED
+    from vllm_steermoe_plugin.worker.router_kind import OWN_SELECTIONS
 
     problems: list[str] = []
     report: dict[str, Any] = {
@@ -77,14 +74,15 @@ def examine(model: str | None, *, kernels: bool | None = None) -> dict[str, Any]
         "wrapped": len(WRAPPED),
     }
     checks: list[Callable[[], None]] = [check_plugin_allowed, check_ledger, lambda: examine_model(model, report)]
-    if wanted:
+    if model is not None if kernels is None else kernels:
         checks.append(lambda: examine_kernels(model, report))
     for check in checks:
         try:
             check()
         except EngineError as error:
             problems.append(f"[{error.code}] {error}")
-    report["routers"] = {str(kind): "gate" if kind.orders_logits else "selection" for kind in ROUTERS}
+    kinds = (*ROUTERS, *OWN_SELECTIONS.values())
+    report["routers"] = {str(kind): "gate" if kind.orders_logits else "selection" for kind in kinds}
     report["architectures"] = {
         name: {"language_model": row.language, "condition": condition_of(name), "run_in_tests": row.ran}
         for name, row in ARCHITECTURES.items()

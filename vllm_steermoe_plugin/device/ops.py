@@ -17,7 +17,7 @@ import torch
 
 from vllm_steermoe_plugin.device.reselect import reselect
 from vllm_steermoe_plugin.device.rewrite import apply_rules
-from vllm_steermoe_plugin.device.router_kind import RouterKind, Score
+from vllm_steermoe_plugin.device.router_kind import RouterKind
 
 _LIBRARY: Any = torch.library.Library("steermoe", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
@@ -61,13 +61,12 @@ def _reselect(
     token_slots: torch.Tensor,
     active: torch.Tensor,
     row: int,
-    score: Score,
-    groups: int,
-    kept: int,
-    renormalize: bool,
-    scale: float,
+    *router: Any,
 ) -> None:
-    """Correct `weights` and `ids [T, K]` in place by `rules[token_slots[:T], row]`; the rest as in `reselect`."""
+    """Correct `weights` and `ids [T, K]` in place by `rules[token_slots[:T], row]`; the rest as in `reselect`.
+
+    `router`: `RouterKind.arguments`.
+    """
     if logits.device.type == "cpu" and not active[row]:
         return
     if ids.dtype is torch.uint32:
@@ -76,7 +75,7 @@ def _reselect(
     mine, slots = rules[:, row], token_slots[: len(logits)]
     ruled = mine.any(dim=1)[slots]
     rows = slice(None) if ruled.all() else ruled.nonzero()[:, 0]
-    kind = RouterKind(score, bias is not None, groups, kept, renormalize, scale)
+    kind = RouterKind.of_arguments(bias is not None, *router)
     weights[rows], ids[rows] = reselect(weights[rows], ids[rows], logits[rows], bias, mine[slots[rows]], kind)
 
 
@@ -116,15 +115,11 @@ def _reselect_on_gpu(
     token_slots: torch.Tensor,
     active: torch.Tensor,
     row: int,
-    score: Score,
-    groups: int,
-    kept: int,
-    renormalize: bool,
-    scale: float,
+    *router: Any,
 ) -> None:
     from vllm_steermoe_plugin.device.kernels.reselecting import reselect as launch
 
-    kind = RouterKind(score, bias is not None, groups, kept, renormalize, scale)
+    kind = RouterKind.of_arguments(bias is not None, *router)
     launch(weights, ids, logits, bias, rules, token_slots, row, kind)
 
 

@@ -45,6 +45,18 @@ class RouterKind:
         plain = self.score == "softmax" and not self.bias and self.groups == self.kept and not self.each_group
         return bool(self.own) or plain
 
+    @property
+    def arguments(self) -> tuple[Score, int, int, bool, float]:
+        """Of the operator `reselect_`, after the others; whether there is a bias it sees from that."""
+        return self.score, self.groups, self.kept, self.renormalize, self.scale
+
+    @classmethod
+    def of_arguments(
+        cls, has_bias: bool, score: Score, groups: int, kept: int, renormalize: bool, scale: float
+    ) -> RouterKind:
+        """The inverse, as far as a selection is concerned."""
+        return cls(score, has_bias, groups, kept, renormalize, scale)
+
     def __str__(self) -> str:
         parts = [f"{self.score} + bias" if self.bias else self.score]
         if self.each_group:

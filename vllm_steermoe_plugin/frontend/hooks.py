@@ -6,12 +6,12 @@ asked whether they steer, once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from expert_registry.errors import RequestError, SteerMoEError, UnsupportedFeatureError
 from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
-from vllm_steermoe_plugin.compat.handshake import METHOD, corrects, why_not_all
+from vllm_steermoe_plugin.compat.handshake import METHOD, WorkerStatus, corrects, why_not_all
 from vllm_steermoe_plugin.compat.internal import wrap_once
 from vllm_steermoe_plugin.compat.symbols.frontend import (
     ASYNC_CALL_ALL,
@@ -77,10 +77,14 @@ def _engine_init(original: Callable[..., Any]) -> Callable[..., Any]:
         # Only vLLM's synchronous engine lives in the user's own process; all else is treated as a server.
         front_end.served = False
         if front_end.awaits_workers:
-            answers = [self.collective_rpc(METHOD)]
-            front_end.set_worker_status(why_not_all(answers), corrects=corrects(answers))
+            _take_note(front_end, [self.collective_rpc(METHOD)])
 
     return init
+
+
+def _take_note(front_end: FrontEnd, answers: Sequence[Sequence[WorkerStatus]]) -> None:
+    """Of what the workers of all engines have answered to the handshake."""
+    front_end.set_worker_status(why_not_all(answers), corrects=corrects(answers))
 
 
 def _tasks_of_server(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,7 +94,7 @@ def _tasks_of_server(original: Callable[..., Any]) -> Callable[..., Any]:
         if front_end.awaits_workers:
             # To all engines: of several, `AsyncLLM.collective_rpc` gives the first one's answer only.
             answers = await self.engine_core.call_utility_all_async("collective_rpc", METHOD, None, (), None)
-            front_end.set_worker_status(why_not_all(answers), corrects=corrects(answers))
+            _take_note(front_end, answers)
         if not hasattr(self, _HTTP_CHECKED):
             # vLLM awaits the tasks before it builds a server's app, and again for each request.
             install_http_checks(load=True)

@@ -19,6 +19,8 @@ from vllm_steermoe_plugin.models.unsupported import OTHER_NAMES, REFUSED
 
 TRANSFORMERS = "transformers"
 """Family of the models that vLLM runs by its Transformers backend, whatever their architecture."""
+BACKEND = "TransformersMoEForCausalLM"
+"""As which vLLM runs those of them for which it has no class."""
 BY_CHECKPOINT = "by the checkpoint"
 """The language model of a vision-language model is the architecture that its own text config names."""
 
@@ -103,7 +105,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("HunYuanMoEV1ForCausalLM", TRANSFORMERS),
         Architecture("Kolibri1ForCausalLM", TRANSFORMERS),
         Architecture("MellumForCausalLM", TRANSFORMERS, ran=True),
-        Architecture("TransformersMoEForCausalLM", TRANSFORMERS, ran=True),
+        Architecture(BACKEND, TRANSFORMERS, ran=True),
         Architecture("TransformersMultiModalMoEForCausalLM", TRANSFORMERS),
         # Hybrids of attention and state-space or linear-attention layers.
         Architecture("AliceAIForCausalLM", "every layer"),
@@ -171,8 +173,11 @@ def shape_of(config: object, architecture: str | None = None) -> MoEShape:
     named = read(config, "architectures", None)
     names = [name for name in named if isinstance(name, str)] if isinstance(named, Sequence) else []
     text = _text_config(config)
-    has_experts = any(has(text, key) for key in FAMILIES[TRANSFORMERS].experts)
-    row = _row(names if architecture is None else [architecture], names, has_experts=has_experts)
+    if architecture is None and not any(name in ARCHITECTURES or name in REFUSED for name in names):
+        # What vLLM has no class for, its Transformers backend runs.
+        has_experts = any(has(text, key) for key in FAMILIES[TRANSFORMERS].experts)
+        architecture = BACKEND if names and has_experts else None
+    row = _row(names if architecture is None else [architecture], names)
     language = _language(row, text)
     family = FAMILIES[language.family]
     counts = [read(text, key) for key in family.experts if has(text, key)]
@@ -212,11 +217,8 @@ def language_model_of(config: object, architecture: str) -> Architecture:
     return _language(ARCHITECTURES[architecture], _text_config(config))
 
 
-def _row(names: Sequence[str], in_config: Sequence[str], *, has_experts: bool) -> Architecture:
+def _row(names: Sequence[str], in_config: Sequence[str]) -> Architecture:
     row = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
-    if row is None and names and names is in_config and has_experts and REFUSED.keys().isdisjoint(names):
-        # What vLLM has no class for, its Transformers backend runs.
-        row = ARCHITECTURES["TransformersMoEForCausalLM"]
     hint = "".join(f". {OTHER_NAMES[name]}" for name in in_config if name in OTHER_NAMES)
     if row is not None and not (hint and row.family == TRANSFORMERS):
         return row

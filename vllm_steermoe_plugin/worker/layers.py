@@ -133,8 +133,11 @@ def _gate_to_steer(
 
 def is_monolithic(runner: Any) -> bool:
     """Whether a layer's kernel selects experts by itself."""
-    # vLLM asks a class that is not there where it has no kernel for a quantisation; loading then says so.
-    return getattr(runner.routed_experts.quant_method, "experts_cls", runner) is not None and runner.is_monolithic
+    method = runner.routed_experts.quant_method
+    if hasattr(method, "experts_cls") and method.experts_cls is None:
+        # vLLM has no kernel for this quantisation here, and would ask the class that is not there; loading says so.
+        return False
+    return bool(runner.is_monolithic)
 
 
 def refuse_monolithic(runner: Any) -> None:

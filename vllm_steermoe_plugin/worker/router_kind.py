@@ -6,9 +6,11 @@ can do are three things. The self-check after loading then holds what is read he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from expert_registry.errors import UnsupportedModelError
+from vllm_steermoe_plugin.compat.internal import Internal
 from vllm_steermoe_plugin.compat.symbols.worker import (
     CPU_ROUTER,
     CUSTOM_ROUTING,
@@ -18,7 +20,7 @@ from vllm_steermoe_plugin.compat.symbols.worker import (
 )
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 
-_OWN_SELECTIONS = {
+OWN_SELECTIONS = {
     # The models' own functions; all of the first three order experts by z.
     "Gemma4Router.routing_function": RouterKind("softmax", own="Gemma4Router"),
     "Llama4MoE.custom_routing_function": RouterKind("sigmoid", own="Llama4MoE"),
@@ -34,30 +36,34 @@ def kind_of(router: Any) -> RouterKind | None:
     Raises:
         UnsupportedModelError: it is not known, or steering would not be exact; the message says why.
     """
-    kind = type(router)
-    fused, grouped, custom, cpu = FUSED_TOP_K.load(), GROUPED_TOP_K.load(), CUSTOM_ROUTING.load(), CPU_ROUTER.load()
-    # Attributes are read without defaults: one that is gone means that we no longer know what is selected.
-    if kind is fused:
-        return RouterKind(router.scoring_func, renormalize=router.renormalize)
-    if kind is custom:
-        return _own(router)
-    if kind is cpu:
-        return _on_cpu(router)
-    if kind is grouped:
-        _refuse(router.num_fused_shared_experts > 0, "its shared experts are among the selected ones")
-        return _grouped(router)
-    if kind is FUSED_TOP_K_BIAS.load():
-        if router._hash_indices_table is not None:
-            return None
-        _refuse(router.bias_vl is not None, "tokens of images have a correction bias of their own")
-        _refuse(router.num_fused_shared_experts > 0, "its shared experts are among the selected ones")
-        return RouterKind(
-            router.scoring_func,
-            bias=router.e_score_correction_bias is not None,
-            renormalize=router.renormalize,
-            scale=router.routed_scaling_factor,
-        )
-    raise UnsupportedModelError(f"its router is a {kind.__name__}, of which it is not known what it selects")
+    name = type(router).__name__
+    internal, read = _READERS.get(name, (None, None))
+    if internal is None or read is None or type(router) is not internal.load():
+        raise UnsupportedModelError(f"its router is a {name}, of which it is not known what it selects")
+    return read(router)
+
+
+# Attributes are read without defaults: one that is gone means that we no longer know what is selected.
+def _plain(router: Any) -> RouterKind:
+    return RouterKind(router.scoring_func, renormalize=router.renormalize)
+
+
+def _biased(router: Any) -> RouterKind | None:
+    if router._hash_indices_table is not None:
+        return None
+    _refuse(router.bias_vl is not None, "tokens of images have a correction bias of their own")
+    _refuse_fused_shared_experts(router)
+    return RouterKind(
+        router.scoring_func,
+        bias=router.e_score_correction_bias is not None,
+        renormalize=router.renormalize,
+        scale=router.routed_scaling_factor,
+    )
+
+
+def _on_gpu_in_groups(router: Any) -> RouterKind:
+    _refuse_fused_shared_experts(router)
+    return _grouped(router)
 
 
 def _on_cpu(router: Any) -> RouterKind | None:
@@ -91,12 +97,29 @@ def _own(router: Any) -> RouterKind:
     name = getattr(router.custom_routing_function, "__qualname__", repr(router.custom_routing_function))
     if name == _BY_GROUP:
         return RouterKind("softmax", renormalize=router.renormalize, each_group=True)
-    known = _OWN_SELECTIONS.get(name)
+    known = OWN_SELECTIONS.get(name)
     if known is None:
         raise UnsupportedModelError(f"it selects with {name}, of which it is not known what it does")
     return known if known.own else RouterKind(known.score, renormalize=router.renormalize)
 
 
+def _refuse_fused_shared_experts(router: Any) -> None:
+    _refuse(router.num_fused_shared_experts > 0, "its shared experts are among the selected ones")
+
+
 def _refuse(applies: bool, why: str) -> None:
     if applies:
         raise UnsupportedModelError(why)
+
+
+_READERS: dict[str, tuple[Internal, Callable[[Any], RouterKind | None]]] = {
+    internal.name: (internal, read)
+    for internal, read in (
+        (FUSED_TOP_K, _plain),
+        (FUSED_TOP_K_BIAS, _biased),
+        (GROUPED_TOP_K, _on_gpu_in_groups),
+        (CUSTOM_ROUTING, _own),
+        (CPU_ROUTER, _on_cpu),
+    )
+}
+"""By the name of the class, whose subclasses are others."""

@@ -53,7 +53,7 @@ class SteeredSelection:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and ids `[T, K]`, as of vLLM's router."""
         weights, ids = self._compute(hidden_states, router_logits, indices_type, input_ids=input_ids)
-        kind, state = self.kind, self._state
+        state = self._state
         reselect_(
             weights,
             ids,
@@ -63,10 +63,6 @@ class SteeredSelection:
             state.slots_of(self.sequence_rank, router_logits),
             state.active,
             self.row,
-            kind.score,
-            kind.groups,
-            kind.kept,
-            kind.renormalize,
-            kind.scale,
+            *self.kind.arguments,
         )
         return weights, ids

@@ -117,10 +117,9 @@ def test_the_operator_corrects_the_tokens_of_a_slot_in_place_and_no_other() -> N
     weights.copy_(case.weights)
     ids.copy_(case.ids)
     kind = case.kind
-    rest = (kind.score, kind.groups, kind.kept, kind.renormalize, kind.scale)
-    reselect_(weights, ids, case.logits, case.bias, rules, slots, active, 0, *rest)
+    reselect_(weights, ids, case.logits, case.bias, rules, slots, active, 0, *kind.arguments)
     assert torch.equal(weights, case.weights) and torch.equal(ids.long(), case.ids.long())
-    reselect_(weights, ids, case.logits, case.bias, rules, slots, active, 1, *rest)
+    reselect_(weights, ids, case.logits, case.bias, rules, slots, active, 1, *kind.arguments)
     wanted = corrected(case)
     for t in range(6):
         steered = slots[t] == 2

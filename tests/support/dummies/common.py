@@ -35,3 +35,35 @@ LATENT_ATTENTION: dict[str, Any] = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 32,
 }
+MOE: dict[str, Any] = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+BAILING: dict[str, Any] = {
+    "model_type": "bailing_moe",
+    **DUMMY,
+    **MOE,
+    "intermediate_size": 32,
+    "num_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "use_bias": False,
+    "use_qkv_bias": False,
+    "use_rmsnorm": True,
+    "rope_theta": 10000,
+    "embedding_dropout": 0.0,
+    "output_dropout": 0.0,
+    "norm_head": False,
+}
+ARIA_VISION: dict[str, Any] = {
+    "model_type": "idefics3_vision",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}

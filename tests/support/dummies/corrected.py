@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.dummies.common import DEEPSEEK, DUMMY, LATENT_ATTENTION, QWEN_VISION
+from tests.support.dummies.common import ARIA_VISION, BAILING, DEEPSEEK, DUMMY, LATENT_ATTENTION, QWEN_VISION
 
-_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000}
 _GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2}
 _NOAUX: dict[str, Any] = {
     "norm_topk_prob": True,
@@ -54,24 +53,7 @@ _LLAMA4: dict[str, Any] = {
     "attention_chunk_size": 128,
 }
 _BAILING_SIGMOID: dict[str, Any] = {
-    "model_type": "bailing_moe",
-    **DUMMY,
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "norm_topk_prob": True,
-    "intermediate_size": 32,
-    "num_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "use_bias": False,
-    "use_qkv_bias": False,
-    "use_rmsnorm": True,
-    "rope_theta": 10000,
-    "embedding_dropout": 0.0,
-    "output_dropout": 0.0,
-    "norm_head": False,
+    **BAILING,
     **_GROUPS,
     "score_function": "sigmoid",
     "moe_router_enable_expert_bias": True,
@@ -88,15 +70,7 @@ _ARIA: dict[str, Any] = {
         "moe_topk": 2,
         "moe_num_shared_experts": 1,
     },
-    "vision_config": {
-        "model_type": "idefics3_vision",
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    },
+    "vision_config": ARIA_VISION,
     "projector_patch_to_query_dict": {"4": 4},
     "image_token_index": 3,
 }

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.dummies.common import DEEPSEEK, DUMMY, LATENT_ATTENTION, QWEN_VISION
+from tests.support.dummies.common import BAILING, DEEPSEEK, DUMMY, LATENT_ATTENTION, MOE, QWEN_VISION
 from tests.support.tiny import VOCABULARY
 
-_MOE: dict[str, Any] = {
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "norm_topk_prob": True,
-}
 _LINEAR_ATTENTION: dict[str, Any] = {
     "linear_key_head_dim": 128,
     "linear_value_head_dim": 128,
@@ -20,24 +14,7 @@ _LINEAR_ATTENTION: dict[str, Any] = {
     "linear_num_value_heads": 2,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }
-_QWEN3_5: dict[str, Any] = {**DUMMY, **_MOE, **_LINEAR_ATTENTION, "shared_expert_intermediate_size": 32}
-_BAILING: dict[str, Any] = {
-    "model_type": "bailing_moe",
-    **DUMMY,
-    **_MOE,
-    "intermediate_size": 32,
-    "num_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "use_bias": False,
-    "use_qkv_bias": False,
-    "use_rmsnorm": True,
-    "rope_theta": 10000,
-    "embedding_dropout": 0.0,
-    "output_dropout": 0.0,
-    "norm_head": False,
-}
+_QWEN3_5: dict[str, Any] = {**DUMMY, **MOE, **_LINEAR_ATTENTION, "shared_expert_intermediate_size": 32}
 _GEMMA: dict[str, Any] = {
     "model_type": "gemma4_text",
     **DUMMY,
@@ -54,7 +31,7 @@ _GEMMA: dict[str, Any] = {
 }
 _INTERNVL: dict[str, Any] = {
     "model_type": "internvl",
-    "text_config": {"model_type": "qwen3_moe", **DUMMY, **_MOE, "intermediate_size": 32},
+    "text_config": {"model_type": "qwen3_moe", **DUMMY, **MOE, "intermediate_size": 32},
     "vision_config": {
         "model_type": "internvl_vision",
         "hidden_size": 32,
@@ -73,8 +50,8 @@ _QWEN3_5_VL: dict[str, Any] = {
 }
 
 SOFTMAX: dict[str, dict[str, Any]] = {
-    "BailingMoeForCausalLM": _BAILING,
-    "BailingMoeV2ForCausalLM": _BAILING,
+    "BailingMoeForCausalLM": BAILING,
+    "BailingMoeV2ForCausalLM": BAILING,
     "Cohere2MoeForCausalLM": {
         "model_type": "cohere2_moe",
         **DUMMY,
@@ -168,7 +145,7 @@ SOFTMAX: dict[str, dict[str, Any]] = {
     "Qwen3NextForCausalLM": {
         "model_type": "qwen3_next",
         **DUMMY,
-        **_MOE,
+        **MOE,
         **_LINEAR_ATTENTION,
         "intermediate_size": 32,
         "shared_expert_intermediate_size": 32,
@@ -177,7 +154,7 @@ SOFTMAX: dict[str, dict[str, Any]] = {
     "Qwen3_5MoeForCausalLM": {"model_type": "qwen3_5_moe_text", **_QWEN3_5},
     "Qwen3VLMoeForConditionalGeneration": {
         "model_type": "qwen3_vl_moe",
-        "text_config": {"model_type": "qwen3_vl_moe_text", **DUMMY, **_MOE, "intermediate_size": 32},
+        "text_config": {"model_type": "qwen3_vl_moe_text", **DUMMY, **MOE, "intermediate_size": 32},
         "vision_config": {"model_type": "qwen3_vl_moe", **QWEN_VISION, "deepstack_visual_indexes": [0]},
     },
     "InternS1ForConditionalGeneration": _INTERNVL,
@@ -185,7 +162,7 @@ SOFTMAX: dict[str, dict[str, Any]] = {
     "K2HorizonForCausalLM": {
         "model_type": "k2_horizon",
         **DUMMY,
-        **_MOE,
+        **MOE,
         "intermediate_size": 32,
         "moe_gate_bias": False,
         "mova_num_experts": 0,
