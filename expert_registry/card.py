@@ -8,8 +8,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from expert_registry.documents import Strict
+from expert_registry.weights import Score
 
 FORMAT_VERSION: Literal[1] = 1
+DIAL_VERSION: Literal[2] = 2
+"""Of files with weights of their own or a recommended strength, which older readers must not take for less."""
 
 
 def _not_none(name: str) -> str:
@@ -64,10 +67,14 @@ class DataRef(Strict):
 
 
 class Recommended(Strict):
-    """How many experts of the ranking to steer unless a request says otherwise."""
+    """How to steer by the ranking unless a request says otherwise: how many experts to force, or biases' strength."""
 
     activate: Count
     deactivate: Count
+    strength: Annotated[float, Field(gt=0, le=16)] | None = None
+    """Of biases in place of forced experts, in either direction."""
+    top: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    by: Score | None = None
 
 
 class SourceRef(Strict):
@@ -84,7 +91,7 @@ class SourceRef(Strict):
 class RankingCard(Strict):
     """The JSON header of a ranking file. All fields are bounded; unknown ones are refused."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = FORMAT_VERSION
     model: ModelRef
     num_experts: Annotated[int, Field(ge=1, le=4096)]
     top_k: Annotated[int, Field(ge=1, le=4096)]
@@ -106,3 +113,5 @@ class RankingCard(Strict):
     note: Text = ""
     source: SourceRef | None = None
     """Set for rankings converted from somebody else's release; left out of the file where there is none."""
+    weights: Text = ""
+    """How the ranking's own weights were made; left out of the file where it has none."""

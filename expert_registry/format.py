@@ -6,19 +6,22 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from expert_registry.card import RankingCard
+from expert_registry.card import DIAL_VERSION, FORMAT_VERSION, RankingCard
 from expert_registry.clusters import OPTIONAL_AXES, SUMMARY_AXES, ClusterSummary
 from expert_registry.counts import RoutingCounts
 from expert_registry.documents import parse_document
 from expert_registry.errors import ProfileError, RankingFormatError
 from expert_registry.files import read_bounded, write_atomic
 from expert_registry.ranking import Ranking
+from expert_registry.weights import MAX_WEIGHT
 
 SUFFIX = ".safetensors"
 CARD_KEY = "steermoe"
@@ -28,6 +31,9 @@ MAX_CARD_BYTES = 1 << 16
 _ENTRIES = 4096
 """What the entries of the tensors take at most."""
 _NDIM = {"activations_1": 2, "activations_2": 2, "tokens": 1, "layers": 1}
+_WEIGHTS = "weights"
+_YOUNGER = ("source", _WEIGHTS, "strength", "top", "by")
+"""Fields that the first files did not have. Left out where they say nothing, they leave those their bytes and hashes."""
 
 
 def dump_ranking(ranking: Ranking) -> bytes:
@@ -37,10 +43,13 @@ def dump_ranking(ranking: Ranking) -> bytes:
         RankingFormatError: the counts are impossible, or no reader would take so long a card.
     """
     ranking.counts.check(ranking.shape)
-    tensors = {name: np.ascontiguousarray(getattr(ranking.counts, name), dtype=np.int64) for name in _NDIM}
+    tensors: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(getattr(ranking.counts, name), dtype=np.int64) for name in _NDIM}
     if ranking.clusters is not None:
         ranking.clusters.check(ranking.counts, ranking.shape)
         tensors |= ranking.clusters.tensors()
+    if ranking.weights is not None:
+        tensors[_WEIGHTS] = np.ascontiguousarray(ranking.weights, dtype=np.float32)
+    _check_weights(ranking)
     check_card_size(ranking.card)
     return save_tensors(tensors, metadata={CARD_KEY: _card_json(ranking.card)})
 
@@ -58,10 +67,29 @@ def check_card_size(card: RankingCard) -> None:
 def _card_json(card: RankingCard) -> str:
     """JSON with sorted keys, so that the order in which tools were named does not matter."""
     fields = card.model_dump(mode="json")
-    if card.source is None:
-        # The field is younger than the first files; without it they keep their bytes and hashes.
-        del fields["source"]
+    for part in (fields, fields["recommended"], fields["recommended_reverse"] or {}):
+        for name in _YOUNGER:
+            if part.get(name) in (None, ""):
+                part.pop(name, None)
     return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+
+def _check_weights(ranking: Ranking) -> None:
+    """Raise RankingFormatError unless weights are `[L, E]` and bounded, and the card's version is that of its parts."""
+    card, weights = ranking.card, ranking.weights
+    if weights is not None:
+        expected = ranking.counts.activations_1.shape
+        if weights.dtype != np.float32 or weights.shape != expected:
+            raise RankingFormatError(f"weights must be float32 {expected}, got {weights.dtype} {weights.shape}")
+        if not (np.abs(weights) <= MAX_WEIGHT).all() or not weights.any():
+            raise RankingFormatError(f"weights must lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}, and not all be 0")
+    numbers = [card.recommended, card.recommended_reverse]
+    dial = weights is not None or any(number is not None and number.strength is not None for number in numbers)
+    if (card.format_version == DIAL_VERSION) != dial:
+        raise RankingFormatError(
+            f"format version {card.format_version}, but files with weights or a recommended strength are of version "
+            f"{DIAL_VERSION}, all others of version {FORMAT_VERSION}"
+        )
 
 
 def content_hash(data: bytes) -> str:
@@ -130,6 +158,7 @@ def parse_ranking(data: bytes, name: str) -> Ranking:
     if set(tensors) & set(SUMMARY_AXES | OPTIONAL_AXES):
         summary = SUMMARY_AXES | {key: ndim for key, ndim in OPTIONAL_AXES.items() if key in tensors}
     axes = _NDIM | summary
+    weights = tensors.pop(_WEIGHTS, None)
     if set(tensors) != set(axes):
         raise RankingFormatError(f"{name} holds tensors {sorted(tensors)}; a ranking holds {sorted(axes)}")
     for key, ndim in axes.items():
@@ -140,11 +169,12 @@ def parse_ranking(data: bytes, name: str) -> Ranking:
         raise RankingFormatError(f"{name}: tokens must have shape [2], got {list(tensors['tokens'].shape)}")
     counts = RoutingCounts(**{key: tensors[key] for key in _NDIM})
     clusters = ClusterSummary(**{key: tensors[key] for key in summary}) if summary else None
-    ranking = Ranking(counts, card, clusters)
+    ranking = Ranking(counts, card, clusters, weights)
     try:
         counts.check(ranking.shape)
         if clusters is not None:
             clusters.check(counts, ranking.shape)
+        _check_weights(ranking)
     except (RankingFormatError, ProfileError) as error:
         raise RankingFormatError(f"{name}: {error}") from None
     return ranking
@@ -163,8 +193,9 @@ def _check_dtypes(header: bytes, name: str) -> None:
     entries = {key: value for key, value in json.loads(header).items() if key != "__metadata__"}
     for key, value in entries.items():
         dtype = value.get("dtype") if isinstance(value, dict) else None
-        if dtype != "I64":
-            raise RankingFormatError(f"{name}: {key:.80} must be int64, got {dtype!r:.80}")
+        wanted = "F32" if key == _WEIGHTS else "I64"
+        if dtype != wanted:
+            raise RankingFormatError(f"{name}: {key:.80} must be of type {wanted}, got {dtype!r:.80}")
 
 
 def _card(header: bytes, name: str) -> RankingCard:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expert_registry.card import RankingCard
 from expert_registry.counts import RoutingCounts
@@ -35,6 +36,8 @@ class Ranking:
     card: RankingCard
     clusters: ClusterSummary | None = None
     """What standard errors by cluster need; None in rankings that were made without."""
+    weights: NDArray[np.float32] | None = None
+    """Weights of its own for biases, `[L, E]`; None: they are made of the counts (`weights.weigh`)."""
 
     @property
     def shape(self) -> MoEShape:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expert_registry.card import Slug
 from expert_registry.errors import ConfigurationError
+from vllm_steermoe_plugin.steering.biases import MAX_BIAS
 
 KEY = "steermoe"
 SWITCH_OFF = '--additional-config \'{"steermoe": {"enabled": false}}\''
@@ -29,7 +30,9 @@ class Settings(BaseModel):
     allow_reverse: bool = False
     """Over HTTP: may a request steer away from a behaviour?"""
     allow_experts: bool = False
-    """Over HTTP: may a request list experts or choose their number itself?"""
+    """Over HTTP: may a request list experts, or choose their number or what their weights are made of?"""
+    max_strength: Annotated[float, Field(ge=0, le=MAX_BIAS)] = 2.0
+    """Over HTTP: the largest strength that a request may name, in either direction."""
     base_model: str | None = None
     """The model is a fine-tune of this one, whose rankings may be used if they have its shape."""
     lock: str | None = None

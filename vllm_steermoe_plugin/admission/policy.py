@@ -29,9 +29,15 @@ def check_policy(request: SteeringRequest, settings: Settings, *, served: bool) 
     if request.explicit is not None and not settings.allow_experts:
         raise PolicyError("expert sets are not accepted by this server (setting 'allow_experts'); name a behaviour")
     for part in request.named:
-        if part.reverse and not settings.allow_reverse:
-            raise PolicyError(f"{part.behaviour}:reverse is not accepted by this server (setting 'allow_reverse')")
-        if (part.activate is not None or part.deactivate is not None) and not settings.allow_experts:
+        if part.away and not settings.allow_reverse:
+            raise PolicyError(f"{part.text()} is not accepted by this server (setting 'allow_reverse')")
+        if part.strength is not None and abs(part.strength) > settings.max_strength:
             raise PolicyError(
-                f"{part.behaviour}: this server does not accept numbers of experts (setting 'allow_experts')"
+                f"{part.text()}: this server accepts strengths up to {settings.max_strength:g} (setting 'max_strength')"
+            )
+        counted = (part.activate, part.deactivate, part.top, part.by)
+        if any(number is not None for number in counted) and not settings.allow_experts:
+            raise PolicyError(
+                f"{part.text()}: this server does not accept numbers or other choices of experts "
+                "(setting 'allow_experts')"
             )

@@ -86,8 +86,8 @@ class Resolver:
         """
         return self._resolve_with({}, request)
 
-    def resolve_experts(self, text: str) -> Resolved:
-        """The profile of a text that lists experts.
+    def resolve_experts(self, text: str) -> Resolved | None:
+        """The profile of a text that lists experts; None if all are biases of 0.
 
         Raises:
             SteerMoEError: it cannot be read, or applied exactly.
@@ -210,13 +210,11 @@ class Resolver:
         except ProfileError as error:
             return copy.copy(error)  # Without what the traceback holds.
 
-    def _experts_or_why(self, text: str) -> Resolved | SteerMoEError:
+    def _experts_or_why(self, text: str) -> Resolved | SteerMoEError | None:
         try:
-            resolved = self._resolve(parse_request(text), (), self._used.rankings)
+            return self._resolve(parse_request(text), (), self._used.rankings)
         except SteerMoEError as error:
             return copy.copy(error)
-        assert resolved is not None
-        return resolved
 
     def _steerable(self) -> MoEShape:
         return _or_raise(self._shape)

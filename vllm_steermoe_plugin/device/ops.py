@@ -18,11 +18,12 @@ import torch
 from vllm_steermoe_plugin.device.reselect import reselect
 from vllm_steermoe_plugin.device.rewrite import apply_rules
 from vllm_steermoe_plugin.device.router_kind import RouterKind
+from vllm_steermoe_plugin.steering.rule_values import BIASES, FORCED, FORCES
 
 _LIBRARY: Any = torch.library.Library("steermoe", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "rewrite_(Tensor(a!) logits, Tensor rules, Tensor token_slots, Tensor active, int row, bool log_softmax=False,"
-    " bool bfloat16=False) -> ()"
+    " bool bfloat16=False, bool forces=True) -> ()"
 )
 _LIBRARY.define(
     "reselect_(Tensor(a!) weights, Tensor(b!) ids, Tensor logits, Tensor? bias, Tensor rules, Tensor token_slots,"
@@ -39,17 +40,23 @@ def _rewrite(
     row: int,
     log_softmax: bool = False,
     bfloat16: bool = False,
+    forces: bool = True,
 ) -> None:
-    """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`.
+    """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is float16 `[S, L, E]`.
 
-    `log_softmax`, `bfloat16`: see `apply_rules`. `active` is bool `[L]`, on the device of the logits: whether any token
-    of this step has a rule in the layer. It is written and read on the CPU only: a graph on a GPU cannot leave a kernel
-    out.
+    `log_softmax`, `bfloat16`, `forces`: see `apply_rules`. `active` is uint8 `[L]`, on the device of the logits: what
+    the rules of this step do in a layer, as in `RuleTable.does`. It is written and read on the CPU only: a graph on a
+    GPU cannot leave a kernel out.
     """
-    if logits.device.type == "cpu" and not active[row]:
-        return
+    biases = True
+    if logits.device.type == "cpu":
+        does = int(active[row])
+        biases = bool(does & BIASES)
+        if not (biases or does & FORCES and forces):
+            return
     rows = rules[:, row].index_select(0, token_slots[: logits.shape[0]])
-    logits.copy_(apply_rules(logits, rows, log_softmax=log_softmax, bfloat16=bfloat16))
+    forms = {"log_softmax": log_softmax, "bfloat16": bfloat16, "forces": forces}
+    logits.copy_(apply_rules(logits, rows, biases=biases, **forms))
 
 
 def _reselect(
@@ -67,13 +74,13 @@ def _reselect(
 
     `router`: `RouterKind.arguments`.
     """
-    if logits.device.type == "cpu" and not active[row]:
+    if logits.device.type == "cpu" and not int(active[row]) & FORCES:
         return
     if ids.dtype is torch.uint32:
         # To which torch cannot write by index.
         ids = ids.view(torch.int32)
     mine, slots = rules[:, row], token_slots[: len(logits)]
-    ruled = mine.any(dim=1)[slots]
+    ruled = (mine.abs() > FORCED).any(dim=1)[slots]
     rows = slice(None) if ruled.all() else ruled.nonzero()[:, 0]
     kind = RouterKind.of_arguments(bias is not None, *router)
     weights[rows], ids[rows] = reselect(weights[rows], ids[rows], logits[rows], bias, mine[slots[rows]], kind)
@@ -100,10 +107,11 @@ def _rewrite_on_gpu(
     row: int,
     log_softmax: bool = False,
     bfloat16: bool = False,
+    forces: bool = True,
 ) -> None:
     from vllm_steermoe_plugin.device.kernels.rewriting import rewrite
 
-    rewrite(logits, rules, token_slots, row, log_softmax, bfloat16)
+    rewrite(logits, rules, token_slots, row, log_softmax, bfloat16, forces)
 
 
 def _reselect_on_gpu(

@@ -14,7 +14,7 @@ import torch
 
 from vllm_steermoe_plugin.device.rewrite import EPSILON
 from vllm_steermoe_plugin.device.router_kind import RouterKind, Score
-from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import FORCED, OWN_WEIGHT
 
 NO_SUM = 1e-20
 """Added to a sum of weights, so that a row of scores that all underflow gets weights of 0. vLLM's kernel does so."""
@@ -37,7 +37,7 @@ def reselect(
         ids: integers `[T, K]`, likewise: the model's own choice S0.
         logits: router logits `[T, E]`, any floating dtype, as that router got them.
         bias: `[E]`, the router's correction bias b, if it has one.
-        rules: int8 `[T, E]`: +1 activate, `OWN_WEIGHT` activate and leave the weight its own, -1 deactivate, 0.
+        rules: float16 `[T, E]`, of which those that force are applied; biases are in the logits by then.
         kind: of the router.
 
     Returns:
@@ -46,17 +46,17 @@ def reselect(
         deactivated ones -1; equal c are ordered by index. Their weights are score(z'), divided by their sum and scaled
         as the router does, where z' is z, but max(z over S0) + EPSILON for activated experts (unless `OWN_WEIGHT`) and
         min(z) - EPSILON for deactivated ones. A row with nothing activated and nothing of S0 deactivated is the input,
-        bit for bit. A row with a rule that holds +inf or NaN, or nothing but -inf, gets NaN weights.
+        bit for bit. A row with such a rule that holds +inf or NaN, or nothing but -inf, gets NaN weights.
 
     The margin is arXiv 2509.09660's, algorithm 2, which knows softmax routers alone; max over S0, not over all E,
     keeps an activated expert's weight within what the model itself mixes. The rest is ours.
     """
     chosen = torch.zeros_like(rules, dtype=torch.bool).scatter_(1, ids.long().clamp(min=0), True)
     sound = logits.amax(dim=1).isfinite()
-    changed = ((rules > 0) | ((rules < 0) & chosen)).any(dim=1) & sound
+    changed = ((rules > FORCED) | ((rules < -FORCED) & chosen)).any(dim=1) & sound
     new_weights, new_ids = weights.clone(), ids.to(torch.int64, copy=True)
     if not sound.all():
-        new_weights[~sound & rules.any(dim=1)] = torch.nan
+        new_weights[~sound & (rules.abs() > FORCED).any(dim=1)] = torch.nan
     for rows in _pieces(changed):
         found, first = _steered(logits[rows].float(), chosen[rows], rules[rows], bias, kind, ids.shape[1])
         new_weights[rows], new_ids[rows] = found.to(weights.dtype), first
@@ -75,7 +75,7 @@ def _steered(
     z: torch.Tensor, chosen: torch.Tensor, rules: torch.Tensor, bias: torch.Tensor | None, kind: RouterKind, top_k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and ids `[T, K]`; `chosen` is S0 as bool `[T, E]`."""
-    activated, deactivated = rules > 0, rules < 0
+    activated, deactivated = rules > FORCED, rules < -FORCED
     c = corrected(z, bias, kind)
     tier = torch.where(chosen, 2, in_kept_groups(c, kind).long())
     tier = torch.where(activated, 3, torch.where(deactivated, -1, tier))

@@ -29,7 +29,7 @@ class Slots:
         """
         self._rows = list(rows)
         self._slot_of: dict[str, int] = {}
-        self._active = np.zeros((max_requests + 1, len(self._rows)), dtype=np.bool_)
+        self._does = np.zeros((max_requests + 1, len(self._rows)), dtype=np.uint8)
 
     @property
     def slot_of(self) -> Mapping[str, int]:
@@ -44,13 +44,12 @@ class Slots:
         placed = dict(self._slot_of)
         new: list[Table] = []
         taken = set(placed.values())
-        free = [slot for slot in range(len(self._active) - 1, 0, -1) if slot not in taken]
+        free = [slot for slot in range(len(self._does) - 1, 0, -1) if slot not in taken]
         idle = [digest for digest in placed if digest not in needed]
         for digest in missing:
             slot = free.pop() if free else placed.pop(idle.pop(0))
-            local = needed[digest].rules[self._rows]
-            new.append((slot, local))
-            self._active[slot] = local.any(axis=1)
+            new.append((slot, needed[digest].rules[self._rows]))
+            self._does[slot] = needed[digest].does[self._rows]
             placed[digest] = slot
         return placed, new
 
@@ -58,7 +57,7 @@ class Slots:
         """Take note of what is on the device now; nothing of it is known while it is being written."""
         self._slot_of = placed
 
-    def active_layers(self, slots: Iterable[int]) -> NDArray[np.bool_]:
-        """Whether any of some slots has a rule in a layer: bool `[L]`."""
-        layers: NDArray[np.bool_] = np.logical_or.reduce(self._active[list(slots)], axis=0)
+    def active_layers(self, slots: Iterable[int]) -> NDArray[np.uint8]:
+        """What the rules of some slots do in a layer, together: uint8 `[L]`, bits as in `RuleTable.does`."""
+        layers: NDArray[np.uint8] = np.bitwise_or.reduce(self._does[list(slots)], axis=0)
         return layers

@@ -96,8 +96,8 @@ class SteeringState:
         self.token_slots = self.buffers.token_slots
         self.token_groups = self.buffers.token_groups
         # Read, and written, on the CPU only.
-        self.active = torch.zeros(len(self.layers), dtype=torch.bool, device=device)
-        self._active = self.active.numpy() if device.type == "cpu" else np.zeros(len(self.layers), dtype=np.bool_)
+        self.active = torch.zeros(len(self.layers), dtype=torch.uint8, device=device)
+        self._active = self.active.numpy() if device.type == "cpu" else np.zeros(len(self.layers), dtype=np.uint8)
         self.counts = Counters(len(self.layers), count_groups, shape.num_experts, shape.top_k, device)
         self.counters = self.counts.selections
         self.steered_requests = 0
@@ -242,7 +242,7 @@ class SteeringState:
     def clear_step(self) -> None:
         """Steer and count nothing in the next forward pass (dummy runs, batches without steering)."""
         self.buffers.clear()
-        self._active[:] = False
+        self._active[:] = 0
 
     def _compile(self, text: str) -> RuleTable:
         return compile_rules(SteeringProfile.from_json(text), self.shape)

@@ -24,7 +24,7 @@ ROWS_PER_COPY = 64
 _ALIGNMENT = 256
 _SLOT_BYTES = 8
 
-Table = tuple[int, NDArray[np.int8]]
+Table = tuple[int, NDArray[np.float16]]
 """A slot and its rules `[L, E]`."""
 
 
@@ -32,7 +32,7 @@ class StepBuffers:
     """Rules by slot, and slots and groups by token, on the device.
 
     Attributes:
-        rules: int8 `[S, L, E]`.
+        rules: float16 `[S, L, E]`.
         token_slots: int32 `[max T]`.
         token_groups: int32 `[max T]`; never written if nothing can be counted.
     """
@@ -48,8 +48,8 @@ class StepBuffers:
         device: torch.device,
         carrier: Carrier | None = None,
     ) -> None:
-        self.rules = torch.zeros((slots, layers, experts), dtype=torch.int8, device=device)
-        self._rule_bytes = layers * experts
+        self.rules = torch.zeros((slots, layers, experts), dtype=torch.float16, device=device)
+        self._rule_bytes = layers * experts * self.rules.element_size()
         self._record_bytes = _SLOT_BYTES + -(-self._rule_bytes // _SLOT_BYTES) * _SLOT_BYTES
         self._records = min(ROWS_PER_COPY, slots)
         self._marks_at = -(-self._records * self._record_bytes // _ALIGNMENT) * _ALIGNMENT
@@ -69,7 +69,7 @@ class StepBuffers:
         """Bytes on the device, and of pinned memory on the host."""
         staged = self.staging.device_block.numel()
         separate = 0 if self._width == 2 else self.token_groups.numel() * 4
-        return self.rules.numel() + staged + separate, staged * self.staging.depth
+        return self.rules.nbytes + staged + separate, staged * self.staging.depth
 
     def write(self, slots: NDArray[np.int32], groups: NDArray[np.int32], tables: Sequence[Table]) -> None:
         """Bring the device up to date for a step of `len(slots)` tokens; nothing is copied if it already is.
@@ -113,10 +113,10 @@ class StepBuffers:
         records = block[start : self._marks_at].reshape(len(tables), self._record_bytes)
         for record, (slot, rules) in zip(records, tables, strict=True):
             record[:_SLOT_BYTES].view(np.int64)[0] = slot
-            record[_SLOT_BYTES : _SLOT_BYTES + self._rule_bytes].view(np.int8)[:] = rules.reshape(-1)
+            record[_SLOT_BYTES : _SLOT_BYTES + self._rule_bytes].view(np.float16)[:] = rules.reshape(-1)
         self.staging.send(start, stop)
         if tables:
             arrived = self.staging.device_block[start : self._marks_at].view(len(tables), self._record_bytes)
-            rows = arrived[:, _SLOT_BYTES : _SLOT_BYTES + self._rule_bytes].view(torch.int8)
+            rows = arrived[:, _SLOT_BYTES : _SLOT_BYTES + self._rule_bytes].view(torch.float16)
             into = arrived[:, :_SLOT_BYTES].view(torch.int64)[:, 0]
             self.rules.view(len(self.rules), -1).index_copy_(0, into, rows)

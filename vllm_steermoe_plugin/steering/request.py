@@ -4,11 +4,14 @@
     faithfulness@2                   version 2 of it
     faithfulness:reverse             away from the behaviour
     faithfulness:activate=4:deactivate=0:phase=generation
+    faithfulness:strength=0.5        biases in place of forced experts: half of the ranking's weights
+    faithfulness:strength=-0.5       away from the behaviour; strength 0 steers nothing
+    faithfulness:strength=1:top=200:by=log_ratio     the 200 largest weights, made of log ratios
     faithfulness:weight=own          activated experts keep their own weight (`device/reselect.py`)
     faithfulness+digits              two at once
     @terse                           a profile that the server's operator has loaded under that name
     @terse+digits                    likewise, with a behaviour on top
-    {"activate": {"3": [5, 7]}}      an explicit expert set
+    {"activate": {"3": [5, 7]}}      an explicit expert set, also with "bias": {"4": {"2": 0.5}}
     none                             not steered
 
 A loaded profile is taken as it is, so it has no options. There is no comma in the text,
@@ -18,22 +21,39 @@ because lm-eval splits `--model_args` at commas.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 from expert_registry.card import SLUG
 from expert_registry.errors import RequestError, one_of
+from expert_registry.weights import SCORES, Score
+from vllm_steermoe_plugin.steering.biases import MAX_BIAS
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, WEIGHTS, Phase, SteeringProfile, Weight
 
+T = TypeVar("T", bound=str)
 NONE = "none"
 MAX_PARTS = 16
 _NAME = re.compile(rf"({SLUG})(?:@([1-9][0-9]{{0,5}}|latest))?")
 PROFILE_NAME = re.compile(SLUG)
 """Names under which an operator may load a profile."""
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+_STRENGTH = re.compile(r"-?[0-9]{0,2}\.?[0-9]{0,6}")
 _DIRECTIONS = ("forward", "reverse")
-_VALUED = ("activate", "deactivate", "phase", "weight")
-_OPTIONS = ("activate=N", "deactivate=N", "forward", "phase=PHASE", "reverse", "weight=top|own")
+_OPTIONS = (
+    "activate=N",
+    f"by={'|'.join(SCORES)}",
+    "deactivate=N",
+    "forward",
+    "phase=PHASE",
+    "reverse",
+    "strength=X",
+    "top=N",
+    "weight=top|own",
+)
+_VALUED = tuple(option.partition("=")[0] for option in _OPTIONS if "=" in option)
+_OF_FORCED = ("direction", "activate", "deactivate", "weight")
+_OF_BIASES = ("top", "by")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +67,17 @@ class Named:
     deactivate: int | None = None
     phase: Phase = "both"
     weight: Weight = "top"
+    strength: float | None = None
+    """Of biases in place of forced experts, from -16 to 16; negative away from the behaviour."""
+    top: int | None = None
+    """How many of the largest weights give biases; None: all."""
+    by: Score | None = None
+    """What the weights are made of; None: the ranking's own, else risk differences."""
+
+    @property
+    def away(self) -> bool:
+        """Whether it steers away from the behaviour."""
+        return self.reverse or (self.strength is not None and self.strength < 0)
 
     def text(self) -> str:
         """As it stands in a request."""
@@ -57,6 +88,9 @@ class Named:
             "" if self.deactivate is None else f"deactivate={self.deactivate}",
             "" if self.phase == "both" else f"phase={self.phase}",
             "" if self.weight == "top" else f"weight={self.weight}",
+            "" if self.strength is None else f"strength={self.strength:g}",
+            "" if self.top is None else f"top={self.top}",
+            "" if self.by is None else f"by={self.by}",
         ]
         return ":".join([self.behaviour + version, *filter(None, options)])
 
@@ -98,7 +132,8 @@ def parse_request(text: object) -> SteeringRequest:
         raise RequestError(f"the steering expression has {len(text)} characters; at most {MAX_TEXT} are read")
     stripped = text.strip()
     if stripped.startswith("{"):
-        return SteeringRequest(explicit=SteeringProfile.from_json(stripped))
+        # None: biases of 0 are unsteered.
+        return SteeringRequest(explicit=SteeringProfile.from_json(stripped) or None)
     if stripped == NONE:
         return SteeringRequest()
     number = stripped.count("+") + 1
@@ -141,12 +176,16 @@ def _parse_named(part: str) -> Named:
         if key in values:
             raise RequestError(f"option {key!r} stands twice in {part!r:.80}")
         values[key] = value
-    phase: Phase | None = next((known for known in PHASES if known == values.get("phase", "both")), None)
-    weight: Weight | None = next((known for known in WEIGHTS if known == values.get("weight", "top")), None)
-    if phase is None:
-        raise RequestError(one_of(values["phase"], PHASES, "phase"))
-    if weight is None:
-        raise RequestError(one_of(values["weight"], WEIGHTS, "weight"))
+    strength = _strength(values)
+    contradiction = next((key for key in (_OF_BIASES if strength is None else _OF_FORCED) if key in values), None)
+    if contradiction in _OF_BIASES:
+        raise RequestError(f"{part!r:.80}: {contradiction}= says which biases there are; say their strength= as well")
+    if contradiction is not None:
+        what = values["direction"] if contradiction == "direction" else f"{contradiction}="
+        raise RequestError(
+            f"{part!r:.80}: {what} is about experts that are forced, strength= gives them biases in place of that; "
+            "leave one out (a negative strength steers away from the behaviour)"
+        )
     version = match[2]
     return Named(
         behaviour=match[1],
@@ -154,14 +193,36 @@ def _parse_named(part: str) -> Named:
         reverse=values.get("direction") == "reverse",
         activate=_number(values, "activate"),
         deactivate=_number(values, "deactivate"),
-        phase=phase,
-        weight=weight,
+        phase=_one_of(values, "phase", PHASES, "both"),
+        weight=_one_of(values, "weight", WEIGHTS, "top"),
+        strength=strength,
+        top=_number(values, "top", least=1),
+        by=_one_of(values, "by", SCORES, "risk_difference") if "by" in values else None,
     )
 
 
-def _number(values: dict[str, str], key: str) -> int | None:
+def _one_of(values: Mapping[str, str], key: str, known: Sequence[T], default: T) -> T:
+    for value in known:
+        if value == values.get(key, default):
+            return value
+    raise RequestError(one_of(values[key], known, key))
+
+
+def _strength(values: Mapping[str, str]) -> float | None:
+    text = values.get("strength")
+    if text is None:
+        return None
+    if not _STRENGTH.fullmatch(text) or not any(character.isdigit() for character in text):
+        raise RequestError(f"strength= needs a number such as 0.5 or -1, got {text!r:.40}")
+    strength = float(text) or 0.0  # Not -0.
+    if abs(strength) > MAX_BIAS:
+        raise RequestError(f"strength={text}: a strength is from -{MAX_BIAS} to {MAX_BIAS}")
+    return strength
+
+
+def _number(values: Mapping[str, str], key: str, least: int = 0) -> int | None:
     if key not in values:
         return None
-    if not _NUMBER.fullmatch(values[key]):
+    if not _NUMBER.fullmatch(values[key]) or int(values[key]) < least:
         raise RequestError(f"{key}= needs a number of experts, got {values[key]!r:.40}")
     return int(values[key])

@@ -10,10 +10,12 @@ from expert_registry.errors import RequestError
 from expert_registry.ranking import RankedExpert
 from expert_registry.registry import Found
 from expert_registry.shape import MoEShape
+from expert_registry.weights import Score
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
 from vllm_steermoe_plugin.steering.request import Named, SteeringRequest
 from vllm_steermoe_plugin.steering.rules import check_rules
 from vllm_steermoe_plugin.steering.selection import select_experts
+from vllm_steermoe_plugin.steering.strength import bias_experts
 
 
 class RankingSource(Protocol):
@@ -42,6 +44,10 @@ class Source:
     activate: int
     deactivate: int
     dropped: tuple[RankedExpert, ...]
+    strength: float | None = None
+    """Of biases in place of forced experts, of which there are none then."""
+    top: int | None = None
+    by: Score | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ def resolve(
     base_model: str | None = None,
     loaded: Sequence[Resolved] = (),
 ) -> Resolved | None:
-    """Look up, select, merge and check; None if the request asks for no steering.
+    """Look up, select, merge and check; None if the request asks for no steering, or for strength 0.
 
     Args:
         request: as parsed.
@@ -87,9 +93,14 @@ def resolve(
     else:
         if len(loaded) != len(request.profiles):
             raise RequestError(f"{len(request.profiles)} loaded profiles are named, but {len(loaded)} are there")
-        parts = [_resolve_named(part, models, shape, registry, base_model) for part in request.named]
-        merged = SteeringProfile.merge([part.profile for part in (*parts, *loaded)])
-        resolved = Resolved(merged, tuple(source for part in (*parts, *loaded) for source in part.sources))
+        named = [_resolve_named(part, models, shape, registry, base_model) for part in request.named]
+        parts = [part for part in (*named, *loaded) if part.profile]
+        if not parts:
+            return None
+        merged = SteeringProfile.merge([part.profile for part in parts])
+        resolved = Resolved(merged, tuple(source for part in parts for source in part.sources))
+        if not merged:
+            return None
     check_rules(resolved.profile, shape)
     return resolved
 
@@ -100,6 +111,13 @@ def _resolve_named(
     found = registry.find(models, part.behaviour, version=part.version, shape=shape, base_model=base_model)
     card = found.ranking.card
     numbers = card.recommended_reverse if part.reverse and card.recommended_reverse else card.recommended
+    strength, top, by = part.strength, part.top, part.by
+    if strength is None and numbers.strength is not None and part.activate is None and part.deactivate is None:
+        strength, top, by = (-1 if part.reverse else 1) * numbers.strength, numbers.top, numbers.by
+    if strength is not None:
+        profile = bias_experts(found.ranking, strength, top=top, by=by, phase=part.phase)
+        away = strength < 0
+        return Resolved(profile, (Source(found.entry.name, found.sha256, away, 0, 0, (), strength, top, by),))
     activate = numbers.activate if part.activate is None else part.activate
     deactivate = numbers.deactivate if part.deactivate is None else part.deactivate
     selection = select_experts(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from expert_registry.errors import ProfileError
 from expert_registry.shape import MoEShape
 from vllm_steermoe_plugin.steering.profile import Phase, SteeringProfile
-from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE, OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, BIASES, DEACTIVATE, FORCES, OWN_WEIGHT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,12 +22,14 @@ class RuleTable:
     """A compiled profile.
 
     Attributes:
-        rules: int8 `[L, E]`, values of `rule_values` or 0, leave alone; rows as `shape.layers`.
+        rules: float16 `[L, E]`, biases and values of `rule_values`; rows as `shape.layers`.
+        does: uint8 `[L]`, what the rules of each row do: bits `FORCES` and `BIASES`.
         digest: of the profile; equal digests mean equal steering.
         phase: the tokens to which the rules apply.
     """
 
-    rules: NDArray[np.int8]
+    rules: NDArray[np.float16]
+    does: NDArray[np.uint8]
     digest: str
     phase: Phase
 
@@ -39,18 +41,20 @@ def check_rules(profile: SteeringProfile, shape: MoEShape) -> None:
         ProfileError: a layer without routed experts, an expert out of range, more than K
             activated or more than E - K deactivated in one layer.
     """
+    biased = {(layer, expert) for layer, expert, _ in profile.bias}
     rows, left = shape.rows, shape.num_experts - shape.top_k
-    limits = (
-        ("activate", profile.activate, shape.top_k, f"a token has only {shape.top_k} experts"),
-        ("deactivate", profile.deactivate, left, f"{shape.top_k} of {shape.num_experts} must remain"),
-    )
-    for verb, experts, limit, reason in limits:
+    for verb, experts in (("activate", profile.activate), ("deactivate", profile.deactivate), ("bias", biased)):
         for layer, expert in sorted(experts):
             if layer not in rows:
                 raise ProfileError(f"{verb}: layer {layer} has no routed experts; the model is {shape}")
             if not 0 <= expert < shape.num_experts:
                 raise ProfileError(f"{verb}: layer {layer} has no expert {expert}; the model is {shape}")
-        for layer, count in Counter(layer for layer, _ in experts).items():
+    limits = (
+        ("activate", profile.activate, shape.top_k, f"a token has only {shape.top_k} experts"),
+        ("deactivate", profile.deactivate, left, f"{shape.top_k} of {shape.num_experts} must remain"),
+    )
+    for verb, forced, limit, reason in limits:
+        for layer, count in Counter(layer for layer, _ in forced).items():
             if count > limit:
                 raise ProfileError(f"{verb}: {count} experts in layer {layer}, but at most {limit}: {reason}")
 
@@ -63,9 +67,14 @@ def compile_rules(profile: SteeringProfile, shape: MoEShape) -> RuleTable:
     """
     check_rules(profile, shape)
     rows = shape.rows
-    rules = np.zeros((len(shape.layers), shape.num_experts), dtype=np.int8)
+    rules = np.zeros((len(shape.layers), shape.num_experts), dtype=np.float16)
+    does = np.zeros(len(shape.layers), dtype=np.uint8)
     activate = OWN_WEIGHT if profile.weight == "own" else ACTIVATE
     for experts, rule in ((profile.activate, activate), (profile.deactivate, DEACTIVATE)):
         for layer, expert in experts:
             rules[rows[layer], expert] = rule
-    return RuleTable(rules, profile.digest, profile.phase)
+            does[rows[layer]] |= FORCES
+    for layer, expert, bias in profile.bias:
+        rules[rows[layer], expert] = bias
+        does[rows[layer]] |= BIASES
+    return RuleTable(rules, does, profile.digest, profile.phase)

@@ -1,4 +1,4 @@
-"""The selection seam: what a router selected, corrected before anything else sees it."""
+"""The selection seam: a router's logits biased, and what it selects from them corrected before anything else sees it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from vllm_steermoe_plugin.compat.symbols.worker import ROUTING
-from vllm_steermoe_plugin.device.ops import reselect_
+from vllm_steermoe_plugin.device.ops import reselect_, rewrite_
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.device.steering_state import SteeringState
 
 
 class SteeredSelection:
     """Stands in the place of one router's `_compute_routing`: vLLM's own result, corrected by the rules of the step.
+
+    Biases need no correction, and are added to the logits first.
 
     vLLM captures, counts and maps the ids to physical experts after it, and LoRA, soft caps and casts come before.
     """
@@ -52,17 +54,10 @@ class SteeredSelection:
         input_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and ids `[T, K]`, as of vLLM's router."""
-        weights, ids = self._compute(hidden_states, router_logits, indices_type, input_ids=input_ids)
         state = self._state
-        reselect_(
-            weights,
-            ids,
-            router_logits,
-            self.bias,
-            state.rules,
-            state.slots_of(self.sequence_rank, router_logits),
-            state.active,
-            self.row,
-            *self.kind.arguments,
-        )
+        slots = state.slots_of(self.sequence_rank, router_logits)
+        rewrite_(router_logits, state.rules, slots, state.active, self.row, forces=False)
+        weights, ids = self._compute(hidden_states, router_logits, indices_type, input_ids=input_ids)
+        steering = (state.rules, slots, state.active, self.row)
+        reselect_(weights, ids, router_logits, self.bias, *steering, *self.kind.arguments)
         return weights, ids

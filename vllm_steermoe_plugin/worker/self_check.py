@@ -8,6 +8,7 @@ import torch
 
 from expert_registry.errors import CompatibilityError, UnsupportedModelError
 from vllm_steermoe_plugin.device.reselect import corrected, group_scores, in_kept_groups, select, weigh
+from vllm_steermoe_plugin.device.rewrite import apply_biases
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.settings import SWITCH_OFF
@@ -25,7 +26,7 @@ _TIE = 1e-5
 
 
 def check_gate(gate: SteeredGateLinear, state: SteeringState, layer: int) -> None:
-    """Send synthetic router logits through a bound gate: untouched, activated, deactivated.
+    """Send synthetic router logits through a bound gate: untouched, activated, deactivated, biased.
 
     Raises:
         EngineError: the gate does not do what a profile asks for.
@@ -36,6 +37,7 @@ def check_gate(gate: SteeredGateLinear, state: SteeringState, layer: int) -> Non
     logits = logits.to(state.rules.device)
     ends = layer, experts - 1, 0
     _check_rules(lambda: gate.rewrite(logits.clone()).topk(top_k).indices, state, *ends, gate.sequence_rank)
+    _check_bias(lambda: gate.rewrite(logits.clone()), logits, state, layer, gate.sequence_rank)
     if not torch.equal(gate.rewrite(logits.clone()), logits):
         raise CompatibilityError(f"self-check failed: layer {layer} changes the logits of unsteered tokens")
 
@@ -73,6 +75,13 @@ def check_selection(selection: SteeredSelection, state: SteeringState, layer: in
     counts = torch.bincount(ids.flatten(), minlength=experts)
     ends = layer, int(counts.argmin()), int(counts.argmax())
     _check_rules(lambda: run()[1], state, *ends, selection.sequence_rank)
+
+    def biased() -> torch.Tensor:
+        given = logits.clone()
+        selection(hidden, given, None)
+        return given
+
+    _check_bias(biased, logits, state, layer, selection.sequence_rank)
     again = run()
     if not (torch.equal(again[0], weights) and torch.equal(again[1], ids)):
         raise CompatibilityError(f"self-check failed: layer {layer} changes the selection of unsteered tokens")
@@ -82,22 +91,43 @@ def _check_rules(
     chosen_by: Callable[[], torch.Tensor], state: SteeringState, layer: int, worst: int, best: int, sequence_rank: int
 ) -> None:
     """Activate an expert that few tokens select, and deactivate one that many do, of `chosen_by() [T, K]`."""
-    # A rank of a sequence-parallel layer has the tokens after those of the ranks before it.
-    tokens = _TOKENS * (1 + sequence_rank)
     checks = [("activate", SteeringProfile(activate=frozenset({(layer, worst)})), worst, True)]
     if state.shape.num_experts > state.shape.top_k:
         checks.append(("deactivate", SteeringProfile(deactivate=frozenset({(layer, best)})), best, False))
     for verb, profile, expert, selected in checks:
-        state.admit(_PROBE, {STEER_KEY: profile.to_json()}, tokens)
-        state.begin_step([BatchRow(_PROBE, 0, tokens)])
-        chosen = chosen_by()
-        state.forget(_PROBE)
-        state.clear_step()
+        chosen = _under(profile, chosen_by, state, sequence_rank)
         if bool((chosen == expert).any(dim=1).all()) != selected or bool((chosen == expert).any()) != selected:
             raise CompatibilityError(
                 f"self-check failed: layer {layer} does not {verb} expert {expert}; chosen: {chosen.tolist()}"
             )
+
+
+def _check_bias(
+    biased_by: Callable[[], torch.Tensor], logits: torch.Tensor, state: SteeringState, layer: int, sequence_rank: int
+) -> None:
+    """Bias an expert, and compare what becomes of `logits [T, E]` with the formula."""
+    biases = torch.zeros_like(logits)
+    biases[:, 0] = 1
+    found = _under(SteeringProfile(bias=((layer, 0, 1.0),)), biased_by, state, sequence_rank)
+    wanted = apply_biases(logits, biases)
+    least = _TIE * logits.abs().max().item()
+    if not torch.allclose(found, wanted, rtol=0, atol=least) or not torch.equal(found[:, 1:], logits[:, 1:]):
+        raise CompatibilityError(f"self-check failed: layer {layer} does not bias expert 0 as it should")
+
+
+def _under(
+    profile: SteeringProfile, run: Callable[[], torch.Tensor], state: SteeringState, sequence_rank: int
+) -> torch.Tensor:
+    """What comes of `run` while every token is steered by a profile."""
+    # A rank of a sequence-parallel layer has the tokens after those of the ranks before it.
+    tokens = _TOKENS * (1 + sequence_rank)
+    state.admit(_PROBE, {STEER_KEY: profile.to_json()}, tokens)
+    state.begin_step([BatchRow(_PROBE, 0, tokens)])
+    found = run()
+    state.forget(_PROBE)
+    state.clear_step()
     state.steered_requests = 0
+    return found
 
 
 def _clear(c: torch.Tensor, kind: RouterKind, top_k: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The correction of a selection as one Triton kernel; `reselect.reselect` says what it computes.
 
 A program is one token. It reads 4 bytes, the token's slot, and ends there when the token is not steered; else its
-rules, E bytes; and only where the layer has one, logits, bias and selection. Sorting is K rounds of one maximum, over
+rules, 2 E bytes; and only where the layer has one, logits, bias and selection. Sorting is K rounds of one maximum, over
 64-bit keys that hold tier, c and index, so that a round needs no second reduction and equal c go by index.
 """
 
@@ -19,7 +19,7 @@ from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS
 from vllm_steermoe_plugin.device.reselect import NO_SUM
 from vllm_steermoe_plugin.device.rewrite import EPSILON
 from vllm_steermoe_plugin.device.router_kind import RouterKind
-from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import FORCED, OWN_WEIGHT
 
 _SCORES = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2}
 _EXPERTS_OF_A_WARP = 512
@@ -50,6 +50,7 @@ def reselect_kernel(
     EPSILON: tl.constexpr,
     NO_SUM: tl.constexpr,
     OWN_WEIGHT: tl.constexpr,
+    FORCED: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -60,15 +61,15 @@ def reselect_kernel(
     if slot > 0:
         experts = tl.arange(0, BLOCK_E)
         in_row = experts < NUM_EXPERTS
-        rule = tl.load(rules + slot * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts, mask=in_row, other=0)
-        if tl.max(rule.to(tl.int32) & 255, axis=0) > 0:
+        rule = tl.load(rules + slot * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts, mask=in_row, other=0.0).to(tl.float32)
+        if tl.max(tl.where(tl.abs(rule) > FORCED, 1, 0), axis=0) > 0:
             logit_at = logits + token * TOKEN_STRIDE + experts.to(tl.int64) * EXPERT_STRIDE
             z = tl.load(logit_at, mask=in_row, other=-float("inf")).to(tl.float32)
             chosen = experts < 0
             for k in range(TOP_K):
                 chosen |= experts == tl.load(ids + token * ID_STRIDE + k).to(tl.int32)
             chosen &= in_row
-            activated, deactivated = rule > 0, rule < 0
+            activated, deactivated = rule > FORCED, rule < -FORCED
             # NaN is not below +inf; an empty row has no number above -inf.
             unsound = tl.max(tl.where(in_row & ~(z < float("inf")), 1, 0), axis=0)
             unsound |= tl.where(tl.max(z, axis=0) == -float("inf"), 1, 0)
@@ -171,7 +172,7 @@ def reselect(
     row: int,
     kind: RouterKind,
 ) -> None:
-    """Correct `weights` and `ids [T, K]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`.
+    """Correct `weights` and `ids [T, K]` in place by `rules[token_slots[:T], row]`; `rules` is float16 `[S, L, E]`.
 
     Raises:
         ValueError: more tokens than slots, or more experts than a program can hold; rows of weights or ids that are
@@ -229,6 +230,7 @@ def constants(
         "EPSILON": EPSILON,
         "NO_SUM": NO_SUM,
         "OWN_WEIGHT": OWN_WEIGHT,
+        "FORCED": FORCED,
         "NUM_EXPERTS": logits.shape[1],
         "TOP_K": ids.shape[1],
         "BLOCK_E": triton.next_power_of_2(logits.shape[1]),

@@ -1,9 +1,10 @@
 """The rewrite of router logits as one Triton kernel; `rewrite.apply_rules` says what it computes.
 
-Bytes of a token: 4 (its slot) when it is not steered, and nothing else is read. Else E more for
+Bytes of a token: 4 (its slot) when it is not steered, and nothing else is read. Else 2 E more for
 its rules, which most tokens share, so that they come from the cache; and its logits, read
 once and, if it has a rule in this layer, written once. Two trips to memory in a row, the slot's and the
-rules' beside the logits', then three reductions beside each other; for log-probabilities a sum follows the maximum.
+rules' beside the logits', then three reductions beside each other; for log-probabilities a sum follows the maximum. A
+program with a bias has five more, two after each other for sigma and two for the extremes; others jump over them.
 """
 
 # What a Triton kernel takes and gives has no Python type.
@@ -20,6 +21,7 @@ import triton.language as tl
 
 from vllm_steermoe_plugin.device.kernels.tiles import Tile, choose_tile
 from vllm_steermoe_plugin.device.rewrite import EPSILON
+from vllm_steermoe_plugin.steering.rule_values import FORCED
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Of router logits."""
@@ -43,6 +45,8 @@ def rewrite_kernel(
     TOKEN_SLOT_STRIDE: tl.constexpr,
     LOG_SOFTMAX: tl.constexpr,
     BFLOAT16: tl.constexpr,
+    FORCES: tl.constexpr,
+    FORCED: tl.constexpr,
     EPSILON: tl.constexpr,
     UNIT: tl.constexpr,
     LN_2: tl.constexpr,
@@ -59,28 +63,33 @@ def rewrite_kernel(
         steered = (slots > 0)[:, None] & in_row
         # int64: slots * layers * experts may pass 2**31.
         rule_at = slots.to(tl.int64)[:, None] * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts
-        rule = tl.load(rules + rule_at, mask=steered, other=0)
+        rule = tl.load(rules + rule_at, mask=steered, other=0.0).to(tl.float32)
         logit_at = logits + tokens[:, None] * TOKEN_STRIDE + experts.to(tl.int64) * EXPERT_STRIDE
         # Beside the rules, not after them: that spares a trip to memory.
         z = tl.load(logit_at, mask=steered, other=-float("inf")).to(tl.float32)
+        dtype = logits.dtype.element_ty
+        forced = tl.abs(rule) > FORCED
+        bias = tl.where(forced, 0.0, rule)
+        rule = tl.where(forced & FORCES, rule, 0.0)
 
         top = tl.max(z, axis=1)[:, None]
         bottom = tl.min(tl.where(in_row, z, float("inf")), axis=1)[:, None]
-        # One reduction for two questions: is there a rule (bits 0 to 7), is there NaN or +inf (bit 8)?
-        # As log-probabilities such a row is NaN in all that is computed from it.
-        marks = rule.to(tl.int32) & 255
-        if not LOG_SOFTMAX:
-            marks |= tl.where(z < float("inf"), 0, 256)
-        found = tl.reduce(marks, 1, _or)[:, None]
-        written = ((found & 255) != 0) & in_row
-        broken = (found > 255) | (top == -float("inf"))
-        dtype = logits.dtype.element_ty
+        # One reduction for three questions: does a rule force (bit 0), is there a bias (bit 1), NaN or +inf (bit 2)?
+        marks = tl.where(rule != 0.0, 1, tl.where(bias != 0.0, 2, 0)) | tl.where(z < float("inf"), 0, 4)
+        found = tl.reduce(marks, 1, _or)
+        if tl.max(found & 2, axis=0) > 0:
+            z = _biased(z, bias, in_row).to(dtype).to(tl.float32)
+            top = tl.max(z, axis=1)[:, None]
+            bottom = tl.min(tl.where(in_row, z, float("inf")), axis=1)[:, None]
+        found = found[:, None]
+        written = ((found & 3) != 0) & in_row
+        broken = (found >= 4) | ~(tl.abs(top) < float("inf"))
         if LOG_SOFTMAX:
             shifted = z - top
             log2_sum = tl.log2(tl.sum(tl.exp2(shifted * LOG2_E), axis=1))[:, None]
             # The same operation gives every score and the two extremes, and it keeps order: no score lies beyond
             # them, however the compiler arranges the rest.
-            s = tl.fma(log2_sum, -LN_2, shifted)
+            s = tl.where((found & 1) != 0, tl.fma(log2_sum, -LN_2, shifted), z)
             high = tl.fma(log2_sum, -LN_2, top - top)
             low = tl.fma(log2_sum, -LN_2, bottom - top)
             high_rounded = high.to(dtype).to(tl.float32)
@@ -96,6 +105,17 @@ def rewrite_kernel(
         out = tl.where(broken, float("nan"), out)
         # The whole row, in wide accesses: what has no rule comes back to the same bits.
         tl.store(logit_at, out.to(dtype), mask=written)
+
+
+@triton.jit
+def _biased(z, bias, in_row):
+    """Logits with their biases in float32; without one, they are as they were."""
+    known = (z > -float("inf")) & in_row
+    number = tl.sum(tl.where(known, 1.0, 0.0), axis=1)[:, None]
+    mean = tl.sum(tl.where(known, z, 0.0), axis=1)[:, None] / number
+    away = tl.where(known, z - mean, 0.0)
+    sigma = tl.sqrt(tl.sum(away * away, axis=1)[:, None] / number)
+    return tl.where(bias != 0.0, z + bias * sigma, z)
 
 
 @triton.jit
@@ -116,11 +136,12 @@ def rewrite(
     row: int,
     log_softmax: bool = False,
     bfloat16: bool = False,
+    forces: bool = True,
 ) -> None:
-    """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is int8 `[S, L, E]`."""
+    """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is float16 `[S, L, E]`."""
     num_tokens, num_experts = logits.shape
     if num_tokens:
-        launch(logits, rules, token_slots, row, choose_tile(num_experts, num_tokens), log_softmax, bfloat16)
+        launch(logits, rules, token_slots, row, choose_tile(num_experts, num_tokens), log_softmax, bfloat16, forces)
 
 
 def launch(
@@ -131,6 +152,7 @@ def launch(
     tile: Tile,
     log_softmax: bool = False,
     bfloat16: bool = False,
+    forces: bool = True,
 ) -> None:
     """`rewrite` with a tile of one's own.
 
@@ -150,7 +172,7 @@ def launch(
         num_tokens,
         row,
         num_warps=tile.warps,
-        **constants(logits, rules, token_slots, tile, log_softmax, bfloat16),
+        **constants(logits, rules, token_slots, tile, log_softmax, bfloat16, forces),
     )
 
 
@@ -161,6 +183,7 @@ def constants(
     tile: Tile,
     log_softmax: bool = False,
     bfloat16: bool = False,
+    forces: bool = True,
 ) -> dict[str, int | float | bool]:
     """What is compiled into the kernel, by the name of its parameter."""
     return {
@@ -171,6 +194,8 @@ def constants(
         "TOKEN_SLOT_STRIDE": token_slots.stride(0),
         "LOG_SOFTMAX": log_softmax,
         "BFLOAT16": bfloat16,
+        "FORCES": forces,
+        "FORCED": FORCED,
         "EPSILON": EPSILON,
         "LN_2": math.log(2),
         "LOG2_E": 1 / math.log(2),

@@ -19,7 +19,11 @@ _COUNTED_DTYPES = (*_ID_DTYPES, torch.int16)
 
 
 def warm_up_gate(
-    rules: torch.Tensor, token_slots: torch.Tensor, log_softmax: bool = False, bfloat16: bool = False
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    log_softmax: bool = False,
+    bfloat16: bool = False,
+    forces: bool = True,
 ) -> None:
     """Run the rewrite on a token that is not steered, in all forms that a gate's logits can need.
 
@@ -30,13 +34,17 @@ def warm_up_gate(
     for dtype in DTYPES:
         logits = torch.zeros((1, num_experts), dtype=dtype, device=device)
         for num_tokens in (1, SMALL_STEP + 1):
-            launch(logits, rules, token_slots, 0, choose_tile(num_experts, num_tokens), log_softmax, bfloat16)
+            launch(logits, rules, token_slots, 0, choose_tile(num_experts, num_tokens), log_softmax, bfloat16, forces)
 
 
 def warm_up_selection(
     rules: torch.Tensor, token_slots: torch.Tensor, top_k: int, kind: RouterKind, bias: torch.Tensor | None
 ) -> None:
-    """Run the correction of a selection on a token that is not steered; `bias` is the router's, or None."""
+    """Run the correction of a selection, and the biases before it, on a token that is not steered.
+
+    `bias` is the router's, or None.
+    """
+    warm_up_gate(rules, token_slots, forces=False)
     device = rules.device
     for dtype, id_dtype in itertools.product(DTYPES, _ID_DTYPES):
         logits = torch.zeros((1, rules.shape[2]), dtype=dtype, device=device)

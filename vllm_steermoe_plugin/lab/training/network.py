@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from vllm_steermoe_plugin.device.rewrite import apply_rules
+from vllm_steermoe_plugin.device.rewrite import apply_rules, forcing
 from vllm_steermoe_plugin.lab.text import END, PAD, SPECIAL_TOKENS
 from vllm_steermoe_plugin.lab.training.planting import EXPERTS, LAYERS, TOP_K
 
@@ -43,7 +43,7 @@ def lab_config(vocabulary: int) -> Qwen3MoeConfig:
 class RuledRouter(nn.Module):
     """Drop-in for the router of transformers that rewrites logits by `rules` before the top-k.
 
-    `rules` is int8 `[B, E]` (one row per sequence), `[E]` (all alike) or None. `logits`
+    `rules` is int8 signs `[B, E]` (one row per sequence), `[E]` (all alike) or None. `logits`
     keeps the raw router logits `[T, E]` of the last call and `chosen` the experts `[T, k]`.
     """
 
@@ -60,10 +60,10 @@ class RuledRouter(nn.Module):
         logits = nn.functional.linear(hidden, self.weight)
         self.logits = logits
         if self.rules is not None:
-            rules = self.rules
+            rules = forcing(self.rules)
             if rules.dim() == 2:
                 rules = rules.repeat_interleave(len(logits) // len(rules), dim=0)
-            logits = apply_rules(logits, rules)
+            logits = apply_rules(logits, rules, biases=False)
         weights, self.chosen = torch.softmax(logits, dim=-1, dtype=torch.float).topk(self.top_k, dim=-1)
         weights = (weights / weights.sum(dim=-1, keepdim=True)).to(logits.dtype)
         return logits, weights, self.chosen

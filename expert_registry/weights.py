@@ -1,0 +1,55 @@
+"""Weights of a ranking's experts: how much of a bias each gets for a strength of 1.
+
+Axes: L MoE layers, E routed experts per layer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expert_registry.errors import ProfileError
+
+if TYPE_CHECKING:
+    from expert_registry.ranking import Ranking
+
+Score = Literal["own", "risk_difference", "log_ratio", "sign"]
+SCORES: tuple[Score, ...] = get_args(Score)
+MAX_WEIGHT = 16.0
+"""Largest absolute weight in a ranking file."""
+
+
+def weigh(ranking: Ranking, by: Score | None = None) -> NDArray[np.float64]:
+    """Weights of all experts, float64 `[L, E]`; positive ones belong to the positive side.
+
+    Args:
+        ranking: whose experts they are.
+        by: what they are made of. `own` are those in its file, as they stand there. The others are divided by the
+            largest absolute value: risk differences; logarithms of the ratio of the two sides' rates, with half a
+            selection added to each; or signs of risk differences. None: `own` if it has them, else risk differences.
+
+    Raises:
+        ProfileError: it has none of its own, or nothing differs between its sides.
+    """
+    if by is None:
+        by = "risk_difference" if ranking.weights is None else "own"
+    if by == "own":
+        if ranking.weights is None:
+            others = ", ".join(SCORES[1:])
+            raise ProfileError(f"by=own: the ranking {ranking.card.behaviour!r} has no weights of its own; there are {others}")
+        return ranking.weights.astype(np.float64)
+    counts = ranking.counts
+    # As in the order of experts: what differs by rounding alone does not differ.
+    scores = np.round(counts.risk_difference(), 12)
+    if by == "log_ratio":
+        n1, n2 = (float(n) for n in counts.tokens)
+        rates = (counts.activations_1 + 0.5) / (n1 + 1), (counts.activations_2 + 0.5) / (n2 + 1)
+        scores = np.log(rates[0]) - np.log(rates[1])
+    elif by == "sign":
+        scores = np.sign(scores)
+    largest = np.abs(scores).max()
+    if largest == 0:
+        raise ProfileError(f"the two sides of the ranking {ranking.card.behaviour!r} select all experts equally often")
+    return np.asarray(scores / largest)
