@@ -16,7 +16,9 @@ import torch
 
 from vllm_steermoe_plugin.device.ops import reselect_, rewrite_
 from vllm_steermoe_plugin.device.reselect import select
+from vllm_steermoe_plugin.device.rewrite import forcing
 from vllm_steermoe_plugin.device.router_kind import RouterKind
+from vllm_steermoe_plugin.steering.rule_values import FORCES
 
 TOP_K = 8
 ROUTERS = {
@@ -41,7 +43,7 @@ class Layer:
         weights, ids = select(self.logits, self.bias, kind, TOP_K)
         self.selected = weights, ids.int()
         order = torch.rand((_PROFILES + 1, 1, experts), generator=generator).argsort(-1)
-        self.rules = (order < _OF_A_KIND).to(torch.int8) - (order >= experts - _OF_A_KIND).to(torch.int8)
+        self.rules = forcing((order < _OF_A_KIND).int() - (order >= experts - _OF_A_KIND).int())
         self.rules[0] = 0
         everyone = torch.randint(1, _PROFILES + 1, (tokens,), generator=generator, dtype=torch.int32)
         nobody = torch.zeros_like(everyone)
@@ -60,7 +62,7 @@ class Layer:
 
     @staticmethod
     def _active(who: str) -> torch.Tensor:
-        return torch.tensor([who != "none"])
+        return torch.tensor([FORCES * (who != "none")], dtype=torch.uint8)
 
 
 def measure(rounds: int, steps: tuple[int, ...] = STEPS) -> list[tuple[str, int, dict[str, float]]]:

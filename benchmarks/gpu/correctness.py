@@ -13,9 +13,10 @@ from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.reference import expected_counts, fault
 from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
 
-Rewrite = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, bool], None]
-"""(logits, rules, token_slots, row, log_softmax): in place."""
+Rewrite = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, bool, bool], None]
+"""(logits, rules, token_slots, row, log_softmax, forces): in place."""
 Count = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], None]
 """(topk_ids, counters, token_groups, row): in place."""
 
@@ -23,7 +24,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LAYOUTS = ("rows", "padded rows", "misaligned rows", "columns")
 KINDS = ("plain", "tiny", "huge", "ties", "masked", "nan")
 SLOTS = 5
-"""Slot 0 has no rule, slot 1 none in the layer, slot 4 all it may have."""
+"""Slot 0 has no rule, slot 1 none in the layer, slot 3 biases too, slot 4 all it may have."""
 ODD_EXPERTS = (1, 2, 3, 60, 100, 256, 384, 512, 1000, MAX_EXPERTS)
 LARGE_STEP = SMALL_STEP + 13
 _OUTSIDE = 7.0
@@ -41,10 +42,11 @@ class Case:
     layout: str = "rows"
     kind: str = "plain"
     log_softmax: bool = False
+    forces: bool = True
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        form = ", log-softmax" * self.log_softmax
+        form = ", log-softmax" * self.log_softmax + ", biases alone" * (not self.forces)
         return f"rewrite T={self.tokens} E={self.experts} L={self.layers} {dtype}, {self.layout}, {self.kind}{form}"
 
     @property
@@ -62,8 +64,10 @@ def all_cases() -> Iterator[Case]:
         yield Case(tokens, experts, 2, 3, dtype, layout)
     for experts, dtype, tokens in itertools.product(ODD_EXPERTS, DTYPES, (9, LARGE_STEP)):
         yield Case(tokens, experts, min(4, experts), 2, dtype)
-    for dtype, kind, tokens in itertools.product(DTYPES, KINDS, (9, LARGE_STEP)):
-        yield Case(tokens, 60, 4, 2, dtype, kind=kind)
+    for dtype, kind, tokens, forces in itertools.product(DTYPES, KINDS, (9, LARGE_STEP), (True, False)):
+        yield Case(tokens, 60, 4, 2, dtype, kind=kind, forces=forces)
+    for model, dtype in itertools.product(MODELS, DTYPES):
+        yield Case(64, model.experts, model.top_k, model.layers, dtype, forces=False)
     # Rules of more than 2**31 bytes: offsets must not wrap.
     yield Case(64, MAX_EXPERTS, 8, 600_000, torch.bfloat16)
 
@@ -76,8 +80,8 @@ def few_cases() -> Iterator[Case]:
             yield Case(9, model.experts, model.top_k, model.layers, dtype, kind=kind, log_softmax=log_softmax)
     for dtype, layout in itertools.product(DTYPES, LAYOUTS):
         yield Case(5, 60, 4, 3, dtype, layout)
-    for dtype in DTYPES:
-        yield Case(7, 60, 4, 3, dtype, kind="nan")
+    for dtype, forces in itertools.product(DTYPES, (True, False)):
+        yield Case(7, 60, 4, 3, dtype, kind="nan", forces=forces)
     for experts, dtype in zip(ODD_EXPERTS, itertools.cycle(DTYPES), strict=False):
         yield Case(3, experts, min(4, experts), 2, dtype)
     for kind, dtype in zip(KINDS, itertools.cycle(DTYPES), strict=False):
@@ -116,14 +120,17 @@ def lay_out(values: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tens
 
 
 def make_rules(case: Case, row: int, generator: torch.Generator) -> torch.Tensor:
-    """Rules int8 `[SLOTS, E]` of layer `row`: up to K activated, up to E - K deactivated."""
-    rules = torch.zeros((SLOTS, case.experts), dtype=torch.int8)
+    """Rules float16 `[SLOTS, E]` of layer `row`: up to K activated, up to E - K deactivated; biases in slot 3."""
+    rules = torch.zeros((SLOTS, case.experts), dtype=torch.float16)
     for slot in range(2, SLOTS):
         order = torch.randperm(case.experts, generator=generator)
         most = (case.top_k, case.experts - case.top_k)
         up, down = most if slot == SLOTS - 1 else (int(torch.randint(0, n + 1, (), generator=generator)) for n in most)
-        rules[slot, order[:up]] = 1
-        rules[slot, order[case.experts - down :]] = -1
+        if slot % 2:
+            rules[slot, order[case.experts // 4 :]] = torch.randn(case.experts, generator=generator).half()[
+                case.experts // 4 :
+            ]
+        rules[slot, order[:up]], rules[slot, order[case.experts - down :]] = ACTIVATE, DEACTIVATE
     return rules
 
 
@@ -132,22 +139,23 @@ def check_rewrite(rewrite: Rewrite, device: torch.device, case: Case) -> Outcome
     generator = torch.Generator().manual_seed(case.seed)
     row = case.layers - 1
     mine = make_rules(case, row, generator).to(device)
-    rules = torch.ones((SLOTS, case.layers, case.experts), dtype=torch.int8, device=device)
+    rules = torch.full((SLOTS, case.layers, case.experts), ACTIVATE, dtype=torch.float16, device=device)
     rules[:, row] = mine
     # Beside each slot lies a group, as when selections are counted; tokens beyond T are steered, and not to be read.
     marks = torch.randint(0, SLOTS, (case.tokens + 5, 2), generator=generator, dtype=torch.int32).to(device)
     slots = marks[:, 0] if case.seed % 2 else marks[:, 0].contiguous()
     before = make_logits(case, generator).to(device)
     view, memory = lay_out(before, case.layout)
-    rewrite(view, rules, slots, row, case.log_softmax)
+    rewrite(view, rules, slots, row, case.log_softmax, case.forces)
+    mine = mine if case.forces else mine.where(mine.isfinite(), 0)
     wrong = fault(before, view, mine[slots[: case.tokens].long()], log_softmax=case.log_softmax)
     view.fill_(_OUTSIDE)
     if wrong is None and not (memory == _OUTSIDE).all():
         wrong = "memory beside the logits was written"
     view.copy_(before)
-    rewrite(view, rules, torch.zeros_like(slots), row, case.log_softmax)
+    rewrite(view, rules, torch.zeros_like(slots), row, case.log_softmax, case.forces)
     if wrong is None:
-        wrong = fault(before, view, torch.zeros_like(before, dtype=torch.int8))
+        wrong = fault(before, view, torch.zeros_like(before, dtype=torch.float16))
     return Outcome(str(case), wrong)
 
 

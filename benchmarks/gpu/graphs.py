@@ -18,6 +18,7 @@ from benchmarks.gpu.selection_reference import unsteered
 from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.device.step_buffers import StepBuffers, Table
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
 
 LAYERS, EXPERTS, TOP_K, TOKENS, SLOTS, GROUPS = 6, 128, 8, 64, 9, 3
 ROUTER = RouterKind("sigmoid", True, 4, 2, True, 2.5)
@@ -52,10 +53,10 @@ class Captured:
         self.selected = tuple(torch.empty_like(of) for of in self.chosen)
         self.buffers = StepBuffers(SLOTS, LAYERS, EXPERTS, TOKENS, counting=True, device=device)
         self.counters = torch.zeros((LAYERS, GROUPS + 1, EXPERTS), dtype=torch.int64, device=device)
-        self.active = torch.ones(LAYERS, dtype=torch.bool, device=device)
+        self.active = torch.full((LAYERS,), 3, dtype=torch.uint8, device=device)
         self.graph = capture(self._run)
         self.counters.zero_()
-        self.rules = np.zeros((SLOTS, LAYERS, EXPERTS), dtype=np.int8)
+        self.rules = np.zeros((SLOTS, LAYERS, EXPERTS), dtype=np.float16)
 
     def _run(self) -> None:
         self.work.copy_(self.source)
@@ -69,7 +70,7 @@ class Captured:
             count_(self.ids[row], self.counters, self.buffers.token_groups, row)
 
     def step(self, step: Step) -> torch.Tensor:
-        """Queue a step; the rules int8 `[L, T, E]` that its tokens must obey."""
+        """Queue a step; the rules float16 `[L, T, E]` that its tokens must obey."""
         self.buffers.write(step.slots, step.groups, step.tables)
         for slot, table in step.tables:
             self.rules[slot] = table
@@ -117,7 +118,8 @@ def random_steps(number: int, seed: int) -> list[Step]:
         tables: list[Table] = []
         for slot in chance.choice(np.arange(1, SLOTS), int(chance.integers(0, 4)), replace=False):
             order = np.argsort(chance.random((LAYERS, EXPERTS)), axis=1)
-            rules = (order < TOP_K).astype(np.int8) - (order >= EXPERTS - 40).astype(np.int8)
+            rules = np.where(order < EXPERTS - 60, 0, chance.normal(size=order.shape)).astype(np.float16)
+            rules[order < TOP_K], rules[order >= EXPERTS - 40] = ACTIVATE, DEACTIVATE
             rules[chance.integers(LAYERS)] = 0
             tables.append((int(slot), rules))
         groups = chance.integers(0, GROUPS + 1, tokens).astype(np.int32)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu.rows import HostTime
 from vllm_steermoe_plugin.device.ops import rewrite_
 from vllm_steermoe_plugin.device.step_buffers import StepBuffers, Table
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
 
 SLOTS, LAYERS, EXPERTS, TOKENS = 257, 48, 128, 8192
 LAUNCHED = f"{LAYERS} launches, not captured"
@@ -24,8 +25,8 @@ def measure(device: torch.device) -> Iterator[HostTime]:
     """Steps like the one before, with other slots, with a new profile too; and the launches of a step."""
     buffers = StepBuffers(SLOTS, LAYERS, EXPERTS, TOKENS, counting=False, device=device)
     chance = np.random.default_rng(0)
-    table = chance.integers(-1, 2, (LAYERS, EXPERTS)).astype(np.int8)
-    active = torch.ones(LAYERS, dtype=torch.bool, device=device)
+    table = chance.choice([DEACTIVATE, 0, ACTIVATE], (LAYERS, EXPERTS)).astype(np.float16)
+    active = torch.full((LAYERS,), 3, dtype=torch.uint8, device=device)
     for tokens in (1, 64, TOKENS):
         slots = [chance.integers(1, SLOTS, tokens).astype(np.int32) for _ in range(2)]
         nothing = np.zeros(tokens, dtype=np.int32)

@@ -12,6 +12,7 @@ from benchmarks.gpu import timing
 from benchmarks.gpu.rows import TileTime
 from vllm_steermoe_plugin.device.kernels.rewriting import launch
 from vllm_steermoe_plugin.device.kernels.tiles import Tile, choose_tile
+from vllm_steermoe_plugin.device.rewrite import forcing
 
 LAYERS, SLOTS = 16, 9
 EXPERTS = (128, 256, 32, 512, 64, 8, 16)
@@ -39,7 +40,7 @@ def all_rows(device: torch.device) -> Iterator[tuple[str, Callable[[], TileTime]
 def _measure_one(device: torch.device, experts: int, tokens: int, dtype: torch.dtype, tile: Tile) -> TileTime:
     generator = torch.Generator(device).manual_seed(7)
     logits = timing.make_logits(device, tokens, experts, dtype, LAYERS, generator)
-    rules = torch.randint(-1, 2, (SLOTS, LAYERS, experts), generator=generator, device=device).to(torch.int8)
+    rules = forcing(torch.randint(-1, 2, (SLOTS, LAYERS, experts), generator=generator, device=device))
     steered = torch.randint(1, SLOTS, (tokens,), generator=generator, device=device, dtype=torch.int32)
     nobody = torch.zeros_like(steered)
 

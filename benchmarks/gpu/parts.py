@@ -64,8 +64,19 @@ def _correctness(device: torch.device, share: tuple[int, int]) -> Iterator[Recor
     from vllm_steermoe_plugin.device.kernels.reselecting import reselect
     from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
-    def rewrite(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int, log_softmax: bool) -> None:
-        rewrite_(logits, rules, slots, torch.ones(rules.shape[1], dtype=torch.bool, device=device), row, log_softmax)
+    def rewrite(
+        logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int, log_softmax: bool, forces: bool
+    ) -> None:
+        rewrite_(
+            logits,
+            rules,
+            slots,
+            torch.full(rules.shape[1:2], 3, dtype=torch.uint8, device=device),
+            row,
+            log_softmax,
+            False,
+            forces,
+        )
 
     def checks() -> Iterator[tuple[str, Callable[[], Outcome]]]:
         for case in all_cases():

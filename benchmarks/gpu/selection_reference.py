@@ -8,7 +8,7 @@ import torch
 
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 
-MARGIN, NO_SUM, OWN_WEIGHT = 0.01, 1e-20, 2
+MARGIN, NO_SUM, OWN_WEIGHT = 0.01, 1e-20, 65504.0
 NEAR = 2.0**-18
 """Difference that float32 and a GPU's exponentials may not tell, of two c: relative, for z of 4; of u + b, where u is
 at most about 1, absolute. Exponentials below `_LEAST` may be nothing."""
@@ -73,7 +73,7 @@ def fault(
     rules: torch.Tensor,
     kind: RouterKind,
 ) -> str | None:
-    """What is wrong with weights and ids `[T, K]` `after`, that were `before` and were to obey rules int8 `[T, E]`.
+    """What is wrong with weights and ids `[T, K]` `after`, that were `before` and were to obey rules float16 `[T, E]`.
 
     Rows that need no change must be equal bit for bit. In the others, place by place, an expert must have the wanted
     one's precedence and its c but for rounding, or be that one where no two c are near but unequal; weights must be
@@ -81,6 +81,7 @@ def fault(
     """
     weights, ids = (of.cpu() for of in after)
     logits, rules = logits.cpu(), rules.cpu()
+    rules = rules.where(rules.abs() >= OWN_WEIGHT, 0)
     bias = None if bias is None else bias.cpu()
     old_weights, old_ids = (of.cpu() for of in before)
     chosen = torch.zeros_like(rules, dtype=torch.bool).scatter(1, old_ids.long(), True)
@@ -158,7 +159,7 @@ def _weights(
     """Weights `[T, K]` of experts `ids`, of logits to which the rules' margins were given, in float32."""
     above = (z.masked_fill(~chosen, -torch.inf).amax(dim=1, keepdim=True) + MARGIN).float().double()
     below = (z.amin(dim=1, keepdim=True) - MARGIN).float().double()
-    steered = torch.where(rules == 1, above, torch.where(rules < 0, below, z))
+    steered = torch.where(rules.isposinf(), above, torch.where(rules < 0, below, z))
     weights = scores(steered, kind).gather(1, ids)
     if kind.renormalize:
         weights = weights / (weights.sum(dim=1, keepdim=True) + NO_SUM)

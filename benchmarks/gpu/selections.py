@@ -14,6 +14,7 @@ from benchmarks.gpu.models import CORRECTED, OTHER_ROUTERS, Model
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.selection_reference import OWN_WEIGHT, fault, unsteered
 from vllm_steermoe_plugin.device.router_kind import RouterKind
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
 
 Reselect = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, int, RouterKind], None
@@ -67,17 +68,19 @@ def few_cases() -> Iterator[SelectionCase]:
 
 
 def make_rules(model: Model, generator: torch.Generator) -> torch.Tensor:
-    """Rules int8 `[SLOTS, E]` of a layer: slot 1 has none, slot 4 all it may have, slot 3 experts of their own weight.
+    """Rules float16 `[SLOTS, E]` of a layer: none in slot 1, all it may have in 4, experts of their own weight in 3.
 
     Slot 2 deactivates a few, of which a token has often chosen none.
     """
-    rules = torch.zeros((SLOTS, model.experts), dtype=torch.int8)
+    rules = torch.zeros((SLOTS, model.experts), dtype=torch.float16)
     half = (model.top_k // 2, (model.experts - model.top_k) // 2)
     all_of_them = (model.top_k, model.experts - model.top_k)
-    for slot, value, (up, down) in ((2, 1, (0, 3)), (3, OWN_WEIGHT, half), (4, 1, all_of_them)):
+    for slot, value, (up, down) in ((2, ACTIVATE, (0, 3)), (3, OWN_WEIGHT, half), (4, ACTIVATE, all_of_them)):
         order = torch.randperm(model.experts, generator=generator)
         rules[slot, order[:up]] = value
-        rules[slot, order[model.experts - down :]] = -1
+        rules[slot, order[model.experts - down :]] = DEACTIVATE
+        # Biases are no affair of a correction.
+        rules[slot, (rules[slot] == 0) & (order % 3 == 0)] = 0.5
     return rules
 
 
@@ -106,7 +109,7 @@ def check_reselect(reselect: Reselect, device: torch.device, case: SelectionCase
     model, row = case.model, min(case.model.layers, 3) - 1
     kind = model.router
     mine = make_rules(model, generator)
-    rules = torch.ones((SLOTS, row + 1, model.experts), dtype=torch.int8)
+    rules = torch.full((SLOTS, row + 1, model.experts), ACTIVATE, dtype=torch.float16)
     rules[:, row] = mine
     logits, bias = make_router(model, case.tokens, case.dtype, case.kind, generator)
     # Tokens beyond T are steered, and not to be read.

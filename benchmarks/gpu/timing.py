@@ -18,6 +18,7 @@ from benchmarks.gpu.models import CORRECTED, MODELS, Model
 from benchmarks.gpu.records import Record
 from benchmarks.gpu.rows import STEPS, ColdTime, Row, SelectionRow
 from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
+from vllm_steermoe_plugin.device.rewrite import forcing
 
 DTYPES = (torch.bfloat16, torch.float32)
 LAUNCHES = 192
@@ -140,14 +141,14 @@ class _Inputs:
         layers, experts = model.layers, model.experts
         self.logits = make_logits(device, tokens, experts, dtype, layers, self.generator)
         shape = (_PROFILES + 1, layers, experts)
-        self.rules = torch.randint(-1, 2, shape, generator=self.generator, device=device).to(torch.int8)
+        self.rules = forcing(torch.randint(-1, 2, shape, generator=self.generator, device=device))
         self.rules[0] = 0
         self.steered = torch.randint(
             1, _PROFILES + 1, (tokens,), generator=self.generator, device=device, dtype=torch.int32
         )
         self.nobody = torch.zeros_like(self.steered)
         self.nothing = torch.zeros(1, device=device)
-        self._active = torch.ones(layers, dtype=torch.bool, device=device)
+        self._active = torch.full((layers,), 3, dtype=torch.uint8, device=device)
 
     def rewrite(self, rules: torch.Tensor, slots: torch.Tensor) -> Callable[[int], None]:
         """The launch of each layer in turn."""
@@ -191,11 +192,11 @@ def _measure_selection(device: torch.device, model: Model, tokens: int, dtype: t
     layers, experts, top_k, kind = model.layers, model.experts, model.top_k, model.router
     order = torch.rand((_PROFILES, layers, experts), generator=inputs.generator, device=device).argsort(-1)
     rules = torch.zeros_like(inputs.rules)
-    rules[1:] = (order < top_k // 2).to(torch.int8) - (order >= experts - top_k).to(torch.int8)
+    rules[1:] = forcing((order < top_k // 2).int() - (order >= experts - top_k).int())
     bias = torch.randn(experts, generator=inputs.generator, device=device) if kind.bias else None
     ids = torch.rand((tokens, experts), generator=inputs.generator, device=device).argsort(-1)[:, :top_k].int()
     weights = torch.rand((tokens, top_k), generator=inputs.generator, device=device)
-    active = torch.ones(layers, dtype=torch.bool, device=device)
+    active = torch.full((layers,), 3, dtype=torch.uint8, device=device)
 
     def reselect(rules: torch.Tensor, slots: torch.Tensor) -> Callable[[int], None]:
         logits = inputs.logits

@@ -39,17 +39,23 @@ from tests.support.routed import routed
 from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP, choose_tile
 from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
 from vllm_steermoe_plugin.device.reselect import reselect
-from vllm_steermoe_plugin.device.rewrite import apply_rules
+from vllm_steermoe_plugin.device.rewrite import apply_rules, forcing
 from vllm_steermoe_plugin.device.router_kind import RouterKind
+from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
 
 CPU = torch.device("cpu")
 
 
 def plain_rewrite(
-    logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int, log_softmax: bool = False
+    logits: torch.Tensor,
+    rules: torch.Tensor,
+    slots: torch.Tensor,
+    row: int,
+    log_softmax: bool = False,
+    forces: bool = True,
 ) -> None:
     """The plain PyTorch path, as a CPU runs it."""
-    rewrite_(logits, rules, slots, torch.ones(rules.shape[1], dtype=torch.bool), row, log_softmax)
+    rewrite_(logits, rules, slots, torch.full(rules.shape[1:2], 3, dtype=torch.uint8), row, log_softmax, False, forces)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so the check would run")
@@ -76,7 +82,7 @@ def of_the_loop(case: selections.Case) -> tuple[torch.Tensor, torch.Tensor]:
     for t, (row, rule) in enumerate(zip(case.logits.double().tolist(), case.rules.tolist(), strict=True)):
         rules = {e: r for e, r in enumerate(rule) if r}
         if any(r > 0 or e in case.ids[t].tolist() for e, r in rules.items()):
-            steered = case.router.steer(row, rules, own=2 in rules.values())
+            steered = case.router.steer(row, rules, own=OWN_WEIGHT in rules.values())
             ids[t], weights[t] = torch.tensor(list(steered)), torch.tensor(list(steered.values()))
     return weights, ids
 
@@ -106,7 +112,7 @@ def plain_reselect(
     kind: RouterKind,
 ) -> None:
     """The plain PyTorch path, as a CPU runs it."""
-    active = torch.ones(rules.shape[1], dtype=torch.bool)
+    active = torch.full(rules.shape[1:2], 3, dtype=torch.uint8)
     reselect_(weights, ids, logits, bias, rules, slots, active, row, *kind.arguments)
 
 
@@ -231,7 +237,7 @@ SPOILT: list[tuple[Break, str]] = [
 def test_what_is_wrong_is_found() -> None:
     for (spoil, says), dtype in itertools.product(SPOILT, DTYPES):
         logits = torch.tensor([[-0.0, 1, 2, 3], [1, 2, 3, 4], [0, 0, 1, 1], [math.nan, 1, 2, 3]]).to(dtype)
-        rules = torch.tensor([[0, 0, 0, 0], [1, 0, 0, -1], [0, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.int8)
+        rules = forcing(torch.tensor([[0, 0, 0, 0], [1, 0, 0, -1], [0, 1, 0, 0], [1, 0, 0, 0]]))
         after = apply_rules(logits, rules)
         assert fault(logits, after, rules) is None
         spoil(after, rules)
@@ -239,10 +245,10 @@ def test_what_is_wrong_is_found() -> None:
     # bfloat16 at -6: eps is less than a unit, so only the strict order tells a tie.
     logits = torch.tensor([[-0.1, -6.0, -6.0, -6.0]]).bfloat16()
     for rules, tied, other, says in (([0, 0, 0, -1], 3, 1, "not strictly last"), ([1, 0, -1, -1], 1, 0, "")):
-        after = apply_rules(logits, torch.tensor([rules], dtype=torch.int8))
-        assert fault(logits, after, torch.tensor([rules], dtype=torch.int8)) is None
+        after = apply_rules(logits, forcing(torch.tensor([rules])))
+        assert fault(logits, after, forcing(torch.tensor([rules]))) is None
         after[0, tied] = after[0, other]
-        found = fault(logits, after, torch.tensor([rules], dtype=torch.int8))
+        found = fault(logits, after, forcing(torch.tensor([rules])))
         assert found is not None and says in found
 
 

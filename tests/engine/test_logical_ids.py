@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from vllm.distributed.eplb.eplb_state import EplbLayerState
@@ -31,9 +33,9 @@ def test_the_rewrite_and_the_counts_come_before_vllm_maps_experts_to_places(monk
     groups = torch.ones(4, dtype=torch.int32)
     router.set_capture_fn(lambda ids: count_(ids, counters, groups, 0))
     logits = torch.arange(EXPERTS).float().repeat(4, 1)
-    rules = torch.zeros((2, 1, EXPERTS), dtype=torch.int8)
-    rules[1, 0, 0], rules[1, 0, EXPERTS - 1] = 1, -1
-    rewrite_(logits, rules, torch.ones(4, dtype=torch.int32), torch.ones(1, dtype=torch.bool), 0)
+    rules = torch.zeros((2, 1, EXPERTS), dtype=torch.float16)
+    rules[1, 0, 0], rules[1, 0, EXPERTS - 1] = math.inf, -math.inf
+    rewrite_(logits, rules, torch.ones(4, dtype=torch.int32), torch.full((1,), 3, dtype=torch.uint8), 0)
     _, places = router.select_experts(torch.zeros(4, 8), logits)
     # Logical expert 0 was activated and 5 deactivated, so 0 and 4 are chosen, wherever they are.
     assert places.sort(dim=1).values.tolist() == [sorted([int(PHYSICAL[0]), int(PHYSICAL[4])])] * 4

@@ -45,9 +45,9 @@ def compiled(kernel: Any, types: dict[str, str], values: dict[str, Any], warps: 
 def compiled_rewrite(experts: int, tokens: int, dtype: torch.dtype, capability: int = 90) -> Any:
     tile = choose_tile(experts, tokens)
     logits = torch.empty((tokens, experts), dtype=dtype, device="meta")
-    rules = torch.empty((65, 48, experts), dtype=torch.int8, device="meta")
+    rules = torch.empty((65, 48, experts), dtype=torch.float16, device="meta")
     values = constants(logits, rules, torch.empty(tokens, dtype=torch.int32, device="meta"), tile)
-    types = {"logits": f"*{NAMES[dtype]}", "rules": "*i8", "token_slots": "*i32", "num_tokens": "i32", "row": "i32"}
+    types = {"logits": f"*{NAMES[dtype]}", "rules": "*fp16", "token_slots": "*i32", "num_tokens": "i32", "row": "i32"}
     return compiled(rewrite_kernel, types, values, tile.warps, capability)
 
 
@@ -57,11 +57,11 @@ def compiled_reselect(
     def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    logits, rules = meta(64, model.experts, dtype=dtype), meta(65, 48, model.experts, dtype=torch.int8)
+    logits, rules = meta(64, model.experts, dtype=dtype), meta(65, 48, model.experts, dtype=torch.float16)
     weights, ids = (meta(64, model.top_k, dtype=of) for of in (torch.float32, id_dtype))
     slots = meta(64, dtype=torch.int32)
     types = {"weights": "*fp32", "ids": {torch.int32: "*i32", torch.int64: "*i64"}[id_dtype], "bias": "*fp32"}
-    types |= {"logits": f"*{NAMES[dtype]}", "rules": "*i8", "token_slots": "*i32", "row": "i32"}
+    types |= {"logits": f"*{NAMES[dtype]}", "rules": "*fp16", "token_slots": "*i32", "row": "i32"}
     values = reselecting.constants(weights, ids, logits, rules, slots, model.router)
     return compiled(reselecting.reselect_kernel, types, values, reselecting.warps(model.experts), capability)
 
@@ -78,10 +78,14 @@ def resources(kernel: Any, folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("experts", [*nightly(8, 16, 32, 64), 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=NAMES.get)
-def test_a_decode_step_takes_no_shared_memory(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_decode_step_shares_an_integer_a_warp(
+    experts: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
     kernel = compiled_rewrite(experts, 1, dtype)
     used = resources(kernel, tmp_path)
-    assert used["SHARED"] == used["STACK"] == 0 and used["REG"] <= 40
+    # By it the warps of a program agree on whether any of its tokens has a bias.
+    assert used["SHARED"] <= 4 * choose_tile(experts, 1).warps
+    assert used["STACK"] == 0 and used["REG"] <= 40
     # A warp's four logits a thread in one access each way.
     width = {torch.bfloat16: "v2", torch.float32: "v4"}[dtype]
     assert kernel.asm["ptx"].count(f"st.global.{width}.b32") == kernel.asm["ptx"].count("st.global") == 1
@@ -91,7 +95,7 @@ def test_a_decode_step_takes_no_shared_memory(experts: int, dtype: torch.dtype, 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=NAMES.get)
 def test_a_large_step_does_not_spill(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
     used = resources(compiled_rewrite(experts, SMALL_STEP + 1, dtype), tmp_path)
-    assert used["STACK"] == 0 and used["REG"] <= 64
+    assert used["STACK"] == 0 and used["REG"] <= (64 if experts < 1024 else 112)
 
 
 @pytest.mark.parametrize("capability", [*nightly(80, 89, 100, 120), 90])

@@ -80,14 +80,14 @@ def test_a_warm_up_that_forgets_something_is_noticed(
 @pytest.mark.parametrize(("tokens", "programs"), [(1, 1), (512, 128), (513, 65), (8192, 1024)])
 def test_programs_cover_the_step(stand_in: StandIn, tokens: int, programs: int) -> None:
     stand_in.grids.clear()
-    rules, slots = torch.zeros((2, 1, 128), dtype=torch.int8), torch.zeros(tokens, dtype=torch.int32)
+    rules, slots = torch.zeros((2, 1, 128), dtype=torch.float16), torch.zeros(tokens, dtype=torch.int32)
     rewrite(torch.zeros((tokens, 128)), rules, slots, 0)
     assert stand_in.grids == [(programs, 1, 1)]
 
 
 def test_each_token_has_a_program_of_its_own_where_a_selection_is_corrected(stand_in: StandIn) -> None:
     stand_in.grids.clear()
-    rules, slots = torch.zeros((2, 1, 64), dtype=torch.int8), torch.zeros(40, dtype=torch.int32)
+    rules, slots = torch.zeros((2, 1, 64), dtype=torch.float16), torch.zeros(40, dtype=torch.int32)
     chosen = torch.zeros((33, 4)), torch.zeros((33, 4), dtype=torch.int32)
     reselect(*chosen, torch.zeros((33, 64)), None, rules, slots, 0, RouterKind("sigmoid"))
     assert stand_in.grids == [(33, 1, 1)]

@@ -22,8 +22,12 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def rewrite(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int, log_softmax: bool) -> None:
-    rewrite_(logits, rules, slots, torch.zeros(1, dtype=torch.bool, device=logits.device), row, log_softmax)
+def rewrite(
+    logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int, log_softmax: bool, forces: bool
+) -> None:
+    rewrite_(
+        logits, rules, slots, torch.zeros(1, dtype=torch.uint8, device=logits.device), row, log_softmax, False, forces
+    )
 
 
 def test_rewrite_equals_float64(device: torch.device) -> None:

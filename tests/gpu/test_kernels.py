@@ -19,6 +19,7 @@ import torch
 from tests.support.alone import environment_alone
 from tests.support.folders import ROOT
 from tests.support.triton import triton_folder
+from vllm_steermoe_plugin.device.rewrite import forcing
 
 
 def run_with_triton(folder: str, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,9 +83,9 @@ def test_the_operators_declare_what_they_change() -> None:
     """torch's own checks of schema, fake implementation and compiled use."""
     from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
 
-    rules = torch.randint(-1, 2, (3, 2, 8)).to(torch.int8)
+    rules = forcing(torch.randint(-1, 2, (3, 2, 8)))
     slots = torch.tensor([0, 1, 2, 1, 0], dtype=torch.int32)
-    active = torch.ones(2, dtype=torch.bool)
+    active = torch.full((2,), 3, dtype=torch.uint8)
     ids = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]])
     for dtype in (torch.float32, torch.bfloat16):
         logits = torch.randn(4, 8).to(dtype)

@@ -27,6 +27,7 @@ from expert_registry.statistics import cautions, log_odds
 from tests.support.folders import ROOT
 from vllm_steermoe_plugin.steering.request import parse_request
 from vllm_steermoe_plugin.steering.resolve import resolve
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
 from vllm_steermoe_plugin.steering.rules import compile_rules
 
 PLACES = [folder / "shared" / "upstream-rankings" for folder in (ROOT, ROOT.parent)]
@@ -106,17 +107,17 @@ def expected_rules(model: str, request: str) -> tuple[np.ndarray, list[tuple[int
     # The authors' own order of rows is by the absolute risk difference.
     order = list(zip(columns["layer"], columns["expert"], columns["risk_diff"], strict=True))
     assert [abs(d) for *_, d in order] == sorted((abs(d) for *_, d in order), reverse=True)
-    rules = np.zeros((layers, experts), dtype=np.int8)
+    rules = np.zeros((layers, experts), dtype=np.float16)
     full: Counter[int] = Counter()
     dropped = []
     for layer, expert, _ in [row for row in order if sign * row[2] > 0][:n_activate]:
         if full[layer] < top_k:
             full[layer] += 1
-            rules[layer, expert] = 1
+            rules[layer, expert] = ACTIVATE
         else:
             dropped.append((layer, expert))
     for layer, expert, _ in [row for row in order if sign * row[2] < 0][:n_deactivate]:
-        rules[layer, expert] = -1
+        rules[layer, expert] = DEACTIVATE
     return rules, dropped
 
 
@@ -147,7 +148,9 @@ def test_a_profile_by_default_is_that_of_the_paper(folder: Path, model: str, req
     rules, dropped = expected_rules(model, request_text)
     assert np.array_equal(compile_rules(resolved.profile, shape).rules, rules)
     assert [(e.layer, e.expert) for e in source.dropped] == dropped
-    assert (rules == 1).sum() + len(dropped) == source.activate and (rules == -1).sum() == source.deactivate
+    assert (rules == ACTIVATE).sum() + len(dropped) == source.activate and (
+        rules == DEACTIVATE
+    ).sum() == source.deactivate
 
 
 def test_qwens_defaults_in_figures(folder: Path) -> None:
@@ -157,7 +160,7 @@ def test_qwens_defaults_in_figures(folder: Path) -> None:
         resolved = resolve(parse_request(text), ["Qwen/Qwen3-30B-A3B"], shape, Registry((folder,)))
         assert resolved is not None
         rules = compile_rules(resolved.profile, shape).rules
-        figures[text] = (int((rules == 1).sum()), int((rules == -1).sum()))
+        figures[text] = (int((rules == ACTIVATE).sum()), int((rules == DEACTIVATE).sum()))
     assert figures == {"faithfulness": (0, 500), "safety": (15, 0), "safety:reverse": (5, 480)}
 
 
@@ -166,7 +169,7 @@ def test_only_one_row_of_the_table_meets_the_cap_of_a_layer() -> None:
     assert met == {("mistralai/Mixtral-8x7B-Instruct-v0.1", "safe:reverse")}
     for model, request in ROWS:
         rules, _ = expected_rules(model, request)
-        assert (rules == -1).sum(axis=1).max() <= TABLE[model][1] - TABLE[model][2]
+        assert (rules == DEACTIVATE).sum(axis=1).max() <= TABLE[model][1] - TABLE[model][2]
 
 
 @pytest.mark.parametrize("item", INDEX.rankings, ids=lambda item: f"{item.model} {item.behaviour}")

@@ -36,7 +36,7 @@ def rewrite_row(
         above, below = max(scores) + (above - max(rounded)), min(scores) + (below - min(rounded))
         rounded = scores
     rewritten = {1: above, -1: below}
-    return [rewritten[rules[e]] if e in rules else rounded[e] for e in range(len(logits))]
+    return [rewritten[int(math.copysign(1, rules[e]))] if e in rules else rounded[e] for e in range(len(logits))]
 
 
 def same_until(one: dict[int, list[list[int]]], other: dict[int, list[list[int]]]) -> int:

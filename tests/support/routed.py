@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
+from vllm_steermoe_plugin.device.rewrite import forcing
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -19,4 +21,4 @@ def routed(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     rows = draw(st.lists(st.lists(value, min_size=experts, max_size=experts), min_size=tokens, max_size=tokens))
     rule = st.lists(st.sampled_from([-1, 0, 1]), min_size=experts, max_size=experts)
     rules = draw(st.lists(rule, min_size=tokens, max_size=tokens))
-    return (torch.tensor(rows) * scale).to(dtype), torch.tensor(rules, dtype=torch.int8)
+    return (torch.tensor(rows) * scale).to(dtype), forcing(torch.tensor(rules))

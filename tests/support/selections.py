@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from tests.support.oracle import Router
 from vllm_steermoe_plugin.device.router_kind import RouterKind
-from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE, OWN_WEIGHT
 
 Rules = dict[int, int]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Logits `[T, E]`, rules int8 `[T, E]`, and what `router` makes of the logits: weights and ids `[T, K]`."""
+    """Logits `[T, E]`, rules float16 `[T, E]`, and what `router` makes of the logits: weights and ids `[T, K]`."""
 
     router: Router
     logits: torch.Tensor
@@ -66,7 +66,8 @@ def drawn(
     if router.bias is not None:
         bias = torch.randn(experts, generator=generator) * 0.7 + offset
         router = replace(router, bias=tuple(bias.tolist()))
-    row = torch.tensor([rules.get(e, 0) for e in range(experts)], dtype=torch.int8)
+    forced = {1: ACTIVATE, -1: DEACTIVATE}
+    row = torch.tensor([forced.get(rules.get(e, 0), rules.get(e, 0)) for e in range(experts)]).half()
     empty = torch.empty(0)
     return selection_of(Case(router, logits, row.repeat(tokens, 1), empty, empty, bias), logits)
 
@@ -101,8 +102,8 @@ def cases(draw: st.DrawFn) -> Case:
     for row in case.rules:
         order = draw(st.permutations(range(experts)))
         up, down = draw(st.integers(0, top_k)), draw(st.integers(0, experts - top_k))
-        row[list(order[:up])] = OWN_WEIGHT if own else 1
-        row[list(order[up : up + down])] = -1
+        row[list(order[:up])] = OWN_WEIGHT if own else ACTIVATE
+        row[list(order[up : up + down])] = DEACTIVATE
     return case
 
 

@@ -52,7 +52,7 @@ def _rewrite(
     if logits.device.type == "cpu":
         does = int(active[row])
         biases = bool(does & BIASES)
-        if not (biases or does & FORCES and forces):
+        if not (biases or (forces and does & FORCES)):
             return
     rows = rules[:, row].index_select(0, token_slots[: logits.shape[0]])
     forms = {"log_softmax": log_softmax, "bfloat16": bfloat16, "forces": forces}

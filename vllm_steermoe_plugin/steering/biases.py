@@ -40,7 +40,9 @@ def canonical(biases: Iterable[Bias], without: frozenset[tuple[int, int]] = froz
     # The shortest decimals that give the number back.
     halves = np.array([sums[cell] for cell in cells], dtype=np.float16).astype(str)
     return tuple(
-        (layer, expert, float(text)) for (layer, expert), text in zip(cells, halves.tolist(), strict=True) if float(text)
+        (layer, expert, float(text))
+        for (layer, expert), text in zip(cells, halves.tolist(), strict=True)
+        if float(text)
     )
 
 

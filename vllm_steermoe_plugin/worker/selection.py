@@ -1,4 +1,4 @@
-"""The selection seam: a router's logits biased, and what it selects from them corrected before anything else sees it."""
+"""The selection seam: a router's logits are biased, and what it selects is corrected before anything else sees it."""
 
 from __future__ import annotations
 

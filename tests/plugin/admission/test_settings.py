@@ -87,6 +87,7 @@ def test_a_section_is_read() -> None:
         "allow_override": False,
         "allow_reverse": True,
         "allow_experts": True,
+        "max_strength": 0.5,
         "base_model": "org/base",
         "lock": "steermoe.lock",
         "profiles": {"terse": "digits:reverse"},

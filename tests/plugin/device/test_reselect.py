@@ -10,8 +10,9 @@ from tests.support.oracle import Router
 from tests.support.selections import Case, cases, drawn, fault, selection_of
 from vllm_steermoe_plugin.device.ops import reselect_
 from vllm_steermoe_plugin.device.reselect import reselect
+from vllm_steermoe_plugin.device.rewrite import forcing
 from vllm_steermoe_plugin.device.router_kind import RouterKind
-from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE, OWN_WEIGHT
 
 GROUPED = Router(top_k=4, bias=tuple([0.0] * 16), groups=4, kept=2)
 
@@ -53,7 +54,7 @@ def test_saturated_scores_and_large_biases_keep_no_rule_from_holding(offset: flo
 
 def test_equal_scores_go_by_index() -> None:
     logits = torch.zeros(1, 8)
-    rules = torch.tensor([[0, -1, 0, 0, 0, 0, 1, 0]], dtype=torch.int8)
+    rules = forcing(torch.tensor([[0, -1, 0, 0, 0, 0, 1, 0]]))
     weights, ids = torch.full((1, 3), 1 / 3), torch.tensor([[0, 1, 2]])
     new, order = reselect(weights, ids, logits, None, rules, RouterKind("sigmoid", renormalize=True))
     assert order.tolist() == [[6, 0, 2]]
@@ -66,17 +67,17 @@ def test_a_substitute_comes_from_the_kept_groups_and_the_weakest_choice_goes() -
     logits = torch.tensor([[3.0, -2.0, 2.5, 2.0, -9.0, 1.0]])
     kind = RouterKind("sigmoid", groups=3, kept=2)
     weights, ids = torch.sigmoid(torch.tensor([[3.0, 2.5]])), torch.tensor([[0, 2]])
-    _, without = reselect(weights, ids, logits, None, torch.tensor([[-1, 0, 0, 0, 0, 0]]).char(), kind)
+    _, without = reselect(weights, ids, logits, None, forcing(torch.tensor([[-1, 0, 0, 0, 0, 0]])), kind)
     assert without.tolist() == [[2, 3]]
-    _, without = reselect(weights, ids, logits, None, torch.tensor([[-1, 0, 0, -1, 0, 0]]).char(), kind)
+    _, without = reselect(weights, ids, logits, None, forcing(torch.tensor([[-1, 0, 0, -1, 0, 0]])), kind)
     assert without.tolist() == [[2, 1]]
-    new, with_last = reselect(weights, ids, logits, None, torch.tensor([[0, 0, 0, 0, 1, 0]]).char(), kind)
+    new, with_last = reselect(weights, ids, logits, None, forcing(torch.tensor([[0, 0, 0, 0, 1, 0]])), kind)
     assert with_last.tolist() == [[4, 0]]
     torch.testing.assert_close(new, torch.sigmoid(torch.tensor([[3.01, 3.0]])))
 
 
 def test_an_expert_with_its_own_weight_is_selected_and_weighs_what_the_router_gives_it() -> None:
-    case = drawn(GROUPED, tokens=20, seed=3, rules={7: OWN_WEIGHT, 1: -1})
+    case = drawn(GROUPED, tokens=20, seed=3, rules={7: OWN_WEIGHT, 1: DEACTIVATE})
     assert fault(case, *corrected(case)) is None
     weights, ids = corrected(case)
     u = torch.sigmoid(case.logits.float())
@@ -109,8 +110,8 @@ def test_a_row_of_nothing_but_minus_infinity_is_broken_and_one_such_expert_is_no
 
 def test_the_operator_corrects_the_tokens_of_a_slot_in_place_and_no_other() -> None:
     case = drawn(GROUPED, tokens=6, seed=2, rules={3: 1})
-    rules = torch.zeros(3, 2, 16, dtype=torch.int8)
-    rules[2, 1, 3] = 1
+    rules = torch.zeros(3, 2, 16, dtype=torch.float16)
+    rules[2, 1, 3] = ACTIVATE
     slots, active = torch.tensor([0, 2, 1, 2, 0, 2, 0, 0], dtype=torch.int32), torch.tensor([False, True])
     columns = torch.zeros(6, 5), torch.full((6, 5), 99, dtype=torch.int32)
     weights, ids = columns[0][:, :4], columns[1][:, :4]

@@ -89,7 +89,7 @@ def test_deactivated_experts_are_replaced_by_the_routers_next_choice(name: str) 
     case = Case(name)
     logits, weights, ids = case.run()
     favourite = int(ids.flatten().bincount(minlength=EXPERTS).argmax())
-    rules = torch.zeros(TOKENS, EXPERTS, dtype=torch.int8)
+    rules = torch.zeros(TOKENS, EXPERTS, dtype=torch.float16)
     rules[:, favourite] = DEACTIVATE
     new, experts = reselect(weights, ids, logits, case.bias, rules, case.kind)
     _, expected, without = case.run((favourite,))
@@ -105,7 +105,7 @@ def test_an_activated_expert_pushes_out_the_routers_weakest_choice_and_weighs_as
     case = Case(name)
     logits, weights, ids = case.run()
     rare = int(ids.flatten().bincount(minlength=EXPERTS).argmin())
-    rules = torch.zeros(TOKENS, EXPERTS, dtype=torch.int8)
+    rules = torch.zeros(TOKENS, EXPERTS, dtype=torch.float16)
     rules[:, rare] = ACTIVATE
     new, experts = reselect(weights, ids, logits, case.bias, rules, case.kind)
     u = weigh(logits, torch.arange(EXPERTS).expand(TOKENS, -1), RouterKind(case.kind.score))

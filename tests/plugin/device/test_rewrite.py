@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.support.oracle import rewrite_row
 from tests.support.rounded import OUTERMOST, is_strict_in_bfloat16
 from tests.support.routed import DTYPES, routed
-from vllm_steermoe_plugin.device.rewrite import apply_rules
+from vllm_steermoe_plugin.device.rewrite import apply_rules, forcing
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
 
 FORMS = pytest.mark.parametrize("log_softmax", [False, True], ids=["raw", "log-probabilities"])
 NEXT_FLOAT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
@@ -80,7 +81,7 @@ def test_steering_twice_selects_as_steering_once(case: tuple[torch.Tensor, torch
 def test_both_forms_are_the_papers_in_exact_arithmetic() -> None:
     """A softmax takes no notice of a shift: the same probabilities, and the same order."""
     logits = torch.randn(200, 12, dtype=torch.float64) * 4
-    rules = torch.randint(-1, 2, logits.shape).to(torch.int8)
+    rules = forcing(torch.randint(-1, 2, logits.shape))
     papers = torch.tensor(
         [
             rewrite_row(row, {e: r for e, r in enumerate(rule) if r}, torch.float64, log_softmax=True)
@@ -108,8 +109,8 @@ def test_top_k_obeys_the_extremes(log_softmax: bool) -> None:
     for top_k in [1, 2, 7]:
         for dtype in DTYPES:
             logits = (torch.randn(50, 8) * 20).to(dtype)
-            activate_last_k = torch.tensor([0] * (8 - top_k) + [1] * top_k, dtype=torch.int8)
-            deactivate_first = torch.tensor([-1] * (8 - top_k) + [0] * top_k, dtype=torch.int8)
+            activate_last_k = forcing(torch.tensor([0] * (8 - top_k) + [1] * top_k))
+            deactivate_first = forcing(torch.tensor([-1] * (8 - top_k) + [0] * top_k))
             wanted = set(range(8 - top_k, 8))
             for rules in (activate_last_k, deactivate_first):
                 chosen = apply_rules(logits, rules, log_softmax=log_softmax).topk(top_k, dim=-1).indices.tolist()
@@ -119,7 +120,7 @@ def test_top_k_obeys_the_extremes(log_softmax: bool) -> None:
 @FORMS
 def test_experts_that_the_model_masked_stay_masked(log_softmax: bool) -> None:
     logits = torch.tensor([[1.0, -math.inf, 0.5, 2.0]])
-    result = apply_rules(logits, torch.tensor([-1, 0, 1, 0], dtype=torch.int8), log_softmax=log_softmax)
+    result = apply_rules(logits, forcing(torch.tensor([-1, 0, 1, 0])), log_softmax=log_softmax)
     assert result[0, 1] == -math.inf and result[0, 0] == -math.inf
     assert result[0].argmax() == 2
 
@@ -129,9 +130,7 @@ def test_one_expert(log_softmax: bool) -> None:
     for rule in [1, -1, 0]:
         for dtype in DTYPES:
             assert (
-                apply_rules(
-                    torch.tensor([[3.0]], dtype=dtype), torch.tensor([rule], dtype=torch.int8), log_softmax=log_softmax
-                )
+                apply_rules(torch.tensor([[3.0]], dtype=dtype), forcing(torch.tensor([rule])), log_softmax=log_softmax)
                 .isfinite()
                 .all()
             )
@@ -153,9 +152,9 @@ def allowed(draw: st.DrawFn) -> tuple[torch.Tensor, list[int], int]:
     deactivated = min(deactivated, experts - activated)
     rules = [0] * experts
     for expert in order[:activated]:
-        rules[expert] = 1
+        rules[expert] = ACTIVATE
     for expert in order[experts - deactivated :]:
-        rules[expert] = -1
+        rules[expert] = DEACTIVATE
     scale = draw(st.sampled_from([0.0, 1e-6, 1.0, 30.0, torch.finfo(dtype).max / 4]))
     value = st.sampled_from([0.0, 1.0, -1.0]) | st.floats(-1, 1, width=32)
     logits = torch.tensor([draw(value) * scale for _ in range(experts)], dtype=torch.float64).to(dtype)
@@ -172,7 +171,7 @@ def test_whoever_breaks_ties_how_ever_the_top_k_obeys(
     case: tuple[torch.Tensor, list[int], int], log_softmax: bool
 ) -> None:
     logits, rules, top_k = case
-    out = apply_rules(logits[None], torch.tensor(rules, dtype=torch.int8), log_softmax=log_softmax)[0].double().tolist()
+    out = apply_rules(logits[None], forcing(torch.tensor(rules)), log_softmax=log_softmax)[0].double().tolist()
     assert not any(math.isnan(value) for value in out)
     for expert, rule in enumerate(rules):
         others = [value for other, value in enumerate(out) if other != expert]
@@ -189,7 +188,7 @@ def test_experts_without_a_rule_keep_their_order_and_their_ties(
     case: tuple[torch.Tensor, list[int], int], log_softmax: bool
 ) -> None:
     logits, rules, _ = case
-    out = apply_rules(logits[None], torch.tensor(rules, dtype=torch.int8), log_softmax=log_softmax)[0]
+    out = apply_rules(logits[None], forcing(torch.tensor(rules)), log_softmax=log_softmax)[0]
     free = [expert for expert, rule in enumerate(rules) if rule == 0]
     for one in free:
         for other in free:
@@ -204,7 +203,7 @@ def test_experts_without_a_rule_keep_their_order_and_their_ties(
 @settings(max_examples=200, deadline=None)
 def test_of_one_direction_all_get_the_same(case: tuple[torch.Tensor, list[int], int], log_softmax: bool) -> None:
     logits, rules, _ = case
-    out = apply_rules(logits[None], torch.tensor(rules, dtype=torch.int8), log_softmax=log_softmax)[0].tolist()
+    out = apply_rules(logits[None], forcing(torch.tensor(rules)), log_softmax=log_softmax)[0].tolist()
     for direction in (1, -1):
         assert len({value for value, rule in zip(out, rules, strict=True) if rule == direction}) <= 1
 
@@ -213,8 +212,8 @@ def test_of_one_direction_all_get_the_same(case: tuple[torch.Tensor, list[int], 
 def test_with_k_of_one_the_activated_expert_is_the_only_first(log_softmax: bool) -> None:
     for dtype in DTYPES:
         for expert in range(8):
-            rules = torch.zeros(8, dtype=torch.int8)
-            rules[expert] = 1
+            rules = torch.zeros(8, dtype=torch.float16)
+            rules[expert] = ACTIVATE
             out = apply_rules((torch.randn(20, 8) * 50).to(dtype), rules, log_softmax=log_softmax)
             assert torch.equal((out == out.amax(dim=1, keepdim=True)).sum(dim=1), torch.ones(20, dtype=torch.int64))
             assert (out.argmax(dim=1) == expert).all()
@@ -222,9 +221,7 @@ def test_with_k_of_one_the_activated_expert_is_the_only_first(log_softmax: bool)
 
 @FORMS
 def test_an_expert_that_the_model_masked_can_be_activated(log_softmax: bool) -> None:
-    out = apply_rules(
-        torch.tensor([[1.0, -math.inf, 0.5]]), torch.tensor([0, 1, 0], dtype=torch.int8), log_softmax=log_softmax
-    )
+    out = apply_rules(torch.tensor([[1.0, -math.inf, 0.5]]), forcing(torch.tensor([0, 1, 0])), log_softmax=log_softmax)
     assert out.argmax() == 1 and out.isfinite().all()
 
 
@@ -235,7 +232,7 @@ def test_a_row_that_broke_down_stays_broken_and_alone(log_softmax: bool) -> None
             for dtype in DTYPES:
                 sound = torch.tensor([0.5, -0.25, 1.0], dtype=dtype)
                 rows = torch.stack([sound, torch.tensor(broken, dtype=dtype), sound])
-                rules = torch.tensor([rule] * 3, dtype=torch.int8)
+                rules = forcing(torch.tensor([rule] * 3))
                 out = apply_rules(rows, rules, log_softmax=log_softmax)
                 assert out[1].isnan().all()
                 assert torch.equal(out[[0, 2]], apply_rules(rows[[0, 2]], rules[:2], log_softmax=log_softmax))
@@ -278,14 +275,14 @@ def test_who_rounds_the_logits_to_bfloat16_obeys_too(
 
 @FORMS
 def test_rounding_at_a_power_of_two_takes_no_margin_away(log_softmax: bool) -> None:
-    rules = torch.tensor([1, -1, 0, 0, 0], dtype=torch.int8).expand(len(OUTERMOST), -1)
+    rules = forcing(torch.tensor([1, -1, 0, 0, 0])).expand(len(OUTERMOST), -1)
     out = apply_rules(OUTERMOST, rules, log_softmax=log_softmax, bfloat16=True)
     assert is_strict_in_bfloat16(out, rules)
     assert log_softmax or not is_strict_in_bfloat16(apply_rules(OUTERMOST, rules), rules)
 
 
 def test_margins_for_bfloat16_are_its_units_and_other_logits_keep_their_bits() -> None:
-    rules = torch.tensor([1, -1, 0, 0, 0], dtype=torch.int8).expand(len(OUTERMOST), -1)
+    rules = forcing(torch.tensor([1, -1, 0, 0, 0])).expand(len(OUTERMOST), -1)
     out = apply_rules(OUTERMOST, rules, bfloat16=True)
     assert torch.equal(out[:, 2:], OUTERMOST[:, 2:])
     for row, (above, below, *_) in zip(OUTERMOST.tolist(), out.tolist(), strict=True):

@@ -160,13 +160,13 @@ def test_any_number_of_new_rule_tables_arrives() -> None:
             chance = np.random.default_rng(number)
             buffers = StepBuffers(200, 3, 5, MAX_TOKENS, counting=counting, device=CPU, carrier=LaggingDevice())
             tables: list[Table] = [
-                (int(slot), chance.integers(-1, 2, (3, 5)).astype(np.int8))
+                (int(slot), chance.integers(-1, 2, (3, 5)).astype(np.float16))
                 for slot in chance.choice(np.arange(1, 200), number, replace=False)
             ]
             slots = chance.integers(1, 200, MAX_TOKENS).astype(np.int32)
             groups = chance.integers(0, 9, MAX_TOKENS).astype(np.int32)
             buffers.write(slots, groups, tables)
-            wanted = torch.zeros((200, 3, 5), dtype=torch.int8)
+            wanted = torch.zeros((200, 3, 5), dtype=torch.float16)
             for slot, rules in tables:
                 wanted[slot] = torch.from_numpy(rules)
             assert torch.equal(buffers.rules, wanted)

@@ -21,8 +21,10 @@ from vllm_steermoe_plugin.device.ops import count_, rewrite_
 from vllm_steermoe_plugin.device.rewrite import apply_rules
 from vllm_steermoe_plugin.device.staging_ring import Carrier
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
+from vllm_steermoe_plugin.steering.biases import Bias
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
 from vllm_steermoe_plugin.steering.profile import PHASES, Phase, SteeringProfile
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, BIASES, DEACTIVATE, FORCES
 from vllm_steermoe_plugin.steering.rules import RuleTable
 from vllm_steermoe_plugin.steering.wire import COUNT_KEY, STEER_KEY
 
@@ -54,13 +56,15 @@ def some_profile(seed: int, phase: Phase | None = None) -> SteeringProfile:
     """One of many profiles within the limits, some of which leave layers alone."""
     chance = random.Random(seed)
     activate, deactivate = set(), set()
-    while not activate | deactivate:
+    bias: list[Bias] = []
+    while not activate | deactivate and not bias:
         for layer in SHAPE.layers:
             experts = chance.sample(range(SHAPE.num_experts), SHAPE.num_experts)
             up, down = chance.choice([0, 0, 1, 2]), chance.choice([0, 0, 1, 4])
             activate |= {(layer, e) for e in experts[:up]}
             deactivate |= {(layer, e) for e in experts[up : up + down]}
-    return SteeringProfile(frozenset(activate), frozenset(deactivate), phase or chance.choice(PHASES))
+            bias += [(layer, e, chance.uniform(-4, 4)) for e in experts[: chance.choice([0, 0, 2])]]
+    return SteeringProfile(frozenset(activate), frozenset(deactivate), phase or chance.choice(PHASES), bias=tuple(bias))
 
 
 def arguments(profile: SteeringProfile | None = None, counted: CountedSpans | None = None) -> dict[str, object] | None:
@@ -73,19 +77,18 @@ def arguments(profile: SteeringProfile | None = None, counted: CountedSpans | No
     return args or None
 
 
-def expected_row(profile: SteeringProfile | None, layers: Sequence[int], *, in_prompt: bool) -> list[list[int]]:
+def expected_row(profile: SteeringProfile | None, layers: Sequence[int], *, in_prompt: bool) -> list[list[float]]:
     """Rules `[L, E]` of one token."""
     if profile is None or profile.phase == ("generation" if in_prompt else "prompt"):
-        return [[0] * SHAPE.num_experts for _ in layers]
-    return [
-        [((layer, e) in profile.activate) - ((layer, e) in profile.deactivate) for e in range(SHAPE.num_experts)]
-        for layer in layers
-    ]
+        return [[0.0] * SHAPE.num_experts for _ in layers]
+    rules = {(layer, expert): float(np.float16(bias)) for layer, expert, bias in profile.bias}
+    rules |= dict.fromkeys(profile.activate, ACTIVATE) | dict.fromkeys(profile.deactivate, DEACTIVATE)
+    return [[rules.get((layer, e), 0.0) for e in range(SHAPE.num_experts)] for layer in layers]
 
 
-def rules_by_token(state: SteeringState) -> list[list[list[int]]]:
+def rules_by_token(state: SteeringState) -> list[list[list[float]]]:
     """What the graph reads for each position of a padded step."""
-    rows: list[list[list[int]]] = state.rules[state.token_slots.long()].tolist()
+    rows: list[list[list[float]]] = state.rules[state.token_slots.long()].tolist()
     return rows
 
 
@@ -131,10 +134,11 @@ def check_step(state: SteeringState, batch: list[tuple[SlowRequest, int]], layer
     assert rules_by_token(state) == rows + [nothing] * (MAX_TOKENS - len(rows))
     for index, layer in enumerate(layers):
         touched = any(any(row[index]) for row in rows)
-        possible = any(
-            r.profile and any(at == layer for at, _ in r.profile.activate | r.profile.deactivate) for r, _ in batch
-        )
-        assert touched <= bool(state.active[index]) <= possible
+        profiles = [request.profile for request, _ in batch if request.profile]
+        forced = any(at == layer for profile in profiles for at, _ in profile.activate | profile.deactivate)
+        biased = any(at == layer for profile in profiles for at, *_ in profile.bias)
+        assert touched <= bool(state.active[index])
+        assert not int(state.active[index]) & ~(FORCES * forced | BIASES * biased)
 
 
 @given(st.lists(requests(), min_size=1, max_size=8), st.integers(0, 1 << 32), st.sampled_from([SHAPE.layers, (1, 6)]))
@@ -452,7 +456,7 @@ def test_the_rewrite_of_a_step_is_apply_rules_token_by_token_and_leaves_the_othe
             assert rewrite_(logits, state.rules, state.token_slots, state.active, row) is None
             for token in range(20):
                 profile, position = owners[token] if token < len(owners) else (None, 0)
-                rule = torch.tensor(expected_row(profile, (layer,), in_prompt=position < 3), dtype=torch.int8)[0]
+                rule = torch.tensor(expected_row(profile, (layer,), in_prompt=position < 3)).half()[0]
                 expected = apply_rules(before[token : token + 1], rule)[0] if rule.any() else before[token]
                 assert torch.equal(logits[token].view(torch.uint8), expected.view(torch.uint8))
                 changed += not torch.equal(logits[token], before[token])

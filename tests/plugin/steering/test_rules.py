@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from expert_registry import MoEShape
 from expert_registry.errors import ProfileError
 from vllm_steermoe_plugin.steering.profile import PHASES, SteeringProfile
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
 from vllm_steermoe_plugin.steering.rules import compile_rules
 
 GAPS = MoEShape("Qwen3MoeForCausalLM", (1, 2, 5, 11), 6, 2)
@@ -51,22 +52,23 @@ def test_equals_the_slow_loop_or_is_refused_as_it_says(case: tuple[SteeringProfi
         assert not fits(set(profile.activate), set(profile.deactivate), shape)
         return
     assert fits(set(profile.activate), set(profile.deactivate), shape)
-    assert table.rules.dtype.name == "int8" and table.rules.shape == (len(shape.layers), shape.num_experts)
+    assert table.rules.dtype.name == "float16" and table.rules.shape == (len(shape.layers), shape.num_experts)
     for row, layer in enumerate(shape.layers):
         for expert in range(shape.num_experts):
             cell = (layer, expert)
-            assert table.rules[row, expert] == (cell in profile.activate) - (cell in profile.deactivate)
+            wanted = ACTIVATE if cell in profile.activate else DEACTIVATE if cell in profile.deactivate else 0
+            assert table.rules[row, expert] == wanted
     assert (table.digest, table.phase) == (profile.digest, profile.phase)
 
 
 def test_rows_are_the_layers_that_route_not_the_layers_of_the_model() -> None:
     rules = compile_rules(SteeringProfile(frozenset({(11, 0)}), frozenset({(2, 5)})), GAPS).rules
-    assert rules.tolist() == [[0] * 6, [0, 0, 0, 0, 0, -1], [0] * 6, [1, 0, 0, 0, 0, 0]]
+    assert rules.tolist() == [[0] * 6, [0, 0, 0, 0, 0, DEACTIVATE], [0] * 6, [ACTIVATE, 0, 0, 0, 0, 0]]
 
 
 def test_the_limits_themselves_are_allowed() -> None:
     profile = SteeringProfile(frozenset({(1, 0), (1, 1)}), frozenset({(1, 2), (1, 3), (1, 4), (1, 5)}))
-    assert compile_rules(profile, GAPS).rules[0].tolist() == [1, 1, -1, -1, -1, -1]
+    assert compile_rules(profile, GAPS).rules[0].tolist() == [ACTIVATE] * 2 + [DEACTIVATE] * 4
 
 
 def test_what_does_not_fit_the_model_is_refused_by_name() -> None:
@@ -91,6 +93,6 @@ def test_a_negative_expert_of_a_profile_made_in_python_does_not_count_from_the_e
 
 def test_where_every_expert_is_selected_none_can_be_deactivated() -> None:
     shape = MoEShape("MixtralForCausalLM", (0,), 2, 2)
-    assert compile_rules(SteeringProfile(frozenset({(0, 0), (0, 1)})), shape).rules.tolist() == [[1, 1]]
+    assert compile_rules(SteeringProfile(frozenset({(0, 0), (0, 1)})), shape).rules.tolist() == [[ACTIVATE] * 2]
     with pytest.raises(ProfileError, match="at most 0"):
         compile_rules(SteeringProfile(deactivate=frozenset({(0, 0)})), shape)

@@ -61,7 +61,9 @@ def reselect_kernel(
     if slot > 0:
         experts = tl.arange(0, BLOCK_E)
         in_row = experts < NUM_EXPERTS
-        rule = tl.load(rules + slot * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts, mask=in_row, other=0.0).to(tl.float32)
+        rule = tl.load(
+            rules + slot * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts, mask=in_row, other=0.0
+        ).to(tl.float32)
         if tl.max(tl.where(tl.abs(rule) > FORCED, 1, 0), axis=0) > 0:
             logit_at = logits + token * TOKEN_STRIDE + experts.to(tl.int64) * EXPERT_STRIDE
             z = tl.load(logit_at, mask=in_row, other=-float("inf")).to(tl.float32)

@@ -63,22 +63,20 @@ def rewrite_kernel(
         steered = (slots > 0)[:, None] & in_row
         # int64: slots * layers * experts may pass 2**31.
         rule_at = slots.to(tl.int64)[:, None] * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts
-        rule = tl.load(rules + rule_at, mask=steered, other=0.0).to(tl.float32)
+        rule = tl.load(rules + rule_at, mask=steered, other=0.0)
         logit_at = logits + tokens[:, None] * TOKEN_STRIDE + experts.to(tl.int64) * EXPERT_STRIDE
         # Beside the rules, not after them: that spares a trip to memory.
         z = tl.load(logit_at, mask=steered, other=-float("inf")).to(tl.float32)
         dtype = logits.dtype.element_ty
-        forced = tl.abs(rule) > FORCED
-        bias = tl.where(forced, 0.0, rule)
-        rule = tl.where(forced & FORCES, rule, 0.0)
+        activated, deactivated = (rule > FORCED) & FORCES, (rule < -FORCED) & FORCES
 
         top = tl.max(z, axis=1)[:, None]
         bottom = tl.min(tl.where(in_row, z, float("inf")), axis=1)[:, None]
         # One reduction for three questions: does a rule force (bit 0), is there a bias (bit 1), NaN or +inf (bit 2)?
-        marks = tl.where(rule != 0.0, 1, tl.where(bias != 0.0, 2, 0)) | tl.where(z < float("inf"), 0, 4)
-        found = tl.reduce(marks, 1, _or)
+        marks = tl.where(activated | deactivated, 1, tl.where((rule != 0.0) & (tl.abs(rule) < FORCED), 2, 0))
+        found = tl.reduce(marks | tl.where(z < float("inf"), 0, 4), 1, _or)
         if tl.max(found & 2, axis=0) > 0:
-            z = _biased(z, bias, in_row).to(dtype).to(tl.float32)
+            z = _biased(z, rule, in_row, FORCED).to(dtype).to(tl.float32)
             top = tl.max(z, axis=1)[:, None]
             bottom = tl.min(tl.where(in_row, z, float("inf")), axis=1)[:, None]
         found = found[:, None]
@@ -101,21 +99,22 @@ def rewrite_kernel(
             low_rounded = low.to(tl.bfloat16).to(tl.float32)
         above = tl.maximum(high + EPSILON, high_rounded + _power_of_two(high_rounded) * UNIT)
         below = tl.minimum(low - EPSILON, low_rounded - _power_of_two(low_rounded) * UNIT)
-        out = tl.where(rule > 0, above, tl.where(rule < 0, below, s))
+        out = tl.where(activated, above, tl.where(deactivated, below, s))
         out = tl.where(broken, float("nan"), out)
         # The whole row, in wide accesses: what has no rule comes back to the same bits.
         tl.store(logit_at, out.to(dtype), mask=written)
 
 
 @triton.jit
-def _biased(z, bias, in_row):
+def _biased(z, rule, in_row, FORCED: tl.constexpr):
     """Logits with their biases in float32; without one, they are as they were."""
     known = (z > -float("inf")) & in_row
     number = tl.sum(tl.where(known, 1.0, 0.0), axis=1)[:, None]
     mean = tl.sum(tl.where(known, z, 0.0), axis=1)[:, None] / number
     away = tl.where(known, z - mean, 0.0)
     sigma = tl.sqrt(tl.sum(away * away, axis=1)[:, None] / number)
-    return tl.where(bias != 0.0, z + bias * sigma, z)
+    bias = rule.to(tl.float32)
+    return tl.where((bias != 0.0) & (tl.abs(bias) < FORCED), z + bias * sigma, z)
 
 
 @triton.jit
