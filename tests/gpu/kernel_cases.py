@@ -28,6 +28,7 @@ from tests.support import selections
 from tests.support.oracle import Router
 from tests.support.rounded import OUTERMOST, is_strict_in_bfloat16
 from vllm_steermoe_plugin.device.kernels.counting import count
+from vllm_steermoe_plugin.device.kernels.reselecting import launch as launch_selection
 from vllm_steermoe_plugin.device.kernels.reselecting import reselect
 from vllm_steermoe_plugin.device.kernels.rewriting import launch, rewrite
 from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, Tile
@@ -252,6 +253,25 @@ def test_how_the_work_is_cut_changes_nothing(tile: Tile) -> None:
     rewrite(one, rules, slots, 1)
     launch(other, rules, slots, 1, tile)
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [RouterKind("softmax"), RouterKind("sigmoid", True, 3, 2, True)])
+def test_how_a_correction_is_cut_changes_nothing(kind: RouterKind) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, bias = torch.randn(37, 30, generator=generator), torch.randn(30, generator=generator)
+    logits[11, 3] = torch.nan
+    rules = torch.randint(-1, 2, (4, 2, 30), generator=generator).to(torch.int8)
+    rules[0] = 0
+    # Tokens beyond T are steered, and not to be read.
+    slots = torch.randint(0, 4, (40,), generator=generator).int()
+    slots[8:16], slots[37:] = 0, 1
+    weights, ids = torch.rand(37, 4, generator=generator), torch.arange(4).repeat(37, 1)
+    one, other = (weights.clone(), ids.clone()), (weights.clone(), ids.clone())
+    given = (logits, bias if kind.bias else None, rules, slots, 1, kind)
+    reselect(*one, *given)
+    launch_selection(*other, *given, Tile(8, 32 if kind.groups == 1 else 64, 8))
+    assert torch.equal(one[0].nan_to_num(7.0), other[0].nan_to_num(7.0)) and torch.equal(one[1], other[1])
+    assert not torch.equal(one[1], ids)
 
 
 def test_a_step_without_tokens_is_left_alone() -> None:

@@ -63,13 +63,15 @@ def stand_in() -> StandIn:
 
 def test_a_model_that_is_warmed_up_compiles_nothing_more(stand_in: StandIn) -> None:
     assert check_warm_up(CPU).fault is None
-    # Two models, three dtypes, small and large steps or two kinds of ids, and counting with three kinds of ids.
-    assert compiled_kernels() == 2 * 3 * 2 + 2 * 3 * 2 + 3
+    # Two models, three dtypes, small and large steps; so many for two kinds of ids; counting with three kinds of ids.
+    assert compiled_kernels() == 2 * 3 * 2 + 2 * 3 * 2 * 2 + 3
 
 
-@pytest.mark.parametrize(("name", "some"), [("DTYPES", (torch.float32,)), ("_ID_DTYPES", (torch.int32,))])
+@pytest.mark.parametrize(
+    ("name", "some"), [("DTYPES", (torch.float32,)), ("_ID_DTYPES", (torch.int32,)), ("_STEPS", (1,))]
+)
 def test_a_warm_up_that_forgets_something_is_noticed(
-    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, name: str, some: tuple[torch.dtype, ...]
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, name: str, some: tuple[torch.dtype | int, ...]
 ) -> None:
     monkeypatch.setattr(warming, name, some)
     for kernel in KERNELS:
@@ -85,9 +87,12 @@ def test_programs_cover_the_step(stand_in: StandIn, tokens: int, programs: int) 
     assert stand_in.grids == [(programs, 1, 1)]
 
 
-def test_each_token_has_a_program_of_its_own_where_a_selection_is_corrected(stand_in: StandIn) -> None:
+@pytest.mark.parametrize(("tokens", "programs"), [(33, 33), (512, 512), (513, 65)])
+def test_each_token_of_a_small_step_has_a_program_of_its_own_where_a_selection_is_corrected(
+    stand_in: StandIn, tokens: int, programs: int
+) -> None:
     stand_in.grids.clear()
-    rules, slots = torch.zeros((2, 1, 64), dtype=torch.float16), torch.zeros(40, dtype=torch.int32)
-    chosen = torch.zeros((33, 4)), torch.zeros((33, 4), dtype=torch.int32)
-    reselect(*chosen, torch.zeros((33, 64)), None, rules, slots, 0, RouterKind("sigmoid"))
-    assert stand_in.grids == [(33, 1, 1)]
+    rules, slots = torch.zeros((2, 1, 64), dtype=torch.float16), torch.zeros(tokens + 7, dtype=torch.int32)
+    chosen = torch.zeros((tokens, 4)), torch.zeros((tokens, 4), dtype=torch.int32)
+    reselect(*chosen, torch.zeros((tokens, 64)), None, rules, slots, 0, RouterKind("sigmoid"))
+    assert stand_in.grids == [(programs, 1, 1)]

@@ -1,8 +1,9 @@
 """The correction of a selection as one Triton kernel; `reselect.reselect` says what it computes.
 
-A program is one token. It reads 4 bytes, the token's slot, and ends there when the token is not steered; else its
-rules, 2 E bytes; and only where the layer has one, logits, bias and selection. Sorting is K rounds of one maximum, over
-64-bit keys that hold tier, c and index, so that a round needs no second reduction and equal c go by index.
+A row lies in one warp; a program is one token of a small step, several of a large one. It reads 4 bytes a token, its
+slot, and ends there when no token is steered; else rules, logits and selection beside each other, and the bias only
+where something is to be corrected. Sorting is K rounds of two maxima of 32 bits, each one instruction of a warp: the
+first of tier and all but 3 bits of c, the second of those 3 bits and the index, so that equal c go by index.
 """
 
 # What a Triton kernel takes and gives has no Python type.
@@ -15,17 +16,19 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS
+from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP, Tile
 from vllm_steermoe_plugin.device.reselect import NO_SUM
 from vllm_steermoe_plugin.device.rewrite import EPSILON
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.steering.rule_values import FORCED, OWN_WEIGHT
 
 _SCORES = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2}
-_EXPERTS_OF_A_WARP = 512
+_COLUMNS_OF_A_WARP = 512
+_LARGE_TOKENS = 8
+"""Of a program. Where nothing is steered, the start of programs is what takes time."""
 
 
-@triton.jit(do_not_specialize=["row"], do_not_specialize_on_alignment=["token_slots"])
+@triton.jit(do_not_specialize=["num_tokens", "row"], do_not_specialize_on_alignment=["token_slots"])
 def reselect_kernel(
     weights,
     ids,
@@ -33,6 +36,7 @@ def reselect_kernel(
     bias,
     rules,
     token_slots,
+    num_tokens,
     row,
     WEIGHT_STRIDE: tl.constexpr,
     ID_STRIDE: tl.constexpr,
@@ -43,7 +47,6 @@ def reselect_kernel(
     TOKEN_SLOT_STRIDE: tl.constexpr,
     SCORE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    GROUPS: tl.constexpr,
     KEPT: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     SCALE: tl.constexpr,
@@ -51,117 +54,138 @@ def reselect_kernel(
     NO_SUM: tl.constexpr,
     OWN_WEIGHT: tl.constexpr,
     FORCED: tl.constexpr,
-    NUM_EXPERTS: tl.constexpr,
+    TAKEN: tl.constexpr,
     TOP_K: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(token_slots + token * TOKEN_SLOT_STRIDE).to(tl.int64)
-    if slot > 0:
-        experts = tl.arange(0, BLOCK_E)
-        in_row = experts < NUM_EXPERTS
-        rule = tl.load(
-            rules + slot * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE + experts, mask=in_row, other=0.0
-        ).to(tl.float32)
-        if tl.max(tl.where(tl.abs(rule) > FORCED, 1, 0), axis=0) > 0:
-            logit_at = logits + token * TOKEN_STRIDE + experts.to(tl.int64) * EXPERT_STRIDE
-            z = tl.load(logit_at, mask=in_row, other=-float("inf")).to(tl.float32)
-            chosen = experts < 0
-            for k in range(TOP_K):
-                chosen |= experts == tl.load(ids + token * ID_STRIDE + k).to(tl.int32)
-            chosen &= in_row
-            activated, deactivated = rule > FORCED, rule < -FORCED
-            # NaN is not below +inf; an empty row has no number above -inf.
-            unsound = tl.max(tl.where(in_row & ~(z < float("inf")), 1, 0), axis=0)
-            unsound |= tl.where(tl.max(z, axis=0) == -float("inf"), 1, 0)
-            if (unsound > 0) | (tl.max(tl.where(activated | (deactivated & chosen), 1, 0), axis=0) > 0):
-                c = _score(z, in_row, SCORE)
-                if HAS_BIAS:
-                    c += tl.load(bias + experts, mask=in_row, other=0).to(tl.float32)
-                tier = tl.where(chosen, 2, _in_kept_groups(c, experts, in_row, GROUPS, KEPT, HAS_BIAS, NUM_EXPERTS))
-                tier = tl.where(activated, 3, tl.where(deactivated, -1, tier))
-                key = tl.where(in_row, ((tier + 1).to(tl.int64) << 43) | _key(c, experts), -1)
+    tokens = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    slots = tl.load(token_slots + tokens * TOKEN_SLOT_STRIDE, mask=tokens < num_tokens, other=0)
+    if tl.max(slots, axis=0) > 0:
+        # Each group begins at a multiple of its length rounded up to a power of two.
+        columns = tl.arange(0, BLOCK_E)[None, :]
+        group, of_group = columns // (BLOCK_E // BLOCK_G), columns % (BLOCK_E // BLOCK_G)
+        experts = group * GROUP_SIZE + of_group
+        in_row = (group < GROUPS) & (of_group < GROUP_SIZE)
+        steered = (slots > 0)[:, None]
+        read = steered & in_row
+        # int64: slots * layers * experts may pass 2**31.
+        rules_of = rules + slots.to(tl.int64)[:, None] * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE
+        logits_of = logits + tokens[:, None] * TOKEN_STRIDE
+        ids_of = ids + tokens[:, None] * ID_STRIDE
+        rule = tl.load(rules_of + experts, mask=read, other=0.0)
+        activated, deactivated = rule > FORCED, rule < -FORCED
+        # Beside the rules, not after them: that spares a trip to memory.
+        logit_at = logits_of + experts.to(tl.int64) * EXPERT_STRIDE
+        z = tl.load(logit_at, mask=read, other=-float("inf")).to(tl.float32)
+        chosen = experts < 0
+        for at in tl.static_range(TOP_K):
+            chosen |= experts == tl.load(ids_of + at, mask=steered, other=-1).to(tl.int32)
+        chosen &= in_row
+        # One reduction for four questions: does a rule force, is it to be obeyed, NaN or +inf, a number above -inf?
+        marks = tl.where(activated | deactivated, 1, 0) | tl.where(activated | (deactivated & chosen), 2, 0)
+        marks |= tl.where(z < float("inf"), 0, 4) | tl.where(z > -float("inf"), 8, 0)
+        found = tl.reduce(marks, 1, _or)[:, None]
+        sound = (found & 12) == 8
+        written = tl.where(sound, found & 2, found & 1) > 0
+        if tl.max(written.to(tl.int32)) > 0:
+            c = _score(z, z, SCORE)
+            if HAS_BIAS:
+                # By rows, though all have the same: so it lies as the rest does, and goes through no shared memory.
+                c += tl.load(bias + experts, mask=read, other=0).to(tl.float32)
+            tier = tl.where(chosen, 2, 1)
+            if GROUPS > 1:
+                kept = _in_kept_groups(tl.where(in_row, c, -float("inf")), HAS_BIAS, KEPT, BLOCK_G)
+                tier = tl.where(chosen, 2, kept)
+            tier = tl.where(activated, 3, tl.where(deactivated, -1, tier))
+            top = tl.max(tl.where(chosen, z, -float("inf")), axis=1)[:, None] + EPSILON
+            bottom = tl.min(tl.where(in_row, z, float("inf")), axis=1)[:, None] - EPSILON
 
-                top = tl.max(tl.where(chosen, z, -float("inf")), axis=0)
-                bottom = tl.min(tl.where(in_row, z, float("inf")), axis=0)
-                z_new = tl.where(deactivated, bottom - EPSILON, z)
-                z_new = tl.where(activated & (rule != OWN_WEIGHT), top + EPSILON, z_new)
-                score = _score(z_new, in_row, SCORE)
-
-                places = tl.arange(0, BLOCK_K)
-                new_ids = tl.zeros([BLOCK_K], tl.int32)
-                new = tl.zeros([BLOCK_K], tl.float32)
-                for k in range(TOP_K):
-                    best = tl.max(key, axis=0)
-                    taken = key == best
-                    new_ids = tl.where(places == k, 1023 - (best & 1023).to(tl.int32), new_ids)
-                    new = tl.where(places == k, tl.sum(tl.where(taken, score, 0.0), axis=0), new)
-                    key = tl.where(taken, -1, key)
-                if RENORMALIZE:
-                    new = new / (tl.sum(new, axis=0) + NO_SUM)
-                new = tl.where(unsound > 0, float("nan"), new * SCALE)
-                in_top = places < TOP_K
-                tl.store(weights + token * WEIGHT_STRIDE + places, new.to(weights.dtype.element_ty), mask=in_top)
-                id_at = ids + token * ID_STRIDE + places
-                tl.store(id_at, new_ids.to(ids.dtype.element_ty), mask=in_top & (unsound == 0))
+            new_ids = _first(c, tier, experts, in_row, TAKEN, TOP_K, BLOCK_K)
+            places = tl.arange(0, BLOCK_K)[None, :]
+            stored = written & (places < TOP_K)
+            new_z = tl.load(logits_of + new_ids.to(tl.int64) * EXPERT_STRIDE, mask=stored, other=0).to(tl.float32)
+            new_rule = tl.load(rules_of + new_ids, mask=stored, other=0.0)
+            new_z = _ruled(new_z, new_rule, top, bottom, OWN_WEIGHT, FORCED)
+            new = _score(new_z, _ruled(z, rule, top, bottom, OWN_WEIGHT, FORCED), SCORE)
+            if RENORMALIZE:
+                new = new / (tl.sum(tl.where(places < TOP_K, new, 0.0), axis=1)[:, None] + NO_SUM)
+            new = tl.where(sound, new * SCALE, float("nan"))
+            weight_at = weights + tokens[:, None] * WEIGHT_STRIDE + places
+            tl.store(weight_at, new.to(weights.dtype.element_ty), mask=stored)
+            tl.store(ids_of + places, new_ids.to(ids.dtype.element_ty), mask=stored & sound)
 
 
 @triton.jit
-def _score(z, in_row, SCORE: tl.constexpr):
-    """u of a row of logits."""
+def _or(a, b):
+    return a | b
+
+
+@triton.jit
+def _first(c, tier, experts, in_row, TAKEN: tl.constexpr, TOP_K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The first K experts by (tier, c); of equal ones that with the lower index."""
+    # As integers, a float's bits are in its order.
+    bits = (c + 0.0).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = tl.where(in_row, (tier << 29) + (ordered >> 3), TAKEN)
+    rest = ((ordered & 7) << 10) | (1023 - experts)
+    places = tl.arange(0, BLOCK_K)[None, :]
+    ids = tl.zeros([c.shape[0], BLOCK_K], tl.int32)
+    for k in range(TOP_K):
+        first = tl.where(key == tl.max(key, axis=1)[:, None], rest, -1)
+        best = tl.max(first, axis=1)[:, None]
+        key = tl.where(first == best, TAKEN, key)
+        ids = tl.where(places == k, 1023 - (best & 1023), ids)
+    return ids
+
+
+@triton.jit
+def _ruled(z, rule, top, bottom, OWN_WEIGHT: tl.constexpr, FORCED: tl.constexpr):
+    """z' of logits, in whose row activated experts get `top` and deactivated ones `bottom`."""
+    return tl.where(rule < -FORCED, bottom, tl.where((rule > FORCED) & (rule != OWN_WEIGHT), top, z))
+
+
+@triton.jit
+def _score(x, z, SCORE: tl.constexpr):
+    """u of logits `x` that are of rows `z`."""
     if SCORE == 0:
-        e = tl.exp(z - tl.max(z, axis=0))
-        score = e / tl.sum(tl.where(in_row, e, 0.0), axis=0)
+        top = tl.max(z, axis=1)[:, None]
+        score = tl.exp(x - top) / tl.sum(tl.exp(z - top), axis=1)[:, None]
     elif SCORE == 1:
-        score = 1.0 / (1.0 + tl.exp(-z))
+        score = 1.0 / (1.0 + tl.exp(-x))
     else:
         # log(1 + x) loses a small x; the quotient gives back what rounding took.
-        x = tl.exp(-tl.abs(z))
-        y = 1.0 + x
-        log1p = tl.where(y == 1.0, x, x * tl.log(y) / tl.where(y == 1.0, 1.0, y - 1.0))
-        score = tl.sqrt(tl.maximum(z, 0.0) + log1p)
+        e = tl.exp(-tl.abs(x))
+        y = 1.0 + e
+        log1p = tl.where(y == 1.0, e, e * tl.log(y) / tl.where(y == 1.0, 1.0, y - 1.0))
+        score = tl.sqrt(tl.maximum(x, 0.0) + log1p)
     return score
 
 
 @triton.jit
-def _key(x, experts):
-    """A key of 43 bits that orders float32 `x` as numbers, and equal ones by index."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
-    return (ordered << 10) | (1023 - experts)
+def _in_kept_groups(c, HAS_BIAS: tl.constexpr, KEPT: tl.constexpr, BLOCK_G: tl.constexpr):
+    """1 for an expert of a group from which the router selects, else 0."""
+    grouped = tl.reshape(c, [c.shape[0], BLOCK_G, c.shape[1] // BLOCK_G])
+    if HAS_BIAS:
+        largest, second = tl.reduce((grouped, tl.full(grouped.shape, -float("inf"), tl.float32)), 2, _two_largest)
+        best = largest + second
+    else:
+        best = tl.max(grouped, axis=2)
+    group = tl.arange(0, BLOCK_G)
+    mine, other = best[:, :, None], best[:, None, :]
+    ahead = (other > mine) | ((other == mine) & (group[None, :] < group[:, None])[None])
+    kept = tl.where(tl.sum(ahead.to(tl.int32), axis=2) < KEPT, 1, 0)
+    return tl.reshape(tl.broadcast_to(kept[:, :, None], grouped.shape), c.shape)
 
 
 @triton.jit
-def _in_kept_groups(
-    c,
-    experts,
-    in_row,
-    GROUPS: tl.constexpr,
-    KEPT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    NUM_EXPERTS: tl.constexpr,
-):
-    """1 for an expert of a group from which the router selects, else 0."""
-    kept = tl.where(in_row, 1, 0)
-    if GROUPS != KEPT:
-        group = experts // (NUM_EXPERTS // GROUPS)
-        best = tl.zeros_like(c)
-        expert_key = _key(c, experts)
-        for g in range(GROUPS):
-            mine = (group == g) & in_row
-            largest = tl.max(tl.where(mine, c, -float("inf")), axis=0)
-            if HAS_BIAS:
-                first = tl.max(tl.where(mine, expert_key, -1), axis=0)
-                largest += tl.max(tl.where(mine & (expert_key != first), c, -float("inf")), axis=0)
-            best = tl.where(mine, largest, best)
-        group_key = tl.where(in_row, _key(best, group), -1)
-        kept = tl.zeros_like(kept)
-        for _ in range(KEPT):
-            now = group_key == tl.max(group_key, axis=0)
-            kept = tl.where(now, 1, kept)
-            group_key = tl.where(now, -1, group_key)
-    return kept
+def _two_largest(a, b, c, d):
+    """Of two pairs, each of which is in order."""
+    return tl.maximum(a, c), tl.maximum(tl.minimum(a, c), tl.maximum(b, d))
 
 
 def reselect(
@@ -174,36 +198,65 @@ def reselect(
     row: int,
     kind: RouterKind,
 ) -> None:
-    """Correct `weights` and `ids [T, K]` in place by `rules[token_slots[:T], row]`; `rules` is float16 `[S, L, E]`.
+    """Correct `weights` and `ids [T, K]` in place by `rules[token_slots[:T], row]`; `rules` is float16 `[S, L, E]`."""
+    num_tokens, num_experts = logits.shape
+    if num_tokens:
+        tile = choose_tile(num_experts, num_tokens, kind)
+        launch(weights, ids, logits, bias, rules, token_slots, row, kind, tile)
+
+
+def launch(
+    weights: torch.Tensor,
+    ids: torch.Tensor,
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    row: int,
+    kind: RouterKind,
+    tile: Tile,
+) -> None:
+    """`reselect` with a tile of one's own.
 
     Raises:
-        ValueError: more tokens than slots, or more experts than a program can hold; rows of weights or ids that are
-            not contiguous.
+        ValueError: more tokens than slots; rows of weights or ids that are not contiguous.
     """
-    num_tokens, num_experts = logits.shape
+    num_tokens = len(logits)
     if num_tokens > len(token_slots):
         raise ValueError(f"{num_tokens} tokens, but slots for {len(token_slots)}")
-    if num_experts > MAX_EXPERTS:
-        raise ValueError(f"{num_experts} experts in a layer; the kernel takes 1 to {MAX_EXPERTS}")
     if weights.stride(1) != 1 or ids.stride(1) != 1:
         raise ValueError(f"a row's weights and ids must be contiguous, got strides {weights.stride()}, {ids.stride()}")
-    if num_tokens:
-        reselect_kernel[(num_tokens,)](
-            weights,
-            ids,
-            logits,
-            logits if bias is None else bias,
-            rules,
-            token_slots,
-            row,
-            num_warps=warps(num_experts),
-            **constants(weights, ids, logits, rules, token_slots, kind),
-        )
+    reselect_kernel[(triton.cdiv(num_tokens, tile.tokens),)](
+        weights,
+        ids,
+        logits,
+        logits if bias is None else bias,
+        rules,
+        token_slots,
+        num_tokens,
+        row,
+        num_warps=tile.warps,
+        **constants(weights, ids, logits, rules, token_slots, kind, tile),
+    )
 
 
-def warps(num_experts: int) -> int:
-    """Warps of a program: a row in one, where its registers allow it."""
-    return 1 if num_experts <= _EXPERTS_OF_A_WARP else 2
+def choose_tile(num_experts: int, num_tokens: int, kind: RouterKind) -> Tile:
+    """The tile of a step: a row in one warp, where its registers allow it.
+
+    Raises:
+        ValueError: more experts than a program can hold.
+    """
+    if not 1 <= num_experts <= MAX_EXPERTS:
+        raise ValueError(f"{num_experts} experts in a layer; the kernel takes 1 to {MAX_EXPERTS}")
+    groups = _groups(kind)
+    columns = triton.next_power_of_2(groups) * triton.next_power_of_2(num_experts // groups)
+    tokens = 1 if num_tokens <= SMALL_STEP else _LARGE_TOKENS
+    return Tile(tokens, columns, tokens * max(1, columns // _COLUMNS_OF_A_WARP))
+
+
+def _groups(kind: RouterKind) -> int:
+    """Groups that the kernel has to tell apart."""
+    return 1 if kind.groups == kind.kept else kind.groups
 
 
 def constants(
@@ -213,8 +266,10 @@ def constants(
     rules: torch.Tensor,
     token_slots: torch.Tensor,
     kind: RouterKind,
+    tile: Tile,
 ) -> dict[str, int | float | bool]:
     """What is compiled into the kernel, by the name of its parameter."""
+    groups = _groups(kind)
     return {
         "WEIGHT_STRIDE": weights.stride(0),
         "ID_STRIDE": ids.stride(0),
@@ -225,7 +280,6 @@ def constants(
         "TOKEN_SLOT_STRIDE": token_slots.stride(0),
         "SCORE": _SCORES[kind.score],
         "HAS_BIAS": kind.bias,
-        "GROUPS": kind.groups,
         "KEPT": kind.kept,
         "RENORMALIZE": kind.renormalize,
         "SCALE": kind.scale,
@@ -233,8 +287,12 @@ def constants(
         "NO_SUM": NO_SUM,
         "OWN_WEIGHT": OWN_WEIGHT,
         "FORCED": FORCED,
-        "NUM_EXPERTS": logits.shape[1],
+        "TAKEN": -(2**31),
         "TOP_K": ids.shape[1],
-        "BLOCK_E": triton.next_power_of_2(logits.shape[1]),
+        "GROUPS": groups,
+        "GROUP_SIZE": logits.shape[1] // groups,
+        "BLOCK_T": tile.tokens,
+        "BLOCK_G": triton.next_power_of_2(groups),
+        "BLOCK_E": tile.experts,
         "BLOCK_K": triton.next_power_of_2(ids.shape[1]),
     }

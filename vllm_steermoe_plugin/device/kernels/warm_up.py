@@ -7,11 +7,14 @@ import itertools
 import torch
 
 from vllm_steermoe_plugin.device.kernels.counting import count
-from vllm_steermoe_plugin.device.kernels.reselecting import reselect
+from vllm_steermoe_plugin.device.kernels.reselecting import choose_tile as choose_selection_tile
+from vllm_steermoe_plugin.device.kernels.reselecting import launch as launch_selection
 from vllm_steermoe_plugin.device.kernels.rewriting import DTYPES, launch
 from vllm_steermoe_plugin.device.kernels.tiles import SMALL_STEP, choose_tile
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 
+_STEPS = (1, SMALL_STEP + 1)
+"""T of a small step and of a large one."""
 _ID_DTYPES = (torch.int32, torch.int64)
 """Of the experts that a router selected."""
 _COUNTED_DTYPES = (*_ID_DTYPES, torch.int16)
@@ -33,7 +36,7 @@ def warm_up_gate(
     num_experts, device = rules.shape[2], rules.device
     for dtype in DTYPES:
         logits = torch.zeros((1, num_experts), dtype=dtype, device=device)
-        for num_tokens in (1, SMALL_STEP + 1):
+        for num_tokens in _STEPS:
             launch(logits, rules, token_slots, 0, choose_tile(num_experts, num_tokens), log_softmax, bfloat16, forces)
 
 
@@ -45,11 +48,14 @@ def warm_up_selection(
     `bias` is the router's, or None.
     """
     warm_up_gate(rules, token_slots, forces=False)
-    device = rules.device
+    num_experts, device = rules.shape[2], rules.device
     for dtype, id_dtype in itertools.product(DTYPES, _ID_DTYPES):
-        logits = torch.zeros((1, rules.shape[2]), dtype=dtype, device=device)
+        logits = torch.zeros((1, num_experts), dtype=dtype, device=device)
         ids = torch.zeros((1, top_k), dtype=id_dtype, device=device)
-        reselect(torch.zeros((1, top_k), device=device), ids, logits, bias, rules, token_slots, 0, kind)
+        weights = torch.zeros((1, top_k), device=device)
+        for num_tokens in _STEPS:
+            tile = choose_selection_tile(num_experts, num_tokens, kind)
+            launch_selection(weights, ids, logits, bias, rules, token_slots, 0, kind, tile)
 
 
 def warm_up_counting(counters: torch.Tensor, token_groups: torch.Tensor, top_k: int) -> None:
