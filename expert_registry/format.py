@@ -33,7 +33,7 @@ _ENTRIES = 4096
 _NDIM = {"activations_1": 2, "activations_2": 2, "tokens": 1, "layers": 1}
 _WEIGHTS = "weights"
 _YOUNGER = ("source", _WEIGHTS, "strength", "top", "by")
-"""Fields that the first files did not have. Left out where they say nothing, they leave those their bytes and hashes."""
+"""Fields that the first files did not have. Left out where empty, they leave those their bytes and hashes."""
 
 
 def dump_ranking(ranking: Ranking) -> bytes:
@@ -43,7 +43,9 @@ def dump_ranking(ranking: Ranking) -> bytes:
         RankingFormatError: the counts are impossible, or no reader would take so long a card.
     """
     ranking.counts.check(ranking.shape)
-    tensors: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(getattr(ranking.counts, name), dtype=np.int64) for name in _NDIM}
+    tensors: dict[str, NDArray[Any]] = {
+        name: np.ascontiguousarray(getattr(ranking.counts, name), dtype=np.int64) for name in _NDIM
+    }
     if ranking.clusters is not None:
         ranking.clusters.check(ranking.counts, ranking.shape)
         tensors |= ranking.clusters.tensors()

@@ -38,7 +38,9 @@ def weigh(ranking: Ranking, by: Score | None = None) -> NDArray[np.float64]:
     if by == "own":
         if ranking.weights is None:
             others = ", ".join(SCORES[1:])
-            raise ProfileError(f"by=own: the ranking {ranking.card.behaviour!r} has no weights of its own; there are {others}")
+            raise ProfileError(
+                f"by=own: the ranking {ranking.card.behaviour!r} has no weights of its own; there are {others}"
+            )
         return ranking.weights.astype(np.float64)
     counts = ranking.counts
     # As in the order of experts: what differs by rounding alone does not differ.

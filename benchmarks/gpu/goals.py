@@ -53,6 +53,7 @@ def judge(rows: Sequence[Row]) -> list[Goal]:
         if row.tokens <= DECODE:
             goals.append(Goal("idle", *about, row.idle - row.empty, IDLE_LIMIT))
             goals.append(Goal("steered", *about, row.steered - row.empty, STEERED_LIMIT))
+            goals.append(Goal("biased", *about, row.biased - row.empty, STEERED_LIMIT))
         if row.tokens == PREFILL:
             goals.append(Goal("prefill", *about, row.steered / row.copy, COPY_LIMIT))
     return goals

@@ -87,11 +87,11 @@ class Report:
                 "Microseconds per layer in a CUDA graph of many launches (spread: of the middle half of the replays, "
                 "in the column where it is largest):",
                 _table(
-                    ("model", "T", "dtype", "empty kernel", "idle", "steered elsewhere", "steered",
+                    ("model", "T", "dtype", "empty kernel", "idle", "steered elsewhere", "steered", "biased",
                      "copy of the bytes", "bytes at full bandwidth", "count, none", "count, all", "spread", "clock"),
                     [
                         (row.model, row.tokens, row.dtype,
-                         *(f"{x:.2f}" for x in (row.empty, row.idle, row.elsewhere, row.steered, row.copy,
+                         *(f"{x:.2f}" for x in (row.empty, row.idle, row.elsewhere, row.steered, row.biased, row.copy,
                                                 row.at_bandwidth, row.count_idle, row.count, row.spread)), row.clock)
                         for row in self.rows
                     ],

@@ -19,7 +19,8 @@ class Row:
         copy: a kernel that copies as many bytes (the second floor, with what it costs to launch).
         idle: no token is steered.
         elsewhere: every token is steered, but not in this layer.
-        steered: every token has rules in this layer.
+        steered: every token has rules that force in this layer.
+        biased: every token has biases beside them.
         count_idle: counting when no token is counted.
         count: counting when every token is.
         spread: range of the middle half of the replays, of the column where it is largest.
@@ -36,6 +37,7 @@ class Row:
     idle: float
     elsewhere: float
     steered: float
+    biased: float
     count_idle: float
     count: float
     spread: float

@@ -170,6 +170,7 @@ def _measure_one(device: torch.device, model: Model, tokens: int, dtype: torch.d
             "idle": inputs.rewrite(rules, nobody),
             "elsewhere": inputs.rewrite(torch.zeros_like(rules), steered),
             "steered": inputs.rewrite(rules, steered),
+            "biased": inputs.rewrite(torch.where(rules == 0, 0.5, rules).half(), steered),
             "count_idle": lambda i: count_(ids, counters, nobody, i % layers),
             "count": lambda i: count_(ids, counters, steered, i % layers),
         }

@@ -41,6 +41,7 @@ def check_warm_up(device: torch.device) -> Outcome:
         for dtype, tokens, row in itertools.product(DTYPES, LENGTHS, (0, 1, LAYERS - 1)):
             logits = torch.zeros((tokens, experts), dtype=dtype, device=device)
             rewrite(logits, buffers.rules, buffers.token_slots, row, bfloat16=bfloat16)
+            rewrite(logits, buffers.rules, buffers.token_slots, row, forces=False)
             # A rank's share of a step may begin anywhere.
             for slots, id_dtype in itertools.product((buffers.token_slots, buffers.token_slots[1:]), ID_DTYPES):
                 chosen = torch.zeros((tokens, top_k), device=device), torch.zeros((tokens, top_k), device=device)

@@ -98,7 +98,7 @@ def test_the_whole_check_with_stand_ins_for_what_only_a_gpu_has(
     # Copies are never in flight on a CPU, and that check must then not pass.
     assert [check["name"][:8] for check in document["checks"] if check["fault"]] == ["8 steps "]
     assert len(document["checks"]) == 4 + 6 + 1 and document["missing"] == []
-    assert len(document["microseconds_per_layer"]) == 2 and len(document["goals"]) == 4
+    assert len(document["microseconds_per_layer"]) == 2 and len(document["goals"]) == 6
     cold, corrected = "microseconds_over_an_empty_kernel_from_memory", "microseconds_per_layer_of_a_correction"
     assert len(document[cold]) == len(document[corrected]) == 1
     assert len(document["bytes"]) == 6 and len(document["host_microseconds"]) == 12
@@ -260,7 +260,7 @@ def test_how_a_correction_is_cut_changes_nothing(kind: RouterKind) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, bias = torch.randn(37, 30, generator=generator), torch.randn(30, generator=generator)
     logits[11, 3] = torch.nan
-    rules = torch.randint(-1, 2, (4, 2, 30), generator=generator).to(torch.int8)
+    rules = forcing(torch.randint(-1, 2, (4, 2, 30), generator=generator))
     rules[0] = 0
     # Tokens beyond T are steered, and not to be read.
     slots = torch.randint(0, 4, (40,), generator=generator).int()

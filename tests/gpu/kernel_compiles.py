@@ -83,9 +83,7 @@ def resources(kernel: Any, folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("experts", [*nightly(8, 16, 32, 64), 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=NAMES.get)
-def test_a_decode_step_shares_an_integer_a_warp(
-    experts: int, dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_a_decode_step_shares_an_integer_a_warp(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
     kernel = compiled_rewrite(experts, 1, dtype)
     used = resources(kernel, tmp_path)
     # By it the warps of a program agree on whether any of its tokens has a bias.

@@ -63,8 +63,9 @@ def stand_in() -> StandIn:
 
 def test_a_model_that_is_warmed_up_compiles_nothing_more(stand_in: StandIn) -> None:
     assert check_warm_up(CPU).fault is None
-    # Two models, three dtypes, small and large steps; so many for two kinds of ids; counting with three kinds of ids.
-    assert compiled_kernels() == 2 * 3 * 2 + 2 * 3 * 2 * 2 + 3
+    # Two models, and biases alone for another two, three dtypes, small and large steps; two corrections, likewise for two
+    # kinds of ids; counting with three kinds of ids.
+    assert compiled_kernels() == 4 * 3 * 2 + 2 * 3 * 2 * 2 + 3
 
 
 @pytest.mark.parametrize(

@@ -255,12 +255,14 @@ def test_slot_zero_never_holds_a_rule() -> None:
 
 
 def test_a_phase_ends_where_the_prompt_does_even_inside_a_step() -> None:
-    for phase, steered in [("both", [1] * 5), ("prompt", [1, 1, 1, 0, 0]), ("generation", [0, 0, 0, 1, 1])]:
+    for phase, steered in [("both", "11111"), ("prompt", "11100"), ("generation", "00011")]:
         state = make_state()
         state.admit("r", arguments(SteeringProfile(frozenset({(0, 1)}), phase=phase)), 3)
         for first in range(5):
             state.begin_step([BatchRow("r", first, 5 - first)])
-            assert state.rules[state.token_slots[: 5 - first].long(), 0, 1].tolist() == steered[first:]
+            assert state.rules[state.token_slots[: 5 - first].long(), 0, 1].tolist() == [
+                ACTIVATE if s == "1" else 0 for s in steered[first:]
+            ]
 
 
 def test_a_shorter_step_leaves_nothing_of_a_longer_one_behind() -> None:

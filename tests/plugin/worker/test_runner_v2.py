@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,14 @@ ACTIVATE = '{"activate": {"0": [3]}}'
 DEACTIVATE = '{"deactivate": {"1": [0]}}'
 
 
-def rules_by_token(state: SteeringState, tokens: int) -> list[list[int]]:
+def rules_by_token(state: SteeringState, tokens: int) -> list[list[float]]:
     """For each token the flattened rules `[L * E]` that the graph would read."""
     return [state.rules[slot].flatten().tolist() for slot in state.token_slots[:tokens].tolist()]
 
 
-PLAIN = [0] * 8
-ONE = [0, 0, 0, 1, 0, 0, 0, 0]
-TWO = [0, 0, 0, 0, -1, 0, 0, 0]
+PLAIN = [0.0] * 8
+ONE = [0, 0, 0, math.inf, 0, 0, 0, 0]
+TWO = [0, 0, 0, 0, -math.inf, 0, 0, 0]
 
 
 def test_each_token_gets_the_rules_of_its_request_in_any_order(model_state: Any, state: SteeringState) -> None:
