@@ -88,12 +88,12 @@ def selected(engine: Any, ids: list[int], rules: Rules, shape: MoEShape) -> tupl
     return selections > 0, prompt_logprobs(output)
 
 
-def open_by_rounding(scores: list[float], largest: float, rules: dict[int, int], top_k: int) -> bool:
+def open_by_rounding(scores: list[float], largest: float, rules: dict[int, float], top_k: int) -> bool:
     """Whether K-th and (K+1)-th are so near that rounding may swap them, and no rule decides between them."""
     order = sorted(range(len(scores)), key=lambda e: -scores[e])
     last, next_ = order[top_k - 1], order[top_k]
     near = scores[last] - scores[next_] <= NEAR * largest
-    return near and rules.get(last, 0) == 0 == rules.get(next_, 0)
+    return near and not {last, next_} & forced(rules).keys()
 
 
 @pytest.mark.parametrize(

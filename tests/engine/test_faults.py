@@ -29,7 +29,7 @@ from expert_registry import Registry, SteerMoEError
 from expert_registry.shape import MoEShape
 from tests.support.engines import model_of
 from tests.support.greedy import asking, run
-from tests.support.oracle import forced
+from tests.support.oracle import Rules, forced
 from tests.support.planted import planted_registry
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
