@@ -21,7 +21,7 @@ Key = TypeVar("Key")
 
 def forced(rules: Mapping[Key, float]) -> dict[Key, int]:
     """The rules that force an expert in or out."""
-    return {key: int(math.copysign(1, rule)) for key, rule in rules.items() if abs(rule) in (1, math.inf)}
+    return {key: int(math.copysign(1, rule)) for key, rule in rules.items() if abs(rule) == 1 or abs(rule) > 100}
 
 
 def bias_row(logits: list[float], rules: Mapping[int, float]) -> list[float]:
