@@ -77,16 +77,24 @@ def _card_json(card: RankingCard) -> str:
 
 
 def _check_weights(ranking: Ranking) -> None:
-    """Raise RankingFormatError unless weights are `[L, E]` and bounded, and the card's version is that of its parts."""
+    """Raise RankingFormatError unless weights are `[L, E]` and bounded, and the card fits them, in its version too."""
     card, weights = ranking.card, ranking.weights
+    numbers = [number for number in (card.recommended, card.recommended_reverse) if number is not None]
+    if (weights is not None) != bool(card.weights):
+        there, missing = ("text", "tensor") if weights is None else ("tensor", "text")
+        raise RankingFormatError(
+            f"there is a {there} `weights` without the {missing}; the card of a ranking with weights of its own says "
+            "how they were made, and no other does"
+        )
+    if weights is None and any(number.by == "own" for number in numbers):
+        raise RankingFormatError("by=own is recommended, but the ranking has no weights of its own")
     if weights is not None:
         expected = ranking.counts.activations_1.shape
         if weights.dtype != np.float32 or weights.shape != expected:
             raise RankingFormatError(f"weights must be float32 {expected}, got {weights.dtype} {weights.shape}")
         if not (np.abs(weights) <= MAX_WEIGHT).all() or not weights.any():
             raise RankingFormatError(f"weights must lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}, and not all be 0")
-    numbers = [card.recommended, card.recommended_reverse]
-    dial = weights is not None or any(number is not None and number.strength is not None for number in numbers)
+    dial = weights is not None or any(number.strength is not None for number in numbers)
     if (card.format_version == DIAL_VERSION) != dial:
         raise RankingFormatError(
             f"format version {card.format_version}, but files with weights or a recommended strength are of version "

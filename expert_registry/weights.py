@@ -5,6 +5,7 @@ Axes: L MoE layers, E routed experts per layer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -19,6 +20,28 @@ Score = Literal["own", "risk_difference", "log_ratio", "sign"]
 SCORES: tuple[Score, ...] = get_args(Score)
 MAX_WEIGHT = 16.0
 """Largest absolute weight in a ranking file."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnWeights:
+    """A ranking's own weights in short."""
+
+    made: str
+    """How, in the words of its card."""
+    non_zero: int
+    largest: float
+    """The largest absolute one."""
+
+    def __str__(self) -> str:
+        return f"{self.non_zero} non-zero, the largest {self.largest:.4g} ({self.made})"
+
+
+def own_weights(ranking: Ranking) -> OwnWeights | None:
+    """What a ranking's own weights are; None if it has none."""
+    weights = ranking.weights
+    if weights is None:
+        return None
+    return OwnWeights(ranking.card.weights, int(np.count_nonzero(weights)), float(np.abs(weights).max()))
 
 
 def weigh(ranking: Ranking, by: Score | None = None) -> NDArray[np.float64]:

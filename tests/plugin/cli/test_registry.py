@@ -6,17 +6,18 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import save
 from typer.testing import CliRunner, Result
 
-from expert_registry import read_ranking, write_ranking
+from expert_registry import Recommended, read_ranking, write_ranking
 from expert_registry.errors import PolicyError, RankingFormatError, SteerMoEError, UnknownRankingError, UsageError
 from expert_registry.format import CARD_KEY
 from expert_registry.registry import publish
 from tests.support.folders import RELEASED_DATA as DATA
 from tests.support.loopback import Loopback
-from tests.support.made_rankings import make_ranking
+from tests.support.made_rankings import make_ranking, with_weights
 from tests.support.released import LICENSE, MODEL, index_of
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.models import lab_checkpoint
@@ -153,6 +154,30 @@ def test_export_and_add_move_a_ranking_without_changing_it(mine: Path) -> None:
     write_ranking(make_ranking(55), Path("two.safetensors"))
     assert "immutable" in refused(RankingFormatError, "add", "two.safetensors")
     assert "not a ranking file" in refused(RankingFormatError, "add", "one.json")
+
+
+def test_weights_and_a_recommended_strength_are_shown_compared_and_exported(mine: Path) -> None:
+    weights = np.zeros((3, 6), dtype=np.float32)
+    weights[0, :2] = 0.5, -1.5
+    numbers = Recommended(activate=2, deactivate=2, strength=0.5, top=2, by="own")
+    publish(with_weights(make_ranking(1), weights, version=3, recommended=numbers), mine)
+    text = fine("show", MODEL, "digits")
+    assert "recommended: strength 0.5, the 2 largest weights by own" in text
+    assert "weights: 2 non-zero, the largest 1.5 (by hand)" in text
+    short = {"made": "by hand", "non_zero": 2, "largest": 1.5}
+    fine("export", MODEL, "digits", "--out", "three.json")
+    for value in (json.loads(fine("show", MODEL, "digits", "--json")), json.loads(Path("three.json").read_text())):
+        assert value["weights"] == short and value["card"]["recommended"]["strength"] == 0.5
+    compared = fine("diff", f"{MODEL}/digits@1", f"{MODEL}/digits@3")
+    assert (
+        "own weights\n  - none\n  + 2 non-zero, the largest 1.5 (by hand)" in compared and "recommended\n" in compared
+    )
+    publish(with_weights(make_ranking(1), weights * 2, version=4, recommended=numbers), mine)
+    assert json.loads(fine("diff", f"{MODEL}/digits@3", f"{MODEL}/digits@4", "--json"))["weights"] == [
+        short,
+        short | {"largest": 3.0},
+    ]
+    assert "weights: " not in fine("show", MODEL, "digits@1")
 
 
 def test_publish_copies_mine_only_and_never_replaces(mine: Path) -> None:
