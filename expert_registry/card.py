@@ -38,7 +38,8 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9]
 SLUG = r"[a-z][a-z0-9_-]{0,63}"
 """Names of behaviours and of profiles, as a regular expression."""
 Slug = Annotated[str, Field(pattern=rf"^{SLUG}$"), AfterValidator(_not_none)]
-Text = Annotated[str, Field(max_length=4000), AfterValidator(_printable)]
+MAX_TEXT = 4000
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_printable)]
 """Words on one line, without control characters."""
 _Tool = Annotated[str, Field(max_length=64), AfterValidator(_printable)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]

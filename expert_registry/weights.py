@@ -78,3 +78,20 @@ def weigh(ranking: Ranking, by: Score | None = None) -> NDArray[np.float64]:
     if largest == 0:
         raise ProfileError(f"the two sides of the ranking {ranking.card.behaviour!r} select all experts equally often")
     return np.asarray(scores / largest)
+
+
+def largest(weights: NDArray[np.float64], top: int | None = None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and experts of the largest absolute weights, the largest first; equal ones by layer, then expert.
+
+    Args:
+        weights: `[L, E]`.
+        top: how many. None: all that are not 0.
+
+    Raises:
+        ProfileError: there are not that many.
+    """
+    order = np.argsort(-np.abs(weights), axis=None, kind="stable")[: np.count_nonzero(weights)]
+    if top is not None and top > len(order):
+        raise ProfileError(f"top: {top} experts asked for, but the ranking has {len(order)} with a weight")
+    rows, experts = np.unravel_index(order[:top], weights.shape)
+    return rows, experts
