@@ -80,17 +80,21 @@ def weigh(ranking: Ranking, by: Score | None = None) -> NDArray[np.float64]:
     return np.asarray(scores / largest)
 
 
-def largest(weights: NDArray[np.float64], top: int | None = None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and experts of the largest absolute weights, the largest first; equal ones by layer, then expert.
+def largest(
+    ranking: Ranking, weights: NDArray[np.float64], top: int | None = None
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and experts of the largest absolute weights, the largest first; equal ones in the ranking's own order.
 
     Args:
+        ranking: whose experts they are.
         weights: `[L, E]`.
         top: how many. None: all that are not 0.
 
     Raises:
         ProfileError: there are not that many.
     """
-    order = np.argsort(-np.abs(weights), axis=None, kind="stable")[: np.count_nonzero(weights)]
+    difference = np.abs(np.round(ranking.counts.risk_difference(), 12))
+    order = np.lexsort((-difference.ravel(), -np.abs(weights).ravel()))[: np.count_nonzero(weights)]
     if top is not None and top > len(order):
         raise ProfileError(f"top: {top} experts asked for, but the ranking has {len(order)} with a weight")
     rows, experts = np.unravel_index(order[:top], weights.shape)

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from expert_registry import Ranking, RankingCard, Recommended
 from expert_registry.errors import ProfileError, RankingFormatError
 from expert_registry.format import CARD_KEY, dump_ranking, parse_ranking, read_card
-from expert_registry.weights import MAX_WEIGHT, SCORES, Score, weigh
+from expert_registry.weights import MAX_WEIGHT, SCORES, Score, largest, weigh
 from tests.support.made_rankings import make_ranking, with_weights
 from tests.support.refusals import not_refused
 
@@ -169,6 +169,21 @@ def test_a_rankings_own_weights_come_first_and_stand_as_they_are() -> None:
         assert np.array_equal(weigh(ranking, by), ranking.weights.astype(np.float64))
     assert np.array_equal(weigh(ranking, "sign"), weigh(PLAIN, "sign"))
     assert np.array_equal(weigh(PLAIN), weigh(PLAIN, "risk_difference"))
+
+
+@given(st.integers(0, 1000), st.sampled_from(SCORES), st.integers(1, 18))
+@settings(max_examples=50, deadline=None)
+def test_the_largest_weights_come_first_and_of_equal_ones_those_of_the_ranking(seed: int, by: Score, top: int) -> None:
+    ranking = with_weights(make_ranking(seed))
+    weights = weigh(ranking, by)
+    place = {(ranking.shape.rows[e.layer], e.expert): at for at, e in enumerate(ranking.experts())}
+    wanted = sorted(np.argwhere(weights).tolist(), key=lambda cell: (-abs(weights[*cell]), place[*cell]))
+    if top > len(wanted):
+        with pytest.raises(ProfileError, match=f"top: {top} experts"):
+            largest(ranking, weights, top)
+    else:
+        assert np.transpose(largest(ranking, weights, top)).tolist() == wanted[:top]
+    assert np.transpose(largest(ranking, weights)).tolist() == wanted
 
 
 def test_what_has_no_weights_is_refused_by_name() -> None:

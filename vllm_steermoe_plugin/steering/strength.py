@@ -18,7 +18,7 @@ def bias_experts(
         ranking: of the model to be steered.
         strength: in standard deviations of a token's router logits, for a weight of 1; negative to steer away from
             the behaviour. The profile of strength 0 is false.
-        top: only that many, of the largest absolute weights; equal ones by layer, then expert. None: all.
+        top: only that many, of the largest absolute weights; equal ones in the ranking's own order. None: all.
         by: what the weights are made of; see `weigh`.
         phase: the tokens to steer.
 
@@ -27,7 +27,7 @@ def bias_experts(
             bounds.
     """
     weights = weigh(ranking, by)
-    layers, experts = largest(weights, top)
+    layers, experts = largest(ranking, weights, top)
     rows = ranking.shape.layers
     biases = (strength * weights[layers, experts]).tolist()
     cells = zip(layers.tolist(), experts.tolist(), biases, strict=True)

@@ -25,7 +25,7 @@ from expert_registry.errors import (
 from expert_registry.format import CARD_KEY, dump_ranking
 from expert_registry.registry import publish
 from expert_registry.revision import revise
-from expert_registry.weights import largest, weigh
+from expert_registry.weights import weigh
 from tests.support.folders import RELEASED_DATA as DATA
 from tests.support.loopback import Loopback
 from tests.support.made_rankings import make_ranking, with_weights
@@ -301,8 +301,14 @@ def test_weigh_stores_the_next_version_with_weights_of_counts(mine: Path) -> Non
     assert whole.card.recommended == make_ranking().card.recommended
     assert whole.card.note == "Weighed from version 2." and whole.card.weights == "log_ratio of the counts"
     first = make_ranking(1)
-    assert np.array_equal(np.argwhere(signs.weights), sorted(zip(*largest(weigh(first, "sign"), 5), strict=True)))
-    assert set(np.unique(signs.weights)) <= {-1, 0, 1} and signs.card.weights == "sign of the counts, the 5 largest"
+    # Signs are all as large, so the first of the ranking are taken.
+    rows = first.shape.rows
+    assert {(e.layer, e.expert): np.sign(e.risk_difference) for e in first.experts()[:5]} == {
+        (layer, expert): signs.weights[rows[layer], expert]
+        for layer in rows
+        for expert in np.flatnonzero(signs.weights[rows[layer]])
+    }
+    assert signs.card.weights == "sign of the counts, the 5 largest"
     assert signs.card.recommended == Recommended(activate=2, deactivate=2, strength=0.5)
     for counts in (whole.counts, signs.counts):
         assert any(np.array_equal(counts.activations_1, make_ranking(seed).counts.activations_1) for seed in (1, 2))

@@ -55,7 +55,7 @@ def weigh(
     changes: dict[str, object] = {}
     if made is not None:
         values, words = made
-        cells = largest(values, top)
+        cells = largest(ranking, values, top)
         own = np.zeros(values.shape, dtype=np.float32)
         own[cells] = values[cells]
         ranking = replace(ranking, weights=own)
