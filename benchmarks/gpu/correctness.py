@@ -6,17 +6,34 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.outcome import Outcome
-from benchmarks.gpu.reference import expected_counts, fault
+from benchmarks.gpu.reference import expected_counts, fault, what_rules_do
 from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP
 from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
 
-Rewrite = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, bool, bool], None]
-"""(logits, rules, token_slots, row, log_softmax, forces): in place."""
+
+class Rewrite(Protocol):
+    """Rewrites logits in place."""
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        rules: torch.Tensor,
+        token_slots: torch.Tensor,
+        active: torch.Tensor,
+        row: int,
+        log_softmax: bool = False,
+        /,
+        *,
+        forces: bool = True,
+    ) -> None: ...
+
+
 Count = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], None]
 """(topk_ids, counters, token_groups, row): in place."""
 
@@ -146,14 +163,15 @@ def check_rewrite(rewrite: Rewrite, device: torch.device, case: Case) -> Outcome
     slots = marks[:, 0] if case.seed % 2 else marks[:, 0].contiguous()
     before = make_logits(case, generator).to(device)
     view, memory = lay_out(before, case.layout)
-    rewrite(view, rules, slots, row, case.log_softmax, case.forces)
+    active = what_rules_do(rules)
+    rewrite(view, rules, slots, active, row, case.log_softmax, forces=case.forces)
     mine = mine if case.forces else mine.where(mine.isfinite(), 0)
     wrong = fault(before, view, mine[slots[: case.tokens].long()], log_softmax=case.log_softmax)
     view.fill_(_OUTSIDE)
     if wrong is None and not (memory == _OUTSIDE).all():
         wrong = "memory beside the logits was written"
     view.copy_(before)
-    rewrite(view, rules, torch.zeros_like(slots), row, case.log_softmax, case.forces)
+    rewrite(view, rules, torch.zeros_like(slots), active, row, case.log_softmax, forces=case.forces)
     if wrong is None:
         wrong = fault(before, view, torch.zeros_like(before, dtype=torch.float16))
     return Outcome(str(case), wrong)

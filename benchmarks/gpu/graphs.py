@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu.correctness import DTYPES
 from benchmarks.gpu.outcome import Outcome
-from benchmarks.gpu.reference import expected_counts, fault
+from benchmarks.gpu.reference import expected_counts, fault, what_rules_do
 from benchmarks.gpu.selection_reference import fault as selection_fault
 from benchmarks.gpu.selection_reference import unsteered
 from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
@@ -53,7 +53,6 @@ class Captured:
         self.selected = tuple(torch.empty_like(of) for of in self.chosen)
         self.buffers = StepBuffers(SLOTS, LAYERS, EXPERTS, TOKENS, counting=True, device=device)
         self.counters = torch.zeros((LAYERS, GROUPS + 1, EXPERTS), dtype=torch.int64, device=device)
-        self.active = torch.full((LAYERS,), 3, dtype=torch.uint8, device=device)
         self.graph = capture(self._run)
         self.counters.zero_()
         self.rules = np.zeros((SLOTS, LAYERS, EXPERTS), dtype=np.float16)
@@ -64,16 +63,17 @@ class Captured:
             selected.copy_(chosen)
         kind = ROUTER
         for row in range(LAYERS):
-            mine = (self.buffers.rules, self.buffers.token_slots, self.active, row)
+            mine = (self.buffers.rules, self.buffers.token_slots, self.buffers.active, row)
             rewrite_(self.work[row], *mine)
             reselect_(*(of[row] for of in self.selected), self.source[row], self.bias, *mine, *kind.arguments)
             count_(self.ids[row], self.counters, self.buffers.token_groups, row)
 
     def step(self, step: Step) -> torch.Tensor:
         """Queue a step; the rules float16 `[L, T, E]` that its tokens must obey."""
-        self.buffers.write(step.slots, step.groups, step.tables)
         for slot, table in step.tables:
             self.rules[slot] = table
+        used = torch.from_numpy(self.rules[np.unique(step.slots)])
+        self.buffers.write(step.slots, step.groups, step.tables, what_rules_do(used).numpy())
         self.graph.replay()
         rules = self.rules[step.slots].transpose(1, 0, 2)
         return torch.from_numpy(np.pad(rules, ((0, 0), (0, TOKENS - len(step.slots)), (0, 0))))
@@ -173,7 +173,7 @@ def check_compile(device: torch.device) -> Outcome:
     from torch._dynamo.utils import counters
 
     captured = Captured(device, torch.bfloat16)
-    buffers, active = captured.buffers, captured.active
+    buffers, active = captured.buffers, captured.buffers.active
 
     def layer(x: torch.Tensor) -> torch.Tensor:
         logits = x * 2

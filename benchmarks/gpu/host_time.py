@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu.rows import HostTime
 from vllm_steermoe_plugin.device.ops import rewrite_
 from vllm_steermoe_plugin.device.step_buffers import StepBuffers, Table
-from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE, FORCES
 
 SLOTS, LAYERS, EXPERTS, TOKENS = 257, 48, 128, 8192
 LAUNCHED = f"{LAYERS} launches, not captured"
@@ -26,14 +26,14 @@ def measure(device: torch.device) -> Iterator[HostTime]:
     buffers = StepBuffers(SLOTS, LAYERS, EXPERTS, TOKENS, counting=False, device=device)
     chance = np.random.default_rng(0)
     table = chance.choice([DEACTIVATE, 0, ACTIVATE], (LAYERS, EXPERTS)).astype(np.float16)
-    active = torch.full((LAYERS,), 3, dtype=torch.uint8, device=device)
+    forces = np.full(LAYERS, FORCES, dtype=np.uint8)
     for tokens in (1, 64, TOKENS):
         slots = [chance.integers(1, SLOTS, tokens).astype(np.int32) for _ in range(2)]
         nothing = np.zeros(tokens, dtype=np.int32)
 
         def step(index: int, slots: Sequence[NDArray[np.int32]], tables: int, nothing: NDArray[np.int32]) -> None:
             new: list[Table] = [(1 + index % 9, table)] * tables
-            buffers.write(slots[index % len(slots)], nothing, new)
+            buffers.write(slots[index % len(slots)], nothing, new, forces)
 
         for name, arguments in (
             ("nothing is new", (slots[:1], 0)),
@@ -43,17 +43,17 @@ def measure(device: torch.device) -> Iterator[HostTime]:
             yield HostTime(
                 name, tokens, _median(partial(step, slots=arguments[0], tables=arguments[1], nothing=nothing))
             )
-        buffers.write(slots[0], nothing, [])
-        yield HostTime(LAUNCHED, tokens, _median(partial(_launch, _logits(device, tokens), buffers, active)))
+        buffers.write(slots[0], nothing, [], forces)
+        yield HostTime(LAUNCHED, tokens, _median(partial(_launch, _logits(device, tokens), buffers)))
 
 
 def _logits(device: torch.device, tokens: int) -> torch.Tensor:
     return torch.randn((tokens, EXPERTS), device=device).bfloat16()
 
 
-def _launch(logits: torch.Tensor, buffers: StepBuffers, active: torch.Tensor, index: int) -> None:
+def _launch(logits: torch.Tensor, buffers: StepBuffers, index: int) -> None:
     for row in range(LAYERS):
-        rewrite_(logits, buffers.rules, buffers.token_slots, active, row)
+        rewrite_(logits, buffers.rules, buffers.token_slots, buffers.active, row)
 
 
 def _median(step: Callable[[int], None]) -> float:

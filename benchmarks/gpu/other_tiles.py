@@ -13,6 +13,7 @@ from benchmarks.gpu.rows import TileTime
 from vllm_steermoe_plugin.device.kernels.rewriting import launch
 from vllm_steermoe_plugin.device.kernels.tiles import Tile, choose_tile
 from vllm_steermoe_plugin.device.rewrite import forcing
+from vllm_steermoe_plugin.steering.rule_values import FORCES
 
 LAYERS, SLOTS = 16, 9
 EXPERTS = (128, 256, 32, 512, 64, 8, 16)
@@ -43,9 +44,10 @@ def _measure_one(device: torch.device, experts: int, tokens: int, dtype: torch.d
     rules = forcing(torch.randint(-1, 2, (SLOTS, LAYERS, experts), generator=generator, device=device))
     steered = torch.randint(1, SLOTS, (tokens,), generator=generator, device=device, dtype=torch.int32)
     nobody = torch.zeros_like(steered)
+    active = torch.full((LAYERS,), FORCES, dtype=torch.uint8, device=device)
 
     def rewrite(index: int, slots: torch.Tensor) -> None:
-        launch(logits[index % len(logits)], rules, slots, index % LAYERS, tile)
+        launch(logits[index % len(logits)], rules, slots, active, index % LAYERS, tile)
 
     times = timing.times_of(
         {"steered": partial(rewrite, slots=steered), "idle": partial(rewrite, slots=nobody)}, replays=10

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -64,19 +65,8 @@ def _correctness(device: torch.device, share: tuple[int, int]) -> Iterator[Recor
     from vllm_steermoe_plugin.device.kernels.reselecting import reselect
     from vllm_steermoe_plugin.device.ops import count_, rewrite_
 
-    def rewrite(
-        logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int, log_softmax: bool, forces: bool
-    ) -> None:
-        rewrite_(
-            logits,
-            rules,
-            slots,
-            torch.full(rules.shape[1:2], 3, dtype=torch.uint8, device=device),
-            row,
-            log_softmax,
-            False,
-            forces,
-        )
+    def rewrite(*given: Any, forces: bool = True) -> None:
+        rewrite_(*given, False, forces)
 
     def checks() -> Iterator[tuple[str, Callable[[], Outcome]]]:
         for case in all_cases():

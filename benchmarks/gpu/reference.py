@@ -29,6 +29,12 @@ def expected(logits: torch.Tensor, rules: torch.Tensor, *, log_softmax: bool = F
     return torch.where((rules != 0).any(-1, keepdim=True), steered, logits.double())
 
 
+def what_rules_do(rules: torch.Tensor) -> torch.Tensor:
+    """Of rules `[S, L, E]` uint8 `[L]`: 1 where any forces an expert, 2 where any is a bias, 3 for both."""
+    forces, biases = (rules.abs() > 1000).any(2).any(0), ((rules != 0) & (rules.abs() <= 1000)).any(2).any(0)
+    return forces.to(torch.uint8) + 2 * biases.to(torch.uint8)
+
+
 def biased(logits: torch.Tensor, rules: torch.Tensor) -> torch.Tensor:
     """Logits `[T, E]` with their biases, in their dtype."""
     z, bias = logits.double(), rules.where(rules.isfinite(), 0).double()

@@ -12,14 +12,26 @@ import torch
 from benchmarks.gpu.correctness import DTYPES, SLOTS
 from benchmarks.gpu.models import CORRECTED, OTHER_ROUTERS, Model
 from benchmarks.gpu.outcome import Outcome
+from benchmarks.gpu.reference import what_rules_do
 from benchmarks.gpu.selection_reference import OWN_WEIGHT, fault, unsteered
 from vllm_steermoe_plugin.device.router_kind import RouterKind
 from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
 
 Reselect = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, int, RouterKind], None
+    [
+        torch.Tensor,
+        torch.Tensor,
+        torch.Tensor,
+        torch.Tensor | None,
+        torch.Tensor,
+        torch.Tensor,
+        torch.Tensor,
+        int,
+        RouterKind,
+    ],
+    None,
 ]
-"""(weights, ids, logits, bias, rules, token_slots, row, kind): in place."""
+"""(weights, ids, logits, bias, rules, token_slots, active, row, kind): in place."""
 
 KINDS = ("plain", "ties", "saturated", "masked", "nan")
 ID_DTYPES = (torch.int32, torch.int64)
@@ -127,7 +139,7 @@ def check_reselect(reselect: Reselect, device: torch.device, case: SelectionCase
     def run(slots: torch.Tensor) -> str | None:
         weights.copy_(before[0])
         ids.copy_(before[1])
-        reselect(weights, ids, *given, slots.to(device), row, kind)
+        reselect(weights, ids, *given, slots.to(device), what_rules_do(rules).to(device), row, kind)
         return fault(before, (weights, ids), logits, bias, mine[slots[: case.tokens].long()], kind)
 
     wrong = run(slots) or run(torch.zeros_like(slots))

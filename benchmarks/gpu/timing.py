@@ -19,6 +19,7 @@ from benchmarks.gpu.records import Record
 from benchmarks.gpu.rows import STEPS, ColdTime, Row, SelectionRow
 from vllm_steermoe_plugin.device.ops import count_, reselect_, rewrite_
 from vllm_steermoe_plugin.device.rewrite import forcing
+from vllm_steermoe_plugin.steering.rule_values import BIASES, FORCES
 
 DTYPES = (torch.bfloat16, torch.float32)
 LAUNCHES = 192
@@ -148,11 +149,12 @@ class _Inputs:
         )
         self.nobody = torch.zeros_like(self.steered)
         self.nothing = torch.zeros(1, device=device)
-        self._active = torch.full((layers,), 3, dtype=torch.uint8, device=device)
+        self.layers = layers
 
-    def rewrite(self, rules: torch.Tensor, slots: torch.Tensor) -> Callable[[int], None]:
-        """The launch of each layer in turn."""
-        logits, active = self.logits, self._active
+    def rewrite(self, rules: torch.Tensor, slots: torch.Tensor, does: int = FORCES) -> Callable[[int], None]:
+        """The launch of each layer in turn, in a step whose rules do the same in all."""
+        logits = self.logits
+        active = torch.full((self.layers,), does, dtype=torch.uint8, device=rules.device)
         return lambda i: rewrite_(logits[i % len(logits)], rules, slots, active, i % len(active))
 
 
@@ -170,7 +172,7 @@ def _measure_one(device: torch.device, model: Model, tokens: int, dtype: torch.d
             "idle": inputs.rewrite(rules, nobody),
             "elsewhere": inputs.rewrite(torch.zeros_like(rules), steered),
             "steered": inputs.rewrite(rules, steered),
-            "biased": inputs.rewrite(torch.where(rules == 0, 0.5, rules).half(), steered),
+            "biased": inputs.rewrite(torch.where(rules == 0, 0.5, rules).half(), steered, FORCES | BIASES),
             "count_idle": lambda i: count_(ids, counters, nobody, i % layers),
             "count": lambda i: count_(ids, counters, steered, i % layers),
         }

@@ -32,21 +32,31 @@ def check_warm_up(device: torch.device) -> Outcome:
         counters = torch.zeros((LAYERS, groups + 1, experts), dtype=torch.int64, device=device)
         before = compiled_kernels()
         bias = torch.zeros(experts, device=device)
-        warm_up_gate(buffers.rules, buffers.token_slots, bfloat16=bfloat16)
-        warm_up_selection(buffers.rules, buffers.token_slots, top_k, ROUTER, bias)
+        warm_up_gate(buffers.rules, buffers.token_slots, buffers.active, bfloat16=bfloat16)
+        warm_up_selection(buffers.rules, buffers.token_slots, buffers.active, top_k, ROUTER, bias)
         warm_up_counting(counters, buffers.token_groups, top_k)
         warm = compiled_kernels()
         if warm == before:
             return Outcome(name, "the warm-up compiled nothing")
         for dtype, tokens, row in itertools.product(DTYPES, LENGTHS, (0, 1, LAYERS - 1)):
             logits = torch.zeros((tokens, experts), dtype=dtype, device=device)
-            rewrite(logits, buffers.rules, buffers.token_slots, row, bfloat16=bfloat16)
-            rewrite(logits, buffers.rules, buffers.token_slots, row, forces=False)
+            rewrite(logits, buffers.rules, buffers.token_slots, buffers.active, row, bfloat16=bfloat16)
+            rewrite(logits, buffers.rules, buffers.token_slots, buffers.active, row, forces=False)
             # A rank's share of a step may begin anywhere.
             for slots, id_dtype in itertools.product((buffers.token_slots, buffers.token_slots[1:]), ID_DTYPES):
                 chosen = torch.zeros((tokens, top_k), device=device), torch.zeros((tokens, top_k), device=device)
                 if tokens <= len(slots):
-                    reselect(chosen[0], chosen[1].to(id_dtype), logits, bias, buffers.rules, slots, row, ROUTER)
+                    reselect(
+                        chosen[0],
+                        chosen[1].to(id_dtype),
+                        logits,
+                        bias,
+                        buffers.rules,
+                        slots,
+                        buffers.active,
+                        row,
+                        ROUTER,
+                    )
         if groups:
             for dtype, tokens in itertools.product(ID_DTYPES, (1, 16, WIDE)):
                 ids = torch.zeros((tokens, top_k), dtype=dtype, device=device)

@@ -47,16 +47,9 @@ from vllm_steermoe_plugin.steering.rule_values import OWN_WEIGHT
 CPU = torch.device("cpu")
 
 
-def plain_rewrite(
-    logits: torch.Tensor,
-    rules: torch.Tensor,
-    slots: torch.Tensor,
-    row: int,
-    log_softmax: bool = False,
-    forces: bool = True,
-) -> None:
+def plain_rewrite(*given: Any, forces: bool = True) -> None:
     """The plain PyTorch path, as a CPU runs it."""
-    rewrite_(logits, rules, slots, torch.full(rules.shape[1:2], 3, dtype=torch.uint8), row, log_softmax, False, forces)
+    rewrite_(*given, False, forces)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so the check would run")
@@ -111,11 +104,11 @@ def plain_reselect(
     bias: torch.Tensor | None,
     rules: torch.Tensor,
     slots: torch.Tensor,
+    active: torch.Tensor,
     row: int,
     kind: RouterKind,
 ) -> None:
     """The plain PyTorch path, as a CPU runs it."""
-    active = torch.full(rules.shape[1:2], 3, dtype=torch.uint8)
     reselect_(weights, ids, logits, bias, rules, slots, active, row, *kind.arguments)
 
 
@@ -278,7 +271,9 @@ def test_replays_follow_slots_rules_and_groups_and_what_shows_nothing_is_a_fault
     assert "no copy was in flight" in str(graphs.check_in_flight(CPU).fault)
     write = graphs.StepBuffers.write
     with monkeypatch.context() as patch:
-        patch.setattr(graphs.StepBuffers, "write", lambda self, slots, groups, tables: write(self, slots, groups, []))
+        patch.setattr(
+            graphs.StepBuffers, "write", lambda self, slots, groups, _, active: write(self, slots, groups, [], active)
+        )
         assert graphs.check_replay(CPU, torch.float32).fault is not None, "rules that do not arrive"
     monkeypatch.setattr(graphs, "reselect_", lambda *_: None)
     assert graphs.check_replay(CPU, torch.float32).fault is not None, "selections that are not corrected"
@@ -339,7 +334,7 @@ def test_a_report_passes_only_if_all_was_checked_right_and_fast_enough(tmp_path:
     assert not replace(report(), outcomes=[]).passed and not replace(report(), rows=[]).passed
     text = write_report(report(fault="wrong", idle=99.0, missing=["tiles"]), tmp_path / "new")
     assert "FAILED one: wrong" in text and "NOT MET: idle, M, T=1" in text and "| M | 8192 |" in text
-    assert "0 of 1 checks passed; 4 of 5 goals met" in text and "NOT RUN: tiles." in text
+    assert "0 of 1 checks passed; 6 of 7 goals met" in text and "NOT RUN: tiles." in text
     assert "| 8 | 64 | bfloat16 | 16 x 1 | 2.00 | 1.00 | 8 x 2 | 1.50 | 1.00 |" in text
     assert "| other slots | 64 | 20 |" in text and "| M | 64 | 2.25 | 3.25 |" in text
     assert "| M | 8 | float32 | 1.00 | 1.25 | 2.25 | 9.75 | 1.50 | 0.00 | 1 MHz |" in text

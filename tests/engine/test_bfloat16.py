@@ -33,7 +33,7 @@ import torch
 from expert_registry.shape import MoEShape
 from tests.support.engines import model_of
 from tests.support.greedy import generate, prompt_logprobs, scoring
-from tests.support.oracle import ReferenceModel, Rules, rewrite_row, same_until
+from tests.support.oracle import ReferenceModel, Rules, forced, rewrite_row, same_until
 from tests.support.random_steering import as_text, prompt, random_rules
 from tests.support.tiny import CONFIGS
 from vllm_steermoe_plugin.detection.engine_client import take_counts
@@ -88,12 +88,12 @@ def selected(engine: Any, ids: list[int], rules: Rules, shape: MoEShape) -> tupl
     return selections > 0, prompt_logprobs(output)
 
 
-def open_by_rounding(scores: list[float], largest: float, rules: dict[int, int], top_k: int) -> bool:
+def open_by_rounding(scores: list[float], largest: float, rules: dict[int, float], top_k: int) -> bool:
     """Whether K-th and (K+1)-th are so near that rounding may swap them, and no rule decides between them."""
     order = sorted(range(len(scores)), key=lambda e: -scores[e])
     last, next_ = order[top_k - 1], order[top_k]
     near = scores[last] - scores[next_] <= NEAR * largest
-    return near and rules.get(last, 0) == 0 == rules.get(next_, 0)
+    return near and not {last, next_} & forced(rules).keys()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,11 @@ def test_selected_experts_and_logprobs_equal_the_reference(
             mine = {expert: rule for (at, expert), rule in rules.items() if at == layer}
             for token, logits in enumerate(reference.exact_logits(layer, fed[layer]).tolist()):
                 experts = found[layer][token]
-                assert all((expert in experts) == (rule > 0) for expert, rule in mine.items()), (case, layer, token)
+                assert all((expert in experts) == (rule > 0) for expert, rule in forced(mine).items()), (
+                    case,
+                    layer,
+                    token,
+                )
                 scores = rewrite_row(logits, mine, torch.float64, log_softmax=form)
                 if open_by_rounding(scores, max(map(abs, logits + scores)), mine, shape.top_k):
                     undecided += 1

@@ -29,6 +29,7 @@ from expert_registry import Registry, SteerMoEError
 from expert_registry.shape import MoEShape
 from tests.support.engines import model_of
 from tests.support.greedy import asking, run
+from tests.support.oracle import Rules, forced
 from tests.support.planted import planted_registry
 from tests.support.random_steering import as_text, prompt, random_rules
 from vllm_steermoe_plugin.admission.request_admission import AdmittedRequest, FrontEnd
@@ -52,9 +53,9 @@ def state_of(engine: Any) -> SteeringState:
     return state
 
 
-def distinct_profiles(shape: MoEShape, number: int) -> list[dict[tuple[int, int], int]]:
+def distinct_profiles(shape: MoEShape, number: int) -> list[Rules]:
     """Random rules of which no two are equal."""
-    found: dict[frozenset[tuple[tuple[int, int], int]], dict[tuple[int, int], int]] = {}
+    found: dict[frozenset[tuple[tuple[int, int], float]], Rules] = {}
     seed = 0
     while len(found) < number:
         rules = random_rules(shape, seed)
@@ -91,7 +92,7 @@ def assert_obeyed(engine: Any, shape: MoEShape, profiles: list[dict[tuple[int, i
     selections, counted = take_counts(engine, shape.layers)
     assert counted[: len(profiles)].tolist() == [tokens] * len(profiles)
     for group, rules in enumerate(profiles):
-        for (layer, expert), rule in rules.items():
+        for (layer, expert), rule in forced(rules).items():
             found = selections[group, shape.layers.index(layer), expert]
             assert found == (tokens if rule > 0 else 0), (group, layer, expert, rule)
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.gpu.check import FAILED, main, measure
-from benchmarks.gpu.reference import SIGMA_ERROR, fault
+from benchmarks.gpu.reference import SIGMA_ERROR, fault, what_rules_do
 from benchmarks.gpu.selections import check_reselect, few_cases
 from tests.support import selections
 from tests.support.oracle import Router
@@ -36,9 +36,11 @@ from vllm_steermoe_plugin.device.kernels.warm_up import warm_up_counting, warm_u
 from vllm_steermoe_plugin.device.reselect import reselect as plain_reselect
 from vllm_steermoe_plugin.device.rewrite import apply_rules, forcing
 from vllm_steermoe_plugin.device.router_kind import RouterKind
-from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE
+from vllm_steermoe_plugin.steering.rule_values import ACTIVATE, DEACTIVATE, FORCES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+FORCING = torch.tensor([FORCES], dtype=torch.uint8)
+"""What the rules of one layer do."""
 
 
 @given(st.lists(st.floats(width=32, allow_nan=True), min_size=1, max_size=40))
@@ -135,7 +137,7 @@ def test_the_kernel_does_what_the_plain_path_does(
     logits, rules, slots, row = case
     mine = rules[:, row][slots.long()]
     out = logits.clone()
-    rewrite(out, rules, slots, row, log_softmax)
+    rewrite(out, rules, slots, what_rules_do(rules), row, log_softmax)
     assert fault(logits, out, mine, log_softmax=log_softmax) is None
     plain = apply_rules(logits, mine, log_softmax=log_softmax)
     if not log_softmax and not (mine.isfinite() & (mine != 0)).any():
@@ -156,7 +158,7 @@ def test_what_rounds_the_logits_to_bfloat16_still_obeys(
     rules = rules.where(rules.isinf(), 0)
     mine = rules[:, row][slots.long()]
     out = logits.clone()
-    rewrite(out, rules, slots, row, bfloat16=True)
+    rewrite(out, rules, slots, what_rules_do(rules), row, bfloat16=True)
     wanted = apply_rules(logits, mine, bfloat16=True)
     assert torch.equal(out.nan_to_num(7.0), wanted.nan_to_num(7.0))
     if logits.dtype is not torch.float16:
@@ -168,7 +170,7 @@ def test_so_do_the_outermost_logits_beside_a_power_of_two(log_softmax: bool) -> 
     rules = torch.zeros(2, 1, OUTERMOST.shape[1], dtype=torch.float16)
     rules[1, 0, 0], rules[1, 0, 1] = ACTIVATE, DEACTIVATE
     out = OUTERMOST[::9].clone()
-    rewrite(out, rules, torch.ones(len(out), dtype=torch.int32), 0, log_softmax, bfloat16=True)
+    rewrite(out, rules, torch.ones(len(out), dtype=torch.int32), what_rules_do(rules), 0, log_softmax, bfloat16=True)
     assert is_strict_in_bfloat16(out, rules[1].expand(len(out), -1))
 
 
@@ -178,7 +180,8 @@ def correct(case: selections.Case, id_dtype: torch.dtype = torch.int32) -> tuple
     rules = torch.zeros(tokens + 1, 2, case.rules.shape[1], dtype=torch.float16)
     rules[1:, 1] = case.rules
     weights, ids = case.weights.float(), case.ids.to(id_dtype, copy=True)
-    reselect(weights, ids, case.logits, case.bias, rules, torch.arange(1, tokens + 1).int(), 1, case.kind)
+    steering = (rules, torch.arange(1, tokens + 1).int(), what_rules_do(rules), 1)
+    reselect(weights, ids, case.logits, case.bias, *steering, case.kind)
     return weights, ids.long()
 
 
@@ -218,7 +221,7 @@ def test_equal_scores_go_by_index() -> None:
     for value in (0.0, -0.0, 40.0, -200.0):
         rules = forcing(torch.tensor([[[0] * 8], [[0, -1, 0, 0, 0, 0, 1, 0]]]))
         ids = torch.tensor([[0, 1, 2]])
-        reselect(torch.ones(1, 3), ids, torch.full((1, 8), value), None, rules, torch.ones(1).int(), 0,
+        reselect(torch.ones(1, 3), ids, torch.full((1, 8), value), None, rules, torch.ones(1).int(), FORCING, 0,
                  RouterKind("sigmoid"))  # fmt: skip
         assert ids.tolist() == [[6, 0, 2]]
 
@@ -250,8 +253,8 @@ def test_how_the_work_is_cut_changes_nothing(tile: Tile) -> None:
     rules[0] = 0
     slots = torch.randint(0, 4, (37,), generator=generator).int()
     one, other = logits.clone(), logits.clone()
-    rewrite(one, rules, slots, 1)
-    launch(other, rules, slots, 1, tile)
+    rewrite(one, rules, slots, what_rules_do(rules), 1)
+    launch(other, rules, slots, what_rules_do(rules), 1, tile)
     assert torch.equal(one, other)
 
 
@@ -267,7 +270,7 @@ def test_how_a_correction_is_cut_changes_nothing(kind: RouterKind) -> None:
     slots[8:16], slots[37:] = 0, 1
     weights, ids = torch.rand(37, 4, generator=generator), torch.arange(4).repeat(37, 1)
     one, other = (weights.clone(), ids.clone()), (weights.clone(), ids.clone())
-    given = (logits, bias if kind.bias else None, rules, slots, 1, kind)
+    given = (logits, bias if kind.bias else None, rules, slots, what_rules_do(rules), 1, kind)
     reselect(*one, *given)
     launch_selection(*other, *given, Tile(8, 32 if kind.groups == 1 else 64, 8))
     assert torch.equal(one[0].nan_to_num(7.0), other[0].nan_to_num(7.0)) and torch.equal(one[1], other[1])
@@ -275,7 +278,7 @@ def test_how_a_correction_is_cut_changes_nothing(kind: RouterKind) -> None:
 
 
 def test_a_step_without_tokens_is_left_alone() -> None:
-    rewrite(torch.empty(0, 8), torch.ones(2, 1, 8, dtype=torch.float16), torch.ones(4, dtype=torch.int32), 0)
+    rewrite(torch.empty(0, 8), torch.ones(2, 1, 8, dtype=torch.float16), torch.ones(4, dtype=torch.int32), FORCING, 0)
     count(torch.empty(0, 2, dtype=torch.int32), torch.zeros(1, 2, 8, dtype=torch.int64), torch.ones(4).int(), 0)
     empty = torch.empty(0, 2), torch.empty(0, 2).int(), torch.empty(0, 8)
     reselect(
@@ -283,6 +286,7 @@ def test_a_step_without_tokens_is_left_alone() -> None:
         None,
         torch.full((2, 1, 8), ACTIVATE, dtype=torch.float16),
         torch.ones(4).int(),
+        FORCING,
         0,
         RouterKind("sigmoid"),
     )
@@ -297,7 +301,7 @@ def test_ids_outside_the_layer_are_written_nowhere() -> None:
 def test_nothing_is_read_beyond_the_slots() -> None:
     marks = torch.zeros(3, dtype=torch.int32)
     with pytest.raises(ValueError, match="4 tokens, but slots for 3"):
-        rewrite(torch.zeros(4, 8), torch.zeros(2, 1, 8, dtype=torch.float16), marks, 0)
+        rewrite(torch.zeros(4, 8), torch.zeros(2, 1, 8, dtype=torch.float16), marks, FORCING, 0)
     with pytest.raises(ValueError, match="4 tokens, but groups for 3"):
         count(torch.zeros(4, 2, dtype=torch.int32), torch.zeros(1, 2, 8, dtype=torch.int64), marks, 0)
     with pytest.raises(ValueError, match="4 tokens, but slots for 3"):
@@ -307,7 +311,7 @@ def test_nothing_is_read_beyond_the_slots() -> None:
 def refused(weights: torch.Tensor, logits: torch.Tensor, slots: torch.Tensor) -> None:
     """A correction that cannot be made."""
     rules = torch.zeros(2, 1, logits.shape[1], dtype=torch.float16)
-    reselect(weights, torch.zeros(len(logits), 2).int(), logits, None, rules, slots, 0, RouterKind("sigmoid"))
+    reselect(weights, torch.zeros(len(logits), 2).int(), logits, None, rules, slots, FORCING, 0, RouterKind("sigmoid"))
 
 
 def test_a_correction_refuses_what_it_could_not_read_or_write() -> None:
@@ -319,14 +323,15 @@ def test_a_correction_refuses_what_it_could_not_read_or_write() -> None:
 
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(TypeError, match="float64"):
-        rewrite(torch.zeros(1, 4).double(), torch.zeros(2, 1, 4).half(), torch.zeros(1).int(), 0)
+        rewrite(torch.zeros(1, 4).double(), torch.zeros(2, 1, 4).half(), torch.zeros(1).int(), FORCING, 0)
 
 
 def test_warming_up_runs_and_changes_nothing() -> None:
     rules = torch.full((3, 2, 16), ACTIVATE, dtype=torch.float16)
     counters = torch.zeros(2, 3, 16, dtype=torch.int64)
     slots = torch.zeros(8, dtype=torch.int32)
-    warm_up_gate(rules, slots, bfloat16=True)
-    warm_up_selection(rules, slots, 2, RouterKind("sigmoid", True, 4, 2), torch.zeros(16))
+    active = what_rules_do(rules)
+    warm_up_gate(rules, slots, active, bfloat16=True)
+    warm_up_selection(rules, slots, active, 2, RouterKind("sigmoid", True, 4, 2), torch.zeros(16))
     warm_up_counting(counters, slots, 2)
     assert not counters.any()

@@ -20,6 +20,7 @@ from vllm_steermoe_plugin.device.kernels.rewriting import constants, rewrite_ker
 from vllm_steermoe_plugin.device.kernels.tiles import SMALL_STEP, choose_tile
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+STEERING = {"rules": "*fp16", "token_slots": "*i32", "active": "*u8", "num_tokens": "i32", "row": "i32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -47,7 +48,7 @@ def compiled_rewrite(experts: int, tokens: int, dtype: torch.dtype, capability: 
     logits = torch.empty((tokens, experts), dtype=dtype, device="meta")
     rules = torch.empty((65, 48, experts), dtype=torch.float16, device="meta")
     values = constants(logits, rules, torch.empty(tokens, dtype=torch.int32, device="meta"), tile)
-    types = {"logits": f"*{NAMES[dtype]}", "rules": "*fp16", "token_slots": "*i32", "num_tokens": "i32", "row": "i32"}
+    types = STEERING | {"logits": f"*{NAMES[dtype]}"}
     return compiled(rewrite_kernel, types, values, tile.warps, capability)
 
 
@@ -65,7 +66,7 @@ def compiled_reselect(
     weights, ids = (meta(64, model.top_k, dtype=of) for of in (torch.float32, id_dtype))
     slots = meta(64, dtype=torch.int32)
     types = {"weights": "*fp32", "ids": {torch.int32: "*i32", torch.int64: "*i64"}[id_dtype], "bias": "*fp32"}
-    types |= {"logits": f"*{NAMES[dtype]}", "rules": "*fp16", "token_slots": "*i32", "num_tokens": "i32", "row": "i32"}
+    types |= STEERING | {"logits": f"*{NAMES[dtype]}"}
     tile = reselecting.choose_tile(model.experts, tokens, model.router)
     values = reselecting.constants(weights, ids, logits, rules, slots, model.router, tile)
     return compiled(reselecting.reselect_kernel, types, values, tile.warps, capability)
@@ -83,12 +84,10 @@ def resources(kernel: Any, folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("experts", [*nightly(8, 16, 32, 64), 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=NAMES.get)
-def test_a_decode_step_shares_an_integer_a_warp(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_decode_step_takes_no_shared_memory(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
     kernel = compiled_rewrite(experts, 1, dtype)
     used = resources(kernel, tmp_path)
-    # By it the warps of a program agree on whether any of its tokens has a bias.
-    assert used["SHARED"] <= 4 * choose_tile(experts, 1).warps
-    assert used["STACK"] == 0 and used["REG"] <= 40
+    assert used["SHARED"] == used["STACK"] == 0 and used["REG"] <= 40
     # A warp's four logits a thread in one access each way.
     width = {torch.bfloat16: "v2", torch.float32: "v4"}[dtype]
     assert kernel.asm["ptx"].count(f"st.global.{width}.b32") == kernel.asm["ptx"].count("st.global") == 1
@@ -112,7 +111,7 @@ def test_bfloat16_is_rounded_to_the_nearest() -> None:
 
 
 SHAPES = {"E=128": MODELS[-1], "E=256 G=8": CORRECTED[0], "E=384": CORRECTED[1], "E=512": OTHER_ROUTERS[1]}
-REGISTERS = {"E=128": 48, "E=256 G=8": 72, "E=384": 112, "E=512": 112}
+REGISTERS = {"E=128": 48, "E=256 G=8": 80, "E=384": 128, "E=512": 128}
 
 
 @pytest.mark.parametrize("shape", ["E=256 G=8", *nightly("E=128", "E=384", "E=512")])
@@ -125,7 +124,9 @@ def test_a_correction_stays_in_the_registers_of_a_warp(
     model = SHAPES[shape]
     kernel = compiled_reselect(model, dtype, tokens=tokens)
     used = resources(kernel, tmp_path)
-    assert used["STACK"] == 0 and used["SHARED"] <= 512 and used["REG"] <= REGISTERS[shape]
+    # In rows of 512, two registers may go to the stack.
+    assert used["STACK"] <= (8 if model.experts > 256 else 0)
+    assert used["SHARED"] <= 512 and used["REG"] <= REGISTERS[shape]
     # Of integers a warp's maximum is one instruction, and a round has two.
     assert kernel.asm["ptx"].count("redux.sync.max.s32") in (2, 2 * model.top_k)
 

@@ -63,8 +63,8 @@ def stand_in() -> StandIn:
 
 def test_a_model_that_is_warmed_up_compiles_nothing_more(stand_in: StandIn) -> None:
     assert check_warm_up(CPU).fault is None
-    # Two models, and biases alone for another two, three dtypes, small and large steps; two corrections, likewise for two
-    # kinds of ids; counting with three kinds of ids.
+    # Two models, and biases alone for two, three dtypes, small and large steps; two corrections, likewise for two
+    # kinds of ids; counting with three.
     assert compiled_kernels() == 4 * 3 * 2 + 2 * 3 * 2 * 2 + 3
 
 
@@ -84,7 +84,7 @@ def test_a_warm_up_that_forgets_something_is_noticed(
 def test_programs_cover_the_step(stand_in: StandIn, tokens: int, programs: int) -> None:
     stand_in.grids.clear()
     rules, slots = torch.zeros((2, 1, 128), dtype=torch.float16), torch.zeros(tokens, dtype=torch.int32)
-    rewrite(torch.zeros((tokens, 128)), rules, slots, 0)
+    rewrite(torch.zeros((tokens, 128)), rules, slots, torch.zeros(1).byte(), 0)
     assert stand_in.grids == [(programs, 1, 1)]
 
 
@@ -95,5 +95,5 @@ def test_each_token_of_a_small_step_has_a_program_of_its_own_where_a_selection_i
     stand_in.grids.clear()
     rules, slots = torch.zeros((2, 1, 64), dtype=torch.float16), torch.zeros(tokens + 7, dtype=torch.int32)
     chosen = torch.zeros((tokens, 4)), torch.zeros((tokens, 4), dtype=torch.int32)
-    reselect(*chosen, torch.zeros((tokens, 64)), None, rules, slots, 0, RouterKind("sigmoid"))
+    reselect(*chosen, torch.zeros((tokens, 64)), None, rules, slots, torch.zeros(1).byte(), 0, RouterKind("sigmoid"))
     assert stand_in.grids == [(programs, 1, 1)]

@@ -5,6 +5,8 @@ Needs pytest, torch and Triton; the last test but one also pydantic.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,12 +24,8 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def rewrite(
-    logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int, log_softmax: bool, forces: bool
-) -> None:
-    rewrite_(
-        logits, rules, slots, torch.zeros(1, dtype=torch.uint8, device=logits.device), row, log_softmax, False, forces
-    )
+def rewrite(*given: Any, forces: bool = True) -> None:
+    rewrite_(*given, False, forces)
 
 
 def test_rewrite_equals_float64(device: torch.device) -> None:
@@ -71,7 +69,7 @@ def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> N
 
     shape = MoEShape("Qwen3MoeForCausalLM", (0, 1), 96, 4)
     state = SteeringState(shape, shape.layers, max_requests=4, max_tokens=2048, count_groups=2, device=device)
-    warm_up_gate(state.rules, state.token_slots)
+    warm_up_gate(state.rules, state.token_slots, state.active)
     warm_up_counting(state.counters, state.token_groups, shape.top_k)
 
     before = compiled_kernels()
@@ -89,7 +87,7 @@ def test_a_state_compiles_everything_before_a_capture(device: torch.device) -> N
 
 
 def test_a_case_that_is_wrong_is_found(device: torch.device) -> None:
-    def lazy(logits: torch.Tensor, rules: torch.Tensor, slots: torch.Tensor, row: int) -> None:
-        rewrite(logits[:-1], rules, slots, row)
+    def lazy(logits: torch.Tensor, *rest: Any, forces: bool) -> None:
+        rewrite(logits[:-1], *rest, forces=forces)
 
     assert not check_rewrite(lazy, device, Case(8, 16, 2, 2, torch.float32)).passed

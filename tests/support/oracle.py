@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import pstdev
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-Rules = dict[tuple[int, int], int]
-"""(layer, expert) -> +1 or -1."""
+Rules = dict[tuple[int, int], float]
+"""(layer, expert) -> +1 or -1, in or out; any other number is a bias."""
+Key = TypeVar("Key")
+
+
+def forced(rules: Mapping[Key, float]) -> dict[Key, int]:
+    """The rules that force an expert in or out."""
+    return {key: int(math.copysign(1, rule)) for key, rule in rules.items() if abs(rule) in (1, math.inf)}
+
+
+def bias_row(logits: list[float], rules: Mapping[int, float]) -> list[float]:
+    """One token's logits with their biases, in Python floats (float64)."""
+    known = [z for z in logits if z > -math.inf]
+    sigma = pstdev(known) if known else 0.0
+    biases = {e: rule for e, rule in rules.items() if e not in forced(rules)}
+    return [z + biases[e] * sigma if e in biases else z for e, z in enumerate(logits)]
 
 
 def rewrite_row(
-    logits: list[float], rules: dict[int, int], dtype: torch.dtype, *, log_softmax: bool = False
+    logits: list[float], rules: Mapping[int, float], dtype: torch.dtype, *, log_softmax: bool = False
 ) -> list[float]:
     """One token's rewrite, in Python floats (float64), rounded through `dtype`; `log_softmax` is the paper's form."""
+    if len(forced(rules)) < len(rules):
+        logits = torch.tensor(bias_row(logits, rules), dtype=torch.float64).to(dtype).tolist()
+    rules = forced(rules)
     if not rules:
         return logits
     top = max(logits)
@@ -36,7 +54,7 @@ def rewrite_row(
         above, below = max(scores) + (above - max(rounded)), min(scores) + (below - min(rounded))
         rounded = scores
     rewritten = {1: above, -1: below}
-    return [rewritten[int(math.copysign(1, rules[e]))] if e in rules else rounded[e] for e in range(len(logits))]
+    return [rewritten[rules[e]] if e in rules else rounded[e] for e in range(len(logits))]
 
 
 def same_until(one: dict[int, list[list[int]]], other: dict[int, list[list[int]]]) -> int:
@@ -90,8 +108,9 @@ class Router:
         total = sum(u[e] for e in experts) + 1e-20 if self.renormalize else 1.0
         return [self.scale * u[e] / total for e in experts]
 
-    def steer(self, logits: list[float], rules: dict[int, int], *, own: bool = False) -> dict[int, float]:
+    def steer(self, logits: list[float], rules: Mapping[int, float], *, own: bool = False) -> dict[int, float]:
         """Expert -> weight of a token with `rules`, in the order of precedence, one place after the other."""
+        logits, rules = bias_row(logits, rules), forced(rules)
         chosen = self.select(logits)
         activated = [e for e, rule in rules.items() if rule > 0]
         deactivated = [e for e, rule in rules.items() if rule < 0]
@@ -201,7 +220,7 @@ class ReferenceModel:
             log_sums: dict[str, torch.Tensor] = {}
 
             def slow_linear(
-                x: Any, w: Any, b: Any = None, mine: dict[int, int] = mine, sums: dict[str, torch.Tensor] = log_sums
+                x: Any, w: Any, b: Any = None, mine: dict[int, float] = mine, sums: dict[str, torch.Tensor] = log_sums
             ) -> torch.Tensor:
                 logits = linear(x, w, b)
                 with _disable_current_modes():  # The rewrite has roundings of its own.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 from expert_registry.shape import MoEShape
 from tests.support.oracle import Rules
 from tests.support.tiny import VOCABULARY
 
+BIASES = (0.5, -0.75, 1.5, -3.0)
+
 
 def random_rules(shape: MoEShape, seed: int) -> Rules:
-    """A few rules in every layer, within what each layer allows."""
+    """A few rules in every layer, within what each layer allows, biases among them."""
     draw = random.Random(seed)
     rules: Rules = {}
     for layer in shape.layers:
@@ -20,14 +23,18 @@ def random_rules(shape: MoEShape, seed: int) -> Rules:
         deactivated = draw.randint(0, min(3, shape.num_experts - shape.top_k))
         rules |= {(layer, e): 1 for e in experts[:activated]}
         rules |= {(layer, e): -1 for e in experts[activated : activated + deactivated]}
+        rules |= {(layer, e): draw.choice(BIASES) for e in experts[activated + deactivated :][: draw.randint(0, 4)]}
     return rules or {(shape.layers[0], 0): 1}
 
 
 def as_text(rules: Rules) -> str:
     """The explicit expert set as JSON, in the interface's own words."""
-    value: dict[str, dict[str, list[int]]] = {"activate": {}, "deactivate": {}}
+    value: dict[str, dict[str, Any]] = {"activate": {}, "deactivate": {}, "bias": {}}
     for (layer, expert), rule in rules.items():
-        value["activate" if rule > 0 else "deactivate"].setdefault(str(layer), []).append(expert)
+        if rule in (1, -1):
+            value["activate" if rule > 0 else "deactivate"].setdefault(str(layer), []).append(expert)
+        else:
+            value["bias"].setdefault(str(layer), {})[str(expert)] = rule
     return json.dumps(value)
 
 

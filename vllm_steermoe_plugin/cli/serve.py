@@ -29,6 +29,7 @@ def serve(
     allow_experts: Annotated[
         bool, typer.Option(help="Allow requests to list experts or change their numbers.")
     ] = False,
+    max_strength: Annotated[float, typer.Option(help="Largest strength of biases that a request may name.")] = 2.0,
     base_model: Annotated[
         str | None, typer.Option(help="Base model whose rankings to use for a fine-tuned MODEL.")
     ] = None,
@@ -59,6 +60,7 @@ def serve(
         "allow_override": allow_override,
         "allow_reverse": allow_reverse,
         "allow_experts": allow_experts,
+        "max_strength": max_strength,
         "base_model": base_model,
         "lock": str(locked.absolute()) if locked else None,
         "profiles": profiles_of(profile or []),

@@ -44,16 +44,13 @@ def _rewrite(
 ) -> None:
     """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is float16 `[S, L, E]`.
 
-    `log_softmax`, `bfloat16`, `forces`: see `apply_rules`. `active` is uint8 `[L]`, on the device of the logits: what
-    the rules of this step do in a layer, as in `RuleTable.does`. It is written and read on the CPU only: a graph on a
-    GPU cannot leave a kernel out.
+    `log_softmax`, `bfloat16`, `forces`: see `apply_rules`. `active` is uint8 `[L]`: what the rules of this step do in a
+    layer, as in `RuleTable.does`.
     """
-    biases = True
-    if logits.device.type == "cpu":
-        does = int(active[row])
-        biases = bool(does & BIASES)
-        if not (biases or (forces and does & FORCES)):
-            return
+    does = int(active[row])
+    biases = bool(does & BIASES)
+    if not (biases or (forces and does & FORCES)):
+        return
     rows = rules[:, row].index_select(0, token_slots[: logits.shape[0]])
     forms = {"log_softmax": log_softmax, "bfloat16": bfloat16, "forces": forces}
     logits.copy_(apply_rules(logits, rows, biases=biases, **forms))
@@ -74,7 +71,7 @@ def _reselect(
 
     `router`: `RouterKind.arguments`.
     """
-    if logits.device.type == "cpu" and not int(active[row]) & FORCES:
+    if not int(active[row]) & FORCES:
         return
     if ids.dtype is torch.uint32:
         # To which torch cannot write by index.
@@ -111,7 +108,7 @@ def _rewrite_on_gpu(
 ) -> None:
     from vllm_steermoe_plugin.device.kernels.rewriting import rewrite
 
-    rewrite(logits, rules, token_slots, row, log_softmax, bfloat16, forces)
+    rewrite(logits, rules, token_slots, active, row, log_softmax, bfloat16, forces)
 
 
 def _reselect_on_gpu(
@@ -128,7 +125,7 @@ def _reselect_on_gpu(
     from vllm_steermoe_plugin.device.kernels.reselecting import reselect as launch
 
     kind = RouterKind.of_arguments(bias is not None, *router)
-    launch(weights, ids, logits, bias, rules, token_slots, row, kind)
+    launch(weights, ids, logits, bias, rules, token_slots, active, row, kind)
 
 
 def _count_on_gpu(topk_ids: torch.Tensor, counters: torch.Tensor, token_groups: torch.Tensor, row: int) -> None:

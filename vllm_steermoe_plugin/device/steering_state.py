@@ -93,11 +93,9 @@ class SteeringState:
             carrier=carrier,
         )
         self.rules = self.buffers.rules
+        self.active = self.buffers.active
         self.token_slots = self.buffers.token_slots
         self.token_groups = self.buffers.token_groups
-        # Read, and written, on the CPU only.
-        self.active = torch.zeros(len(self.layers), dtype=torch.uint8, device=device)
-        self._active = self.active.numpy() if device.type == "cpu" else np.zeros(len(self.layers), dtype=np.uint8)
         self.counts = Counters(len(self.layers), count_groups, shape.num_experts, shape.top_k, device)
         self.counters = self.counts.selections
         self.steered_requests = 0
@@ -235,14 +233,12 @@ class SteeringState:
                 start += row.num_tokens
         # Should the device fail in between, no slot counts as written.
         self._slots.written({})
-        self.buffers.write(slots, groups, new_tables)
+        self.buffers.write(slots, groups, new_tables, self._slots.active_layers(slot_of.values()))
         self._slots.written(placed)
-        self._active[:] = self._slots.active_layers(slot_of.values())
 
     def clear_step(self) -> None:
         """Steer and count nothing in the next forward pass (dummy runs, batches without steering)."""
         self.buffers.clear()
-        self._active[:] = 0
 
     def _compile(self, text: str) -> RuleTable:
         return compile_rules(SteeringProfile.from_json(text), self.shape)

@@ -51,11 +51,11 @@ def _warm_up(state: SteeringState, layers: Sequence[MoELayer]) -> None:
     from vllm_steermoe_plugin.device.kernels.warm_up import warm_up_counting, warm_up_gate, warm_up_selection
 
     for log_softmax, bfloat16 in {(g.log_softmax, g.bfloat16) for layer in layers if (g := layer.gate) is not None}:
-        warm_up_gate(state.rules, state.token_slots, log_softmax, bfloat16)
+        warm_up_gate(state.rules, state.token_slots, state.active, log_softmax, bfloat16)
     kinds: dict[RouterKind, torch.Tensor | None] = {}
     for layer in layers:
         if layer.gate is None:
             kinds.setdefault(layer.kind, layer.router._compute_routing.bias)
     for kind, bias in kinds.items():
-        warm_up_selection(state.rules, state.token_slots, state.shape.top_k, kind, bias)
+        warm_up_selection(state.rules, state.token_slots, state.active, state.shape.top_k, kind, bias)
     warm_up_counting(state.counters, state.token_groups, state.shape.top_k)

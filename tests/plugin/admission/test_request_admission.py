@@ -171,6 +171,13 @@ REFUSED: list[tuple[Any, ...]] = [
             ("digits+digits:reverse", RequestError, "twice"),
             ("digits+refusal:phase=prompt", ProfileError, "phase"),
             ("digits:activate=19", ProfileError, "19 experts"),
+            ("lies:strength=0", UnknownRankingError, "digits, other, refusal"),
+            ("digits:strength=1:top=999", ProfileError, "top: 999 experts asked for"),
+            ("digits:strength=1:by=own", ProfileError, "no weights of its own.*risk_difference"),
+            ("digits:strength=16+refusal:strength=16", ProfileError, "from -16 to 16"),
+            ("digits+refusal:strength=1:phase=prompt", ProfileError, "phase"),
+            ('{"bias": {"2": {"0": 1}}}', ProfileError, "bias: layer 2 has no routed experts"),
+            ('{"bias": {"3": {"6": 1}}}', ProfileError, "bias: layer 3 has no expert 6"),
         )
     ),
 ]
@@ -180,6 +187,9 @@ ADMITTED: list[tuple[dict[str, object], bool, str]] = [
     ({"allow_experts": True}, True, EXPERTS),
     ({"allow_experts": True}, True, "digits:activate=1"),
     ({}, True, "digits:phase=prompt"),
+    ({}, True, "digits:strength=2"),
+    ({"allow_reverse": True}, True, "digits:strength=-1"),
+    ({"allow_experts": True}, True, '{"bias": {"3": {"5": -0.5}}}'),
     ({}, False, "digits:reverse:activate=1"),
     ({}, False, EXPERTS),
 ]

@@ -31,6 +31,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "digits:deactivate=0": ("allow_experts",),
     "refusal+digits:activate=0": ("allow_experts",),
     "digits:reverse:activate=4": ("allow_reverse", "allow_experts"),
+    "digits:strength=0.5": (),
+    "digits:strength=0": (),
+    '{"bias": {"3": {"5": 0}}}': (),
+    "digits:strength=-0.5": ("allow_reverse",),
+    "digits:strength=0.5:top=9": ("allow_experts",),
+    "digits:strength=0.5:by=sign": ("allow_experts",),
+    '{"bias": {"3": {"5": 0.5}}}': ("allow_experts",),
 }
 """Request -> what a server must allow for it."""
 SWITCHES = ("enabled", "allow_override", "allow_reverse", "allow_experts")
@@ -40,9 +47,24 @@ def refused_by(text: str, settings: Settings, *, served: bool) -> set[str]:
     """Settings of which one must be named by the refusal; empty if the request is allowed."""
     if not settings.enabled:
         return {"enabled"}
-    if not settings.allow_override and (settings.default is not None or text != "none"):
+    if not settings.allow_override and (settings.default is not None or parse_request(text)):
         return {"allow_override"}
     return {need for need in NEEDS[text] if served and not getattr(settings, need)}
+
+
+def test_strengths_are_bounded_over_http_in_both_directions() -> None:
+    for most, text, allowed in [
+        (2.0, "digits:strength=2", True),
+        (2.0, "digits:strength=2.1", False),
+        (2.0, "refusal+digits:strength=-2.1", False),
+        (0.0, "digits:strength=0.1", False),
+        (16.0, "digits:strength=16", True),
+    ]:
+        settings, request = Settings(max_strength=most, allow_reverse=True), parse_request(text)
+        error = refusal(lambda: check_policy(request, settings, served=True))  # noqa: B023
+        assert error is None if allowed else as_said(error, PolicyError, f"up to {most:g}.*max_strength"), text
+        check_policy(request, settings, served=False)
+    assert Settings().max_strength == 2.0 and Settings.model_validate({"max_strength": 16}).max_strength == 16
 
 
 def test_the_whole_matrix() -> None:
@@ -52,7 +74,8 @@ def test_the_whole_matrix() -> None:
     for text, served, default, values in cases:
         settings = Settings(default=default, **dict(zip(SWITCHES, values, strict=True)))
         # An engine that does not steer need not refuse a request not to be steered.
-        allowing = set() if text == "none" and not settings.enabled else refused_by(text, settings, served=served)
+        unsteered = not parse_request(text)
+        allowing = set() if unsteered and not settings.enabled else refused_by(text, settings, served=served)
         error = refusal(lambda: check_policy(parse_request(text), settings, served=served))  # noqa: B023
         named = set(re.findall(r"'(\w+)'", str(error))) & set(Settings.model_fields)
         assert bool(named) == bool(allowing) == isinstance(error, PolicyError) and named <= allowing, (text, settings)

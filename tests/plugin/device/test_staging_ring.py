@@ -16,6 +16,7 @@ from vllm_steermoe_plugin.device.staging_ring import RING_DEPTH, StagingRing
 from vllm_steermoe_plugin.device.steering_state import BatchRow, SteeringState
 from vllm_steermoe_plugin.device.step_buffers import ROWS_PER_COPY, StepBuffers, Table
 from vllm_steermoe_plugin.steering.counted_spans import CountedSpans
+from vllm_steermoe_plugin.steering.rule_values import FORCES
 
 CPU = torch.device("cpu")
 
@@ -165,7 +166,9 @@ def test_any_number_of_new_rule_tables_arrives() -> None:
             ]
             slots = chance.integers(1, 200, MAX_TOKENS).astype(np.int32)
             groups = chance.integers(0, 9, MAX_TOKENS).astype(np.int32)
-            buffers.write(slots, groups, tables)
+            active = chance.integers(0, 4, 3).astype(np.uint8)
+            buffers.write(slots, groups, tables, active)
+            assert buffers.active.tolist() == active.tolist()
             wanted = torch.zeros((200, 3, 5), dtype=torch.float16)
             for slot, rules in tables:
                 wanted[slot] = torch.from_numpy(rules)
@@ -224,9 +227,11 @@ def test_marks_that_a_failed_copy_was_to_bring_are_brought_again() -> None:
     """Also where nothing but marks is new."""
     buffers = StepBuffers(2, 1, 4, MAX_TOKENS, counting=True, device=CPU, carrier=BrokenOnce(1))
     slots, groups = np.zeros(3, dtype=np.int32), np.full(3, 2, dtype=np.int32)
+    active = np.full(1, FORCES, dtype=np.uint8)
     with pytest.raises(RuntimeError, match="gone"):
-        buffers.write(slots, groups, ())
-    buffers.write(slots, groups, ())
+        buffers.write(slots, groups, (), active)
+    buffers.write(slots, groups, (), active)
+    assert buffers.active.tolist() == [FORCES]
     assert buffers.token_slots[:3].tolist() == [0] * 3 and buffers.token_groups[:3].tolist() == [2] * 3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,14 @@ def profiles(draw: st.DrawFn, phase: Phase | None = None) -> SteeringProfile:
     """Any profile over CELLS."""
     rules = draw(st.dictionaries(st.sampled_from(CELLS), st.sampled_from([1, -1]), min_size=1))
     activate = frozenset(cell for cell, rule in rules.items() if rule == 1)
-    return SteeringProfile(activate, frozenset(rules) - activate, phase or draw(st.sampled_from(PHASES)))
+    # Multiples of 1/8: float16 holds them, and their sums.
+    eighths = draw(st.dictionaries(st.sampled_from(CELLS), st.integers(-20, 20), max_size=4))
+    return SteeringProfile(
+        activate,
+        frozenset(rules) - activate,
+        phase or draw(st.sampled_from(PHASES)),
+        bias=tuple((layer, expert, number / 8) for (layer, expert), number in eighths.items()),
+    )
 
 
 def merged(*parts: SteeringProfile) -> SteeringProfile | None:
@@ -35,14 +43,43 @@ def merged(*parts: SteeringProfile) -> SteeringProfile | None:
 
 @given(profiles("both"), profiles("both"), profiles("both"))
 @settings(max_examples=60, deadline=None)
-def test_merging_is_commutative_associative_and_idempotent(
+def test_merging_is_commutative_and_associative_and_of_what_is_forced_idempotent(
     a: SteeringProfile, b: SteeringProfile, c: SteeringProfile
 ) -> None:
-    assert SteeringProfile.merge([a, a]) == SteeringProfile.merge([a]) == a
+    assert SteeringProfile.merge([a]) == a == SteeringProfile.merge([a, replace(a, bias=())])
+    twice = SteeringProfile.merge([a, a])
+    assert twice == replace(a, bias=tuple((layer, expert, 2 * bias) for layer, expert, bias in a.bias))
     assert merged(a, b) == merged(b, a)
     ab, bc = merged(a, b), merged(b, c)
     if ab is not None and bc is not None:
+        # A bias that a forced expert has taken the place of is gone, so all three must be there.
         assert merged(ab, c) == merged(a, bc) == merged(a, b, c)
+
+
+@given(profiles("both"), profiles("both"))
+@settings(max_examples=60, deadline=None)
+def test_biases_add_up_and_a_forced_expert_has_none(a: SteeringProfile, b: SteeringProfile) -> None:
+    union = merged(a, b)
+    if union is None:
+        return
+    sums: dict[tuple[int, int], float] = {}
+    for layer, expert, bias in a.bias + b.bias:
+        sums[layer, expert] = sums.get((layer, expert), 0) + bias
+    free = {cell: bias for cell, bias in sums.items() if bias and cell not in union.activate | union.deactivate}
+    assert {(layer, expert): bias for layer, expert, bias in union.bias} == free
+
+
+def test_biases_are_as_the_device_holds_them() -> None:
+    one, same = SteeringProfile(bias=((3, 5, 0.7),)), SteeringProfile(bias=((3, 5, 0.70001), (2, 2, 1e-9)))
+    assert one == same and one.digest == same.digest
+    assert one.to_json() == '{"activate":{},"deactivate":{},"bias":{"3":{"5":0.7}}}'
+    assert SteeringProfile.from_json(one.to_json()).to_json() == one.to_json()
+    assert not SteeringProfile(bias=((3, 5, 0.0),)) and not SteeringProfile(bias=((3, 5, 1.0), (3, 5, -1.0)))
+    for bias in (16.5, -17, float("nan"), float("inf")):
+        with pytest.raises(ProfileError, match=r"layer 3, expert 5.*from -16 to 16"):
+            SteeringProfile(bias=((3, 5, bias),))
+    with pytest.raises(ProfileError, match="18 for layer 3"):
+        SteeringProfile.merge([SteeringProfile(bias=((3, 5, 9.0),))] * 2)
 
 
 @given(profiles("both"), profiles("both"))
@@ -58,7 +95,7 @@ def test_a_merge_is_refused_exactly_when_an_expert_would_go_both_ways(a: Steerin
 @given(profiles(), profiles())
 @settings(max_examples=100, deadline=None)
 def test_texts_and_digests_are_equal_iff_the_sets_are(a: SteeringProfile, b: SteeringProfile) -> None:
-    same = (set(a.activate), set(a.deactivate), a.phase) == (set(b.activate), set(b.deactivate), b.phase)
+    same = (a.activate, a.deactivate, a.phase, a.bias) == (b.activate, b.deactivate, b.phase, b.bias)
     assert (a == b) == same
     assert (a.to_json() == b.to_json()) == same
     assert (a.digest == b.digest) == same
@@ -134,6 +171,10 @@ def test_hostile_json_is_refused_by_name() -> None:
         *((layer(name), f"'{name}'") for name in ("-1", "03", "3.0", " 3")),
         *((layer(name), "layer index") for name in ("3\\n", "٣", "", "123456")),
         ('{"activate": {"3": [5]}, "phase": "all"}', "'all'"),
+        *(('{"bias": [1]}', "'bias' must map"), ('{"bias": {"3": [5]}}', "layer 3"), ('{"bias": {"03": {}}}', "'03'")),
+        *((f'{{"bias": {{"3": {{"{e}": 1}}}}}}', "expert's index") for e in ("05", "-1", "5.0", "", "٣", "123456")),
+        *((f'{{"bias": {{"3": {{"5": {x}}}}}}}', "not a number") for x in ("true", "null", '"0.5"', "[1]", "{}")),
+        ('{"bias": {"3": {"5": 1, "5": 1}}}', "twice"),
         *((f'{{"activate": {{"3": [5]}}, "phase": {value}}}', "phase") for value in ("null", '["both"]')),
         ('{"activate": {"3": [5]}, "activate": {"4": [5]}}', "twice"),
         *((f'{{"activate": {{"3": [5], "{again}": [6]}}}}', "twice") for again in ("3", "\\u0033")),

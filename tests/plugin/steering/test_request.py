@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expert_registry.errors import ProfileError, RequestError, SteerMoEError
+from expert_registry.weights import SCORES
 from tests.support.refusals import not_refused
 from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, SteeringProfile
 from vllm_steermoe_plugin.steering.request import MAX_PARTS, Named, SteeringRequest, parse_request
@@ -23,6 +24,8 @@ def spell(part: Named, order: list[int]) -> str:
         "" if part.deactivate is None else f"deactivate={part.deactivate}",
         f"phase={part.phase}",
     ]
+    if part.strength is not None:
+        options[:3] = [f"strength={part.strength}", part.top and f"top={part.top}", part.by and f"by={part.by}"]
     head = part.behaviour + ("" if part.version is None else f"@{part.version}")
     return ":".join([head, *(options[i] for i in order if options[i])])
 
@@ -39,6 +42,15 @@ def spelled(draw: st.DrawFn) -> tuple[str, Named]:
         deactivate=draw(number),
         phase=draw(st.sampled_from(PHASES)),
     )
+    if draw(st.booleans()):
+        part = Named(
+            part.behaviour,
+            part.version,
+            phase=part.phase,
+            strength=draw(st.integers(-1600, 1600)) / 100,
+            top=draw(st.none() | st.integers(1, 999_999)),
+            by=draw(st.none() | st.sampled_from(SCORES)),
+        )
     return spell(part, draw(st.permutations(range(4)))), part
 
 
@@ -55,6 +67,7 @@ def test_what_is_spelled_out_is_what_is_read(parts: list[tuple[str, Named]], spa
 def test_the_forms_of_the_docstring() -> None:
     plain = Named("faithfulness")
     numbers = Named("faithfulness", activate=4, deactivate=0, phase="generation")
+    by_log_ratio = Named("faithfulness", strength=1.0, top=200, by="log_ratio")
     several = (Named("faithfulness", 3, True), Named("digits", activate=1))
     for text, named, profiles in (
         ("faithfulness", (plain,), ()),
@@ -62,6 +75,10 @@ def test_the_forms_of_the_docstring() -> None:
         ("faithfulness@latest", (plain,), ()),
         ("faithfulness:reverse", (Named("faithfulness", reverse=True),), ()),
         ("faithfulness:forward", (plain,), ()),
+        ("faithfulness:strength=0.5", (Named("faithfulness", strength=0.5),), ()),
+        ("faithfulness:strength=-.5", (Named("faithfulness", strength=-0.5),), ()),
+        ("faithfulness:strength=-0", (Named("faithfulness", strength=0.0),), ()),
+        ("faithfulness:by=log_ratio:top=200:strength=1", (by_log_ratio,), ()),
         ("faithfulness:activate=4:deactivate=0:phase=generation", (numbers,), ()),
         ("faithfulness+digits", (plain, Named("digits")), ()),
         ("faithfulness@3:reverse + digits:activate=1", several, ()),
@@ -82,6 +99,16 @@ def test_an_explicit_set_is_the_profile_that_its_json_says() -> None:
     request = parse_request(text)
     assert request.explicit == SteeringProfile(frozenset({(3, 5), (3, 7)}), phase="prompt")
     assert request.named == () and bool(request)
+
+
+def test_biases_of_zero_ask_for_nothing_and_a_strength_has_one_text() -> None:
+    assert parse_request('{"bias": {"3": {"5": 0, "6": -0.0, "7": 1e-9}}}') == SteeringRequest()
+    assert parse_request('{"bias": {"3": {"5": 0.7}}}').explicit == SteeringProfile(bias=((3, 5, 0.7),))
+    texts = {parse_request(f"digits:strength={x}").text() for x in ("0.50", ".5", "00.5", "0.5")}
+    assert texts == {"digits:strength=0.5"}
+    assert parse_request("digits:strength=-0").text() == "digits:strength=0"
+    away = [parse_request(f"digits:{option}").named[0].away for option in ("strength=-0.1", "strength=0", "reverse")]
+    assert away == [True, False, True]
 
 
 def test_an_explicit_set_that_contradicts_itself_is_refused() -> None:
@@ -108,6 +135,18 @@ def test_what_is_no_request_is_refused_by_name() -> None:
             "digits:deactivate=1234567",
         ),
         "unknown phase 'all'": ("digits:phase=all",),
+        "needs a number such as": tuple(
+            f"digits:strength={x}" for x in ("", "-", ".", "nan", "inf", "-inf", "1e1", "0x1", "0,5", "٣", "--1")
+        ),
+        "a strength is from -16 to 16": ("digits:strength=17", "digits:strength=-16.01", "digits:strength=99"),
+        "say their strength": ("digits:top=200", "digits:by=sign", "digits:reverse:top=2"),
+        "gives them biases in place": (
+            *(f"digits:strength=1:{option}" for option in ("activate=4", "deactivate=0", "weight=own", "reverse")),
+            "digits:forward:strength=-1",
+        ),
+        "top= needs a number of experts": tuple(f"digits:strength=1:top={x}" for x in ("0", "-1", "all", "1.5")),
+        "unknown by 'effect'": ("digits:strength=1:by=effect",),
+        "'strength' stands twice": ("digits:strength=1:strength=1",),
         "twice": ("digits:reverse:forward", "digits:reverse:reverse"),
         "'activate' stands twice": ("digits:activate=1:activate=1",),
         "'digits' stands twice": ("digits+digits", "digits@1+digits@2"),
@@ -154,6 +193,9 @@ PIECES = (
         "forward",
         "activate=",
         "phase=",
+        "strength=",
+        "top=",
+        '"bias":',
         "both",
         "+",
         " ",
@@ -173,4 +215,4 @@ def test_any_text_is_a_request_or_an_error_of_ours(text: str) -> None:
         return
     assert isinstance(request, SteeringRequest)
     assert not (request.named and request.explicit)
-    assert bool(request) == (text.strip() != "none")
+    assert bool(request) or "none" in text or "bias" in text

@@ -20,7 +20,7 @@ from vllm_steermoe_plugin.device.kernels.tiles import MAX_EXPERTS, SMALL_STEP, T
 from vllm_steermoe_plugin.device.reselect import NO_SUM
 from vllm_steermoe_plugin.device.rewrite import EPSILON
 from vllm_steermoe_plugin.device.router_kind import RouterKind
-from vllm_steermoe_plugin.steering.rule_values import FORCED, OWN_WEIGHT
+from vllm_steermoe_plugin.steering.rule_values import FORCED, FORCES, OWN_WEIGHT
 
 _SCORES = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2}
 _COLUMNS_OF_A_WARP = 512
@@ -36,6 +36,7 @@ def reselect_kernel(
     bias,
     rules,
     token_slots,
+    active,
     num_tokens,
     row,
     WEIGHT_STRIDE: tl.constexpr,
@@ -54,6 +55,7 @@ def reselect_kernel(
     NO_SUM: tl.constexpr,
     OWN_WEIGHT: tl.constexpr,
     FORCED: tl.constexpr,
+    FORCES: tl.constexpr,
     TAKEN: tl.constexpr,
     TOP_K: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -65,7 +67,7 @@ def reselect_kernel(
 ):
     tokens = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     slots = tl.load(token_slots + tokens * TOKEN_SLOT_STRIDE, mask=tokens < num_tokens, other=0)
-    if tl.max(slots, axis=0) > 0:
+    if (tl.max(slots, axis=0) > 0) & ((tl.load(active + row) & FORCES) != 0):
         # Each group begins at a multiple of its length rounded up to a power of two.
         columns = tl.arange(0, BLOCK_E)[None, :]
         group, of_group = columns // (BLOCK_E // BLOCK_G), columns % (BLOCK_E // BLOCK_G)
@@ -77,8 +79,7 @@ def reselect_kernel(
         rules_of = rules + slots.to(tl.int64)[:, None] * SLOT_STRIDE + row.to(tl.int64) * LAYER_STRIDE
         logits_of = logits + tokens[:, None] * TOKEN_STRIDE
         ids_of = ids + tokens[:, None] * ID_STRIDE
-        rule = tl.load(rules_of + experts, mask=read, other=0.0)
-        activated, deactivated = rule > FORCED, rule < -FORCED
+        rule = _force(tl.load(rules_of + experts, mask=read, other=0.0), FORCED, OWN_WEIGHT)
         # Beside the rules, not after them: that spares a trip to memory.
         logit_at = logits_of + experts.to(tl.int64) * EXPERT_STRIDE
         z = tl.load(logit_at, mask=read, other=-float("inf")).to(tl.float32)
@@ -87,7 +88,7 @@ def reselect_kernel(
             chosen |= experts == tl.load(ids_of + at, mask=steered, other=-1).to(tl.int32)
         chosen &= in_row
         # One reduction for four questions: does a rule force, is it to be obeyed, NaN or +inf, a number above -inf?
-        marks = tl.where(activated | deactivated, 1, 0) | tl.where(activated | (deactivated & chosen), 2, 0)
+        marks = tl.where(rule != 0, 1, 0) | tl.where((rule > 0) | ((rule < 0) & chosen), 2, 0)
         marks |= tl.where(z < float("inf"), 0, 4) | tl.where(z > -float("inf"), 8, 0)
         found = tl.reduce(marks, 1, _or)[:, None]
         sound = (found & 12) == 8
@@ -101,7 +102,7 @@ def reselect_kernel(
             if GROUPS > 1:
                 kept = _in_kept_groups(tl.where(in_row, c, -float("inf")), HAS_BIAS, KEPT, BLOCK_G)
                 tier = tl.where(chosen, 2, kept)
-            tier = tl.where(activated, 3, tl.where(deactivated, -1, tier))
+            tier = tl.where(rule > 0, 3, tl.where(rule < 0, -1, tier))
             top = tl.max(tl.where(chosen, z, -float("inf")), axis=1)[:, None] + EPSILON
             bottom = tl.min(tl.where(in_row, z, float("inf")), axis=1)[:, None] - EPSILON
 
@@ -109,9 +110,8 @@ def reselect_kernel(
             places = tl.arange(0, BLOCK_K)[None, :]
             stored = written & (places < TOP_K)
             new_z = tl.load(logits_of + new_ids.to(tl.int64) * EXPERT_STRIDE, mask=stored, other=0).to(tl.float32)
-            new_rule = tl.load(rules_of + new_ids, mask=stored, other=0.0)
-            new_z = _ruled(new_z, new_rule, top, bottom, OWN_WEIGHT, FORCED)
-            new = _score(new_z, _ruled(z, rule, top, bottom, OWN_WEIGHT, FORCED), SCORE)
+            new_rule = _force(tl.load(rules_of + new_ids, mask=stored, other=0.0), FORCED, OWN_WEIGHT)
+            new = _score(_ruled(new_z, new_rule, top, bottom), _ruled(z, rule, top, bottom), SCORE)
             if RENORMALIZE:
                 new = new / (tl.sum(tl.where(places < TOP_K, new, 0.0), axis=1)[:, None] + NO_SUM)
             new = tl.where(sound, new * SCALE, float("nan"))
@@ -144,9 +144,16 @@ def _first(c, tier, experts, in_row, TAKEN: tl.constexpr, TOP_K: tl.constexpr, B
 
 
 @triton.jit
-def _ruled(z, rule, top, bottom, OWN_WEIGHT: tl.constexpr, FORCED: tl.constexpr):
+def _force(rule, FORCED: tl.constexpr, OWN_WEIGHT: tl.constexpr):
+    """Of rules, in a byte: 1 activate, 2 activate with its own weight, -1 deactivate, 0."""
+    up = tl.where(rule == OWN_WEIGHT, 2, 1)
+    return tl.where(rule > FORCED, up, tl.where(rule < -FORCED, -1, 0)).to(tl.int8)
+
+
+@triton.jit
+def _ruled(z, rule, top, bottom):
     """z' of logits, in whose row activated experts get `top` and deactivated ones `bottom`."""
-    return tl.where(rule < -FORCED, bottom, tl.where((rule > FORCED) & (rule != OWN_WEIGHT), top, z))
+    return tl.where(rule < 0, bottom, tl.where(rule == 1, top, z))
 
 
 @triton.jit
@@ -195,6 +202,7 @@ def reselect(
     bias: torch.Tensor | None,
     rules: torch.Tensor,
     token_slots: torch.Tensor,
+    active: torch.Tensor,
     row: int,
     kind: RouterKind,
 ) -> None:
@@ -202,7 +210,7 @@ def reselect(
     num_tokens, num_experts = logits.shape
     if num_tokens:
         tile = choose_tile(num_experts, num_tokens, kind)
-        launch(weights, ids, logits, bias, rules, token_slots, row, kind, tile)
+        launch(weights, ids, logits, bias, rules, token_slots, active, row, kind, tile)
 
 
 def launch(
@@ -212,6 +220,7 @@ def launch(
     bias: torch.Tensor | None,
     rules: torch.Tensor,
     token_slots: torch.Tensor,
+    active: torch.Tensor,
     row: int,
     kind: RouterKind,
     tile: Tile,
@@ -233,6 +242,7 @@ def launch(
         logits if bias is None else bias,
         rules,
         token_slots,
+        active,
         num_tokens,
         row,
         num_warps=tile.warps,
@@ -250,7 +260,8 @@ def choose_tile(num_experts: int, num_tokens: int, kind: RouterKind) -> Tile:
         raise ValueError(f"{num_experts} experts in a layer; the kernel takes 1 to {MAX_EXPERTS}")
     groups = _groups(kind)
     columns = triton.next_power_of_2(groups) * triton.next_power_of_2(num_experts // groups)
-    tokens = 1 if num_tokens <= SMALL_STEP else _LARGE_TOKENS
+    # Rows of 512 fill the registers of their warp; several of them in a program leave a multiprocessor to few.
+    tokens = 1 if num_tokens <= SMALL_STEP or columns >= _COLUMNS_OF_A_WARP else _LARGE_TOKENS
     return Tile(tokens, columns, tokens * max(1, columns // _COLUMNS_OF_A_WARP))
 
 
@@ -287,6 +298,7 @@ def constants(
         "NO_SUM": NO_SUM,
         "OWN_WEIGHT": OWN_WEIGHT,
         "FORCED": FORCED,
+        "FORCES": FORCES,
         "TAKEN": -(2**31),
         "TOP_K": ids.shape[1],
         "GROUPS": groups,

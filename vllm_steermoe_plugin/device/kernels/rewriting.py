@@ -1,10 +1,10 @@
 """The rewrite of router logits as one Triton kernel; `rewrite.apply_rules` says what it computes.
 
-Bytes of a token: 4 (its slot) when it is not steered, and nothing else is read. Else 2 E more for
-its rules, which most tokens share, so that they come from the cache; and its logits, read
-once and, if it has a rule in this layer, written once. Two trips to memory in a row, the slot's and the
-rules' beside the logits', then three reductions beside each other; for log-probabilities a sum follows the maximum. A
-program with a bias has five more, two after each other for sigma and two for the extremes; others jump over them.
+Bytes of a token: 4 (its slot) when it is not steered or the step has no rule here, and nothing else is read. Else
+2 E more for its rules, which most tokens share, so that they come from the cache; and its logits, read once and, if it
+has a rule in this layer, written once. Two trips to memory in a row, the slot's and the rules' beside the logits', then
+three reductions beside each other; for log-probabilities a sum follows the maximum. In a layer where a token of the
+step has a bias come five more, two after each other for sigma and two for the extremes.
 """
 
 # What a Triton kernel takes and gives has no Python type.
@@ -21,7 +21,7 @@ import triton.language as tl
 
 from vllm_steermoe_plugin.device.kernels.tiles import Tile, choose_tile
 from vllm_steermoe_plugin.device.rewrite import EPSILON
-from vllm_steermoe_plugin.steering.rule_values import FORCED
+from vllm_steermoe_plugin.steering.rule_values import BIASES, FORCED, FORCES
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Of router logits."""
@@ -36,6 +36,7 @@ def rewrite_kernel(
     logits,
     rules,
     token_slots,
+    active,
     num_tokens,
     row,
     TOKEN_STRIDE: tl.constexpr,
@@ -47,6 +48,8 @@ def rewrite_kernel(
     BFLOAT16: tl.constexpr,
     FORCES: tl.constexpr,
     FORCED: tl.constexpr,
+    DOES: tl.constexpr,
+    BIASES: tl.constexpr,
     EPSILON: tl.constexpr,
     UNIT: tl.constexpr,
     LN_2: tl.constexpr,
@@ -57,7 +60,9 @@ def rewrite_kernel(
 ):
     tokens = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     slots = tl.load(token_slots + tokens * TOKEN_SLOT_STRIDE, mask=tokens < num_tokens, other=0)
-    if tl.max(slots, axis=0) > 0:
+    # Of the whole step: that any of its tokens has a bias here is told by a number, not by a reduction over warps.
+    does = tl.load(active + row)
+    if (tl.max(slots, axis=0) > 0) & ((does & DOES) != 0):
         experts = tl.arange(0, BLOCK_E)[None, :]
         in_row = experts < NUM_EXPERTS
         steered = (slots > 0)[:, None] & in_row
@@ -75,7 +80,7 @@ def rewrite_kernel(
         # One reduction for three questions: does a rule force (bit 0), is there a bias (bit 1), NaN or +inf (bit 2)?
         marks = tl.where(activated | deactivated, 1, tl.where((rule != 0.0) & (tl.abs(rule) < FORCED), 2, 0))
         found = tl.reduce(marks | tl.where(z < float("inf"), 0, 4), 1, _or)
-        if tl.max(found & 2, axis=0) > 0:
+        if (does & BIASES) != 0:
             z = _biased(z, rule, in_row, FORCED).to(dtype).to(tl.float32)
             top = tl.max(z, axis=1)[:, None]
             bottom = tl.min(tl.where(in_row, z, float("inf")), axis=1)[:, None]
@@ -132,6 +137,7 @@ def rewrite(
     logits: torch.Tensor,
     rules: torch.Tensor,
     token_slots: torch.Tensor,
+    active: torch.Tensor,
     row: int,
     log_softmax: bool = False,
     bfloat16: bool = False,
@@ -140,13 +146,16 @@ def rewrite(
     """Rewrite `logits [T, E]` in place by `rules[token_slots[:T], row]`; `rules` is float16 `[S, L, E]`."""
     num_tokens, num_experts = logits.shape
     if num_tokens:
-        launch(logits, rules, token_slots, row, choose_tile(num_experts, num_tokens), log_softmax, bfloat16, forces)
+        launch(
+            logits, rules, token_slots, active, row, choose_tile(num_experts, num_tokens), log_softmax, bfloat16, forces
+        )
 
 
 def launch(
     logits: torch.Tensor,
     rules: torch.Tensor,
     token_slots: torch.Tensor,
+    active: torch.Tensor,
     row: int,
     tile: Tile,
     log_softmax: bool = False,
@@ -168,6 +177,7 @@ def launch(
         logits,
         rules,
         token_slots,
+        active,
         num_tokens,
         row,
         num_warps=tile.warps,
@@ -195,6 +205,8 @@ def constants(
         "BFLOAT16": bfloat16,
         "FORCES": forces,
         "FORCED": FORCED,
+        "DOES": BIASES | FORCES * forces,
+        "BIASES": BIASES,
         "EPSILON": EPSILON,
         "LN_2": math.log(2),
         "LOG2_E": 1 / math.log(2),

@@ -24,6 +24,7 @@ _COUNTED_DTYPES = (*_ID_DTYPES, torch.int16)
 def warm_up_gate(
     rules: torch.Tensor,
     token_slots: torch.Tensor,
+    active: torch.Tensor,
     log_softmax: bool = False,
     bfloat16: bool = False,
     forces: bool = True,
@@ -37,17 +38,32 @@ def warm_up_gate(
     for dtype in DTYPES:
         logits = torch.zeros((1, num_experts), dtype=dtype, device=device)
         for num_tokens in _STEPS:
-            launch(logits, rules, token_slots, 0, choose_tile(num_experts, num_tokens), log_softmax, bfloat16, forces)
+            launch(
+                logits,
+                rules,
+                token_slots,
+                active,
+                0,
+                choose_tile(num_experts, num_tokens),
+                log_softmax,
+                bfloat16,
+                forces,
+            )
 
 
 def warm_up_selection(
-    rules: torch.Tensor, token_slots: torch.Tensor, top_k: int, kind: RouterKind, bias: torch.Tensor | None
+    rules: torch.Tensor,
+    token_slots: torch.Tensor,
+    active: torch.Tensor,
+    top_k: int,
+    kind: RouterKind,
+    bias: torch.Tensor | None,
 ) -> None:
     """Run the correction of a selection, and the biases before it, on a token that is not steered.
 
     `bias` is the router's, or None.
     """
-    warm_up_gate(rules, token_slots, forces=False)
+    warm_up_gate(rules, token_slots, active, forces=False)
     num_experts, device = rules.shape[2], rules.device
     for dtype, id_dtype in itertools.product(DTYPES, _ID_DTYPES):
         logits = torch.zeros((1, num_experts), dtype=dtype, device=device)
@@ -55,7 +71,7 @@ def warm_up_selection(
         weights = torch.zeros((1, top_k), device=device)
         for num_tokens in _STEPS:
             tile = choose_selection_tile(num_experts, num_tokens, kind)
-            launch_selection(weights, ids, logits, bias, rules, token_slots, 0, kind, tile)
+            launch_selection(weights, ids, logits, bias, rules, token_slots, active, 0, kind, tile)
 
 
 def warm_up_counting(counters: torch.Tensor, token_groups: torch.Tensor, top_k: int) -> None:
