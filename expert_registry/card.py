@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from expert_registry.documents import Strict
 from expert_registry.weights import Score
@@ -38,7 +38,8 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9]
 SLUG = r"[a-z][a-z0-9_-]{0,63}"
 """Names of behaviours and of profiles, as a regular expression."""
 Slug = Annotated[str, Field(pattern=rf"^{SLUG}$"), AfterValidator(_not_none)]
-Text = Annotated[str, Field(max_length=4000), AfterValidator(_printable)]
+MAX_TEXT = 4000
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_printable)]
 """Words on one line, without control characters."""
 _Tool = Annotated[str, Field(max_length=64), AfterValidator(_printable)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -74,7 +75,21 @@ class Recommended(Strict):
     strength: Annotated[float, Field(gt=0, le=16)] | None = None
     """Of biases in place of forced experts, in either direction."""
     top: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """How many of the largest weights give biases; None: all."""
     by: Score | None = None
+    """What the weights are made of; None: the ranking's own, else risk differences."""
+
+    @model_validator(mode="after")
+    def _of_biases(self) -> Recommended:
+        if self.strength is None and (self.top is not None or self.by is not None):
+            raise ValueError("top and by say which biases there are, so they need a strength")
+        return self
+
+    def __str__(self) -> str:
+        if self.strength is None:
+            return f"activate {self.activate}, deactivate {self.deactivate}"
+        top = "all" if self.top is None else f"the {self.top} largest"
+        return f"strength {self.strength:g}, {top} weights" + (f" by {self.by}" if self.by else "")
 
 
 class SourceRef(Strict):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,18 +76,32 @@ def _card_json(card: RankingCard) -> str:
     return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
 
+def version_of(ranking: Ranking) -> Literal[1, 2]:
+    """The format version of the file of a ranking with these parts."""
+    numbers = (ranking.card.recommended, ranking.card.recommended_reverse)
+    strong = any(number is not None and number.strength is not None for number in numbers)
+    return DIAL_VERSION if strong or ranking.weights is not None else FORMAT_VERSION
+
+
 def _check_weights(ranking: Ranking) -> None:
-    """Raise RankingFormatError unless weights are `[L, E]` and bounded, and the card's version is that of its parts."""
+    """Raise RankingFormatError unless weights are `[L, E]` and bounded, and the card fits them, in its version too."""
     card, weights = ranking.card, ranking.weights
+    if (weights is not None) != bool(card.weights):
+        there, missing = ("text", "tensor") if weights is None else ("tensor", "text")
+        raise RankingFormatError(
+            f"there is a {there} `weights` without the {missing}; the card of a ranking with weights of its own says "
+            "how they were made, and no other does"
+        )
+    numbers = (card.recommended, card.recommended_reverse)
+    if weights is None and any(number is not None and number.by == "own" for number in numbers):
+        raise RankingFormatError("by=own is recommended, but the ranking has no weights of its own")
     if weights is not None:
         expected = ranking.counts.activations_1.shape
         if weights.dtype != np.float32 or weights.shape != expected:
             raise RankingFormatError(f"weights must be float32 {expected}, got {weights.dtype} {weights.shape}")
         if not (np.abs(weights) <= MAX_WEIGHT).all() or not weights.any():
             raise RankingFormatError(f"weights must lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}, and not all be 0")
-    numbers = [card.recommended, card.recommended_reverse]
-    dial = weights is not None or any(number is not None and number.strength is not None for number in numbers)
-    if (card.format_version == DIAL_VERSION) != dial:
+    if card.format_version != version_of(ranking):
         raise RankingFormatError(
             f"format version {card.format_version}, but files with weights or a recommended strength are of version "
             f"{DIAL_VERSION}, all others of version {FORMAT_VERSION}"

@@ -5,6 +5,7 @@ Axes: L MoE layers, E routed experts per layer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -19,6 +20,28 @@ Score = Literal["own", "risk_difference", "log_ratio", "sign"]
 SCORES: tuple[Score, ...] = get_args(Score)
 MAX_WEIGHT = 16.0
 """Largest absolute weight in a ranking file."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnWeights:
+    """A ranking's own weights in short."""
+
+    made: str
+    """How, in the words of its card."""
+    non_zero: int
+    largest: float
+    """The largest absolute one."""
+
+    def __str__(self) -> str:
+        return f"{self.non_zero} non-zero, the largest {self.largest:.4g} ({self.made})"
+
+
+def own_weights(ranking: Ranking) -> OwnWeights | None:
+    """What a ranking's own weights are; None if it has none."""
+    weights = ranking.weights
+    if weights is None:
+        return None
+    return OwnWeights(ranking.card.weights, int(np.count_nonzero(weights)), float(np.abs(weights).max()))
 
 
 def weigh(ranking: Ranking, by: Score | None = None) -> NDArray[np.float64]:
@@ -55,3 +78,24 @@ def weigh(ranking: Ranking, by: Score | None = None) -> NDArray[np.float64]:
     if largest == 0:
         raise ProfileError(f"the two sides of the ranking {ranking.card.behaviour!r} select all experts equally often")
     return np.asarray(scores / largest)
+
+
+def largest(
+    ranking: Ranking, weights: NDArray[np.float64], top: int | None = None
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and experts of the largest absolute weights, the largest first; equal ones in the ranking's own order.
+
+    Args:
+        ranking: whose experts they are.
+        weights: `[L, E]`.
+        top: how many. None: all that are not 0.
+
+    Raises:
+        ProfileError: there are not that many.
+    """
+    difference = np.abs(np.round(ranking.counts.risk_difference(), 12))
+    order = np.lexsort((-difference.ravel(), -np.abs(weights).ravel()))[: np.count_nonzero(weights)]
+    if top is not None and top > len(order):
+        raise ProfileError(f"top: {top} experts asked for, but the ranking has {len(order)} with a weight")
+    rows, experts = np.unravel_index(order[:top], weights.shape)
+    return rows, experts

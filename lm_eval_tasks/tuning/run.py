@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from expert_registry import Ranking, Recommended, Registry
 from expert_registry.errors import UsageError
 from expert_registry.registry import Found
+from expert_registry.revision import revise
 from lm_eval_tasks.compare.comparison import Comparison, compare
 from lm_eval_tasks.compare.pairing import merge_runs
 from lm_eval_tasks.compare.run_file import Run
@@ -158,14 +159,7 @@ def new_version(found: Found, goal: Goal, chosen: Setting, comparison: Compariso
     numbers = Recommended(activate=chosen.activate, deactivate=chosen.deactivate)
     note = f"Numbers tuned from version {card.version} on {', '.join(goal.tasks)}, controls {', '.join(goal.controls)}."
     changed = {"recommended_reverse": numbers} if goal.reverse else {"recommended": numbers}
-    updated = card.model_copy(
-        update={
-            **changed,
-            "version": max(registry.next_version(card.model.id, card.behaviour), card.version + 1),
-            "note": f"{card.note} {note}".strip()[:4000],
-        }
-    )
-    return replace(found.ranking, card=type(card).model_validate(updated.model_dump()))
+    return revise(found.ranking, registry, note, **changed)
 
 
 def _members(manager: Any, names: Sequence[str]) -> set[str]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from expert_registry import Ranking, RoutingCounts
-from expert_registry.clusters import SUMMARY_AXES
+from expert_registry.clusters import OPTIONAL_AXES, SUMMARY_AXES
 from expert_registry.errors import FileError, RankingFormatError
 from expert_registry.format import (
     CARD_KEY,
@@ -202,7 +202,7 @@ def test_a_header_without_a_card_is_refused(tmp_path: Path) -> None:
 
 
 WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
-    *(({"format_version": value}, "format_version") for value in (2, "1")),
+    *(({"format_version": value}, "format.version") for value in (2, 3, "1")),
     *(({"num_experts": value}, "num_experts") for value in (0, 5000, True, 6.0)),
     ({"top_k": -1}, "top_k"),
     ({"top_k": 7}, "top-k 7"),
@@ -271,7 +271,7 @@ def test_a_card_that_is_written_can_be_read_again(character: str, tmp_path: Path
 
 def test_the_entries_of_the_tensors_fit_beside_the_longest_card() -> None:
     """With every tensor that a file can hold, and numbers as long as they get."""
-    names = [*TENSORS, *SUMMARY_AXES]
+    names = [*TENSORS, *SUMMARY_AXES, *OPTIONAL_AXES, "weights"]
     entry = {"dtype": "I64", "shape": [1024, 4096], "data_offsets": [MAX_BYTES, MAX_BYTES]}
     assert len(json.dumps(dict.fromkeys(names, entry) | {"__metadata__": {CARD_KEY: ""}})) < 4096 - 8
 

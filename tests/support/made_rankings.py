@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expert_registry import DataRef, ModelRef, Ranking, RankingCard, Recommended, RoutingCounts
 
@@ -43,3 +45,13 @@ def make_ranking(
         "license": "CC0-1.0",
     }
     return Ranking(counts, RankingCard(**fields | card))
+
+
+def with_weights(ranking: Ranking, weights: NDArray[np.float32] | None = None, /, **card: Any) -> Ranking:
+    """The same ranking with weights of its own: these, or random ones of which some are 0."""
+    if weights is None:
+        rng = np.random.default_rng(int(ranking.counts.activations_1.sum()))
+        drawn = rng.uniform(-2, 2, ranking.counts.activations_1.shape)
+        weights = np.where(np.abs(drawn) > 0.3, drawn, 0).astype(np.float32)
+    fields = {"format_version": 2, "weights": "by hand"} | card
+    return replace(ranking, weights=weights, card=ranking.card.model_copy(update=fields))

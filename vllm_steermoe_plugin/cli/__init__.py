@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from expert_registry.errors import ConfigurationError, SteerMoEError
 from vllm_steermoe_plugin.cli.attribute import attribute
+from vllm_steermoe_plugin.cli.convert import convert
 from vllm_steermoe_plugin.cli.detect import detect
 from vllm_steermoe_plugin.cli.doctor import doctor
 from vllm_steermoe_plugin.cli.plot import plot
@@ -55,6 +56,7 @@ app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 app.command()(attribute)
+app.command()(convert)
 app.command()(detect)
 app.command()(doctor)
 app.command()(plot)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from expert_registry.errors import ConfigurationError, UsageError
+from expert_registry.files import read_bounded
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT, SteeringProfile
 
 
 def check_writable(path: Path) -> None:
@@ -50,3 +52,25 @@ def need(package: str, extra: str) -> None:
     """
     if importlib.util.find_spec(package) is None:
         raise ConfigurationError(f"this needs {package}; install vllm-steermoe-plugin[{extra}]")
+
+
+def read_text(path: Path, limit: int) -> str:
+    """The text of a file of at most `limit` characters.
+
+    Raises:
+        FileError: it cannot be read or is too large.
+        UsageError: it is not UTF-8.
+    """
+    try:
+        return read_bounded(path, 4 * limit).decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8") from None
+
+
+def read_profile(path: Path) -> SteeringProfile:
+    """The profile in a JSON file.
+
+    Raises:
+        FileError, UsageError, RequestError, ProfileError: see `read_text` and `SteeringProfile.from_json`.
+    """
+    return SteeringProfile.from_json(read_text(path, MAX_TEXT))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from expert_registry.errors import ProfileError
 from expert_registry.ranking import Ranking
-from expert_registry.weights import Score, weigh
+from expert_registry.weights import Score, largest, weigh
 from vllm_steermoe_plugin.steering.profile import Phase, SteeringProfile
 
 
@@ -19,7 +18,7 @@ def bias_experts(
         ranking: of the model to be steered.
         strength: in standard deviations of a token's router logits, for a weight of 1; negative to steer away from
             the behaviour. The profile of strength 0 is false.
-        top: only that many, of the largest absolute weights; equal ones by layer, then expert. None: all.
+        top: only that many, of the largest absolute weights; equal ones in the ranking's own order. None: all.
         by: what the weights are made of; see `weigh`.
         phase: the tokens to steer.
 
@@ -28,10 +27,7 @@ def bias_experts(
             bounds.
     """
     weights = weigh(ranking, by)
-    order = np.argsort(-np.abs(weights), axis=None, kind="stable")[: np.count_nonzero(weights)]
-    if top is not None and top > len(order):
-        raise ProfileError(f"top: {top} experts asked for, but the ranking has {len(order)} with a weight")
-    layers, experts = np.unravel_index(order[:top], weights.shape)
+    layers, experts = largest(ranking, weights, top)
     rows = ranking.shape.layers
     biases = (strength * weights[layers, experts]).tolist()
     cells = zip(layers.tolist(), experts.tolist(), biases, strict=True)

@@ -6,20 +6,35 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import save
 from typer.testing import CliRunner, Result
 
-from expert_registry import read_ranking, write_ranking
-from expert_registry.errors import PolicyError, RankingFormatError, SteerMoEError, UnknownRankingError, UsageError
-from expert_registry.format import CARD_KEY
+from expert_registry import Ranking, Recommended, Registry, read_ranking, write_ranking
+from expert_registry.errors import (
+    FileError,
+    PolicyError,
+    ProfileError,
+    RankingFormatError,
+    RequestError,
+    SteerMoEError,
+    UnknownRankingError,
+    UsageError,
+)
+from expert_registry.format import CARD_KEY, dump_ranking
 from expert_registry.registry import publish
+from expert_registry.revision import revise
+from expert_registry.weights import weigh
 from tests.support.folders import RELEASED_DATA as DATA
 from tests.support.loopback import Loopback
-from tests.support.made_rankings import make_ranking
+from tests.support.made_rankings import make_ranking, with_weights
+from tests.support.refusals import not_refused
 from tests.support.released import LICENSE, MODEL, index_of
 from vllm_steermoe_plugin.cli import app
 from vllm_steermoe_plugin.models import lab_checkpoint
+from vllm_steermoe_plugin.steering.profile import SteeringProfile
+from vllm_steermoe_plugin.steering.strength import bias_experts
 
 RUN = CliRunner()
 RANKING = make_ranking(7, layers=(0, 1, 2))
@@ -155,6 +170,30 @@ def test_export_and_add_move_a_ranking_without_changing_it(mine: Path) -> None:
     assert "not a ranking file" in refused(RankingFormatError, "add", "one.json")
 
 
+def test_weights_and_a_recommended_strength_are_shown_compared_and_exported(mine: Path) -> None:
+    weights = np.zeros((3, 6), dtype=np.float32)
+    weights[0, :2] = 0.5, -1.5
+    numbers = Recommended(activate=2, deactivate=2, strength=0.5, top=2, by="own")
+    publish(with_weights(make_ranking(1), weights, version=3, recommended=numbers), mine)
+    text = fine("show", MODEL, "digits")
+    assert "recommended: strength 0.5, the 2 largest weights by own" in text
+    assert "weights: 2 non-zero, the largest 1.5 (by hand)" in text
+    short = {"made": "by hand", "non_zero": 2, "largest": 1.5}
+    fine("export", MODEL, "digits", "--out", "three.json")
+    for value in (json.loads(fine("show", MODEL, "digits", "--json")), json.loads(Path("three.json").read_text())):
+        assert value["weights"] == short and value["card"]["recommended"]["strength"] == 0.5
+    compared = fine("diff", f"{MODEL}/digits@1", f"{MODEL}/digits@3")
+    assert (
+        "own weights\n  - none\n  + 2 non-zero, the largest 1.5 (by hand)" in compared and "recommended\n" in compared
+    )
+    publish(with_weights(make_ranking(1), weights * 2, version=4, recommended=numbers), mine)
+    assert json.loads(fine("diff", f"{MODEL}/digits@3", f"{MODEL}/digits@4", "--json"))["weights"] == [
+        short,
+        short | {"largest": 3.0},
+    ]
+    assert "weights: " not in fine("show", MODEL, "digits@1")
+
+
 def test_publish_copies_mine_only_and_never_replaces(mine: Path) -> None:
     assert fine("publish", "shared").count("published") == 2
     assert fine("publish", "shared", MODEL, "digits").count("there already") == 2
@@ -247,3 +286,98 @@ def test_import_shows_the_licence_first(mine: Path) -> None:
     assert not (mine / "org--tiny-moe" / "safety").exists()
     assert "stored" in fine("import", "release", "--index", index, "--accept-license")
     assert json.loads(fine("show", MODEL, "safe", "--json"))["tokens"] == [40, 50]
+
+
+def stored(mine: Path, version: int) -> Ranking:
+    return read_ranking(mine / "org--tiny-moe" / "digits" / f"v{version}.safetensors")
+
+
+def test_weigh_stores_the_next_version_with_weights_of_counts(mine: Path) -> None:
+    assert fine("weigh", MODEL, "digits", "--weights", "log_ratio").startswith("stored: ")
+    fine("weigh", MODEL, "digits@1", "--weights", "sign", "--top", 5, "--strength", 0.5)
+    whole, signs = stored(mine, 3), stored(mine, 4)
+    assert whole.weights is not None and signs.weights is not None
+    assert np.array_equal(whole.weights, weigh(make_ranking(2), "log_ratio").astype(np.float32))
+    assert whole.card.recommended == make_ranking().card.recommended
+    assert whole.card.note == "Weighed from version 2." and whole.card.weights == "log_ratio of the counts"
+    first = make_ranking(1)
+    # Signs are all as large, so the first of the ranking are taken.
+    rows = first.shape.rows
+    assert {(e.layer, e.expert): np.sign(e.risk_difference) for e in first.experts()[:5]} == {
+        (layer, expert): signs.weights[rows[layer], expert]
+        for layer in rows
+        for expert in np.flatnonzero(signs.weights[rows[layer]])
+    }
+    assert signs.card.weights == "sign of the counts, the 5 largest"
+    assert signs.card.recommended == Recommended(activate=2, deactivate=2, strength=0.5)
+    for counts in (whole.counts, signs.counts):
+        assert any(np.array_equal(counts.activations_1, make_ranking(seed).counts.activations_1) for seed in (1, 2))
+
+
+def test_weigh_takes_the_biases_of_a_profile_and_a_strength_of_1_gives_them_back(mine: Path) -> None:
+    profile = SteeringProfile(bias=((0, 1, 0.3), (1, 5, -2.5), (3, 0, 1e-4)))
+    Path("profile.json").write_text(profile.to_json())
+    fine("weigh", MODEL, "digits", "--from", "profile.json")
+    ranking = stored(mine, 3)
+    assert bias_experts(ranking, 1.0) == profile and profile.digest in ranking.card.weights
+    fine("weigh", MODEL, "digits", "--from", "profile.json", "--top", 1)
+    assert bias_experts(stored(mine, 4), 1.0).bias == ((1, 5, -2.5),)
+
+
+def test_weigh_recommends_a_strength_in_both_directions_and_it_can_be_taken_back(mine: Path) -> None:
+    publish(make_ranking(5, version=3, recommended_reverse=Recommended(activate=1, deactivate=0)), mine)
+    fine("weigh", MODEL, "digits", "--strength", 2, "--top", 3)
+    card = stored(mine, 4).card
+    assert card.recommended == Recommended(activate=2, deactivate=2, strength=2, top=3)
+    assert card.recommended_reverse == Recommended(activate=1, deactivate=0, strength=2, top=3)
+    assert card.format_version == 2 and card.weights == ""
+    forced = {"recommended": Recommended(activate=1, deactivate=1), "recommended_reverse": None}
+    again = revise(stored(mine, 4), Registry((mine,)), "Tuned.", **forced)
+    assert (again.card.version, again.card.format_version) == (5, 1)
+    assert again.card.note == "Weighed from version 3. Tuned." and dump_ranking(again)
+
+
+def test_weigh_refuses_what_it_cannot_store(mine: Path) -> None:
+    files = {
+        "forced": '{"activate": {"0": [1]}, "bias": {"1": {"2": 1}}}',
+        "phased": '{"bias": {"0": {"1": 1}}, "phase": "prompt"}',
+        "elsewhere": '{"bias": {"2": {"1": 1}}}',
+        "strong": '{"bias": {"0": {"1": 2}}}',
+        "zeros": '{"bias": {"0": {"1": 0}}}',
+        "cut": '{"bias"',
+        "large": '{"bias": {"0": {"1": 17}}}',
+    }
+    for name, text in files.items():
+        Path(name).write_text(text)
+    Path("bytes").write_bytes(b"\xff")
+    rows: list[tuple[tuple[object, ...], type[SteerMoEError], str]] = [
+        ((), UsageError, "nothing to store"),
+        (("--top", 3), UsageError, "nothing to store"),
+        (("--weights", "sign", "--from", "zeros"), UsageError, "leave one out"),
+        (("--weights", "signs"), UsageError, "did you mean 'sign'"),
+        (("--weights", "own"), UsageError, "unknown kind of weights 'own'"),
+        (("--weights", "sign", "--top", 19), ProfileError, "top: 19 experts"),
+        (("--strength", 1, "--top", 19), ProfileError, "top: 19 experts"),
+        *((("--strength", value), UsageError, "above 0 and at most 16") for value in (0, -1, 16.5, "nan", "inf")),
+        (("--strength", 1e-9), UsageError, "round to 0"),
+        (("--from", "strong", "--strength", 9), ProfileError, "18 for layer 0, expert 1"),
+        (("--from", "forced"), UsageError, "forces experts"),
+        (("--from", "phased"), UsageError, "has a phase"),
+        (("--from", "elsewhere"), ProfileError, "layer 2 has no routed experts"),
+        (("--from", "zeros"), UsageError, "all biases are 0"),
+        (("--from", "cut"), RequestError, "not JSON"),
+        (("--from", "large"), ProfileError, "from -16 to 16"),
+        (("--from", "bytes"), UsageError, "not UTF-8"),
+        (("--from", "."), FileError, "cannot read"),
+    ]
+
+    def run(options: tuple[object, ...]) -> None:
+        done = registry("weigh", MODEL, "digits", *options)
+        assert done.exit_code == 1 and done.exception is not None, done.output
+        raise done.exception
+
+    assert not_refused(run, rows) == []
+    assert sorted(path.name for path in (mine / "org--tiny-moe" / "digits").iterdir()) == [
+        "v1.safetensors",
+        "v2.safetensors",
+    ]

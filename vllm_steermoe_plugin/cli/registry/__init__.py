@@ -1,4 +1,4 @@
-"""`steermoe registry`: look at rankings, check, compare, fetch and share them."""
+"""`steermoe registry`: look at rankings, check, compare, fetch, weigh and share them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vllm_steermoe_plugin.cli.registry.fetch import import_files, pull
 from vllm_steermoe_plugin.cli.registry.listing import list_rankings
 from vllm_steermoe_plugin.cli.registry.share import add, export, lock, publish
 from vllm_steermoe_plugin.cli.registry.show import show
+from vllm_steermoe_plugin.cli.registry.weigh import weigh
 
 registry = typer.Typer(no_args_is_help=True, help="Rankings, by model and behaviour.")
 registry.command("list")(list_rankings)
@@ -21,3 +22,4 @@ registry.command()(add)
 registry.command()(export)
 registry.command()(publish)
 registry.command()(lock)
+registry.command()(weigh)

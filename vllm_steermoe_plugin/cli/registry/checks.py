@@ -68,7 +68,7 @@ def diff(
     top: Annotated[int, typer.Option(help="Compare the first so many experts of each.", min=1)] = 50,
     as_json: Json = False,
 ) -> None:
-    """Say in what two rankings differ: cards, risk differences, and how many of the top experts they share."""
+    """Say in what two rankings differ: cards, weights, risk differences, and how many of the top experts they share."""
     registry = Registry.default()
     (name_1, one, hash_1), (name_2, two, hash_2) = (open_ranking(text, registry) for text in (first, second))
     compared = compare_rankings(one, two, top=top)
@@ -82,6 +82,9 @@ def diff(
         return
     for field, (old, new) in compared.card.items():
         typer.echo(f"{field}\n  - {json.dumps(old)}\n  + {json.dumps(new)}")
+    if compared.weights is not None:
+        old_weights, new_weights = (weights or "none" for weights in compared.weights)
+        typer.echo(f"the rankings' own weights\n  - {old_weights}\n  + {new_weights}")
     if compared.largest_change is None:
         typer.echo("the shapes differ, so their experts cannot be compared")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from expert_registry.format import content_hash, read_bytes, write_bytes
 from expert_registry.lock import Pin, write_lock
 from expert_registry.places import default_folders, model_key, user_folder
 from expert_registry.sharing import share, store
+from expert_registry.weights import own_weights
 from vllm_steermoe_plugin.cli.registry.opening import Json, find, open_ranking
 from vllm_steermoe_plugin.progress_bar import track
 
@@ -39,10 +41,12 @@ def export(
     """Write one ranking to a file: the same bytes, or as JSON with every expert and its risk difference."""
     found = find(model, behaviour, Registry.default())
     if out.suffix == ".json":
+        weights = own_weights(found.ranking)
         value = {
             "card": found.ranking.card.model_dump(mode="json"),
             "sha256": found.sha256,
             "tokens": found.ranking.counts.tokens.tolist(),
+            "weights": asdict(weights) if weights else None,
             "experts": [[e.layer, e.expert, e.risk_difference] for e in found.ranking.experts()],
         }
         data = (json.dumps(value) + "\n").encode()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from expert_registry import Registry
+from expert_registry.weights import own_weights
 from vllm_steermoe_plugin.cli.registry.opening import Json, Locked, find
 
 
@@ -25,13 +27,14 @@ def show(
     registry = Registry.default(locked)
     found = find(model, behaviour, registry, base_model=base_model, revision=revision, sha256=sha256)
     experts = [[e.layer, e.expert, e.risk_difference] for e in found.ranking.experts()[:top]]
-    card = found.ranking.card
+    card, weights = found.ranking.card, own_weights(found.ranking)
     if as_json:
         answer = {
             "card": card.model_dump(mode="json"),
             "sha256": found.sha256,
             "path": str(found.entry.path),
             "tokens": found.ranking.counts.tokens.tolist(),
+            "weights": asdict(weights) if weights else None,
             "experts": experts,
         }
         typer.echo(json.dumps({**answer, "trace": list(found.trace)}, indent=1))
@@ -39,10 +42,11 @@ def show(
     typer.echo(f"{found.entry.name}  sha256 {found.sha256}")
     typer.echo(f"  {found.ranking.shape}")
     typer.echo(f"  positive: {card.sides[0]}; negative: {card.sides[1]}; {card.data.pairs} pairs ({card.data.name})")
-    typer.echo(f"  recommended: activate {card.recommended.activate}, deactivate {card.recommended.deactivate}")
+    typer.echo(f"  recommended: {card.recommended}")
     if card.recommended_reverse is not None:
-        reverse = card.recommended_reverse
-        typer.echo(f"  reversed: activate {reverse.activate}, deactivate {reverse.deactivate}")
+        typer.echo(f"  reversed: {card.recommended_reverse}")
+    if weights is not None:
+        typer.echo(f"  weights: {weights}")
     typer.echo(f"  licence: {card.license}")
     if card.source is not None:
         typer.echo(f"  converted from {card.source.repository} at {card.source.revision}: {card.source.path}")
