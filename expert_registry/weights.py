@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Score = Literal["own", "risk_difference", "log_ratio", "sign"]
 SCORES: tuple[Score, ...] = get_args(Score)
 MAX_WEIGHT = 16.0
-"""Largest absolute weight in a ranking file."""
+"""Largest absolute weight in a ranking file, and bias of an expert."""
 
 
 @dataclass(frozen=True, slots=True)

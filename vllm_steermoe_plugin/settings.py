@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expert_registry.card import Slug
 from expert_registry.errors import ConfigurationError
-from vllm_steermoe_plugin.steering.biases import MAX_BIAS
+from expert_registry.weights import MAX_WEIGHT
 
 KEY = "steermoe"
 SWITCH_OFF = '--additional-config \'{"steermoe": {"enabled": false}}\''
@@ -31,7 +31,7 @@ class Settings(BaseModel):
     """Over HTTP: may a request steer away from a behaviour?"""
     allow_experts: bool = False
     """Over HTTP: may a request list experts, or choose their number or what their weights are made of?"""
-    max_strength: Annotated[float, Field(ge=0, le=MAX_BIAS)] = 2.0
+    max_strength: Annotated[float, Field(ge=0, le=MAX_WEIGHT)] = 2.0
     """Over HTTP: the largest strength that a request may name, in either direction."""
     base_model: str | None = None
     """The model is a fine-tune of this one, whose rankings may be used if they have its shape."""

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from expert_registry.errors import ProfileError
+from expert_registry.weights import MAX_WEIGHT
 
 Bias = tuple[int, int, float]
 """Layer, expert and the bias, in standard deviations."""
-MAX_BIAS = 16
+MAX_BIAS = MAX_WEIGHT
 """Largest absolute bias. Among 1024 logits none is further than 32 standard deviations above their mean."""
 
 
@@ -33,8 +34,8 @@ def canonical(biases: Iterable[Bias], without: frozenset[tuple[int, int]] = froz
     for (layer, expert), bias in sums.items():
         if not abs(bias) <= MAX_BIAS:
             raise ProfileError(
-                f"bias: {bias:g} for layer {layer}, expert {expert}; a bias is from -{MAX_BIAS} to {MAX_BIAS} standard "
-                "deviations of a token's router logits"
+                f"bias: {bias:g} for layer {layer}, expert {expert}; a bias is from -{MAX_BIAS:g} to {MAX_BIAS:g} "
+                "standard deviations of a token's router logits"
             )
     cells = sorted(sums.keys() - without)
     # The shortest decimals that give the number back.

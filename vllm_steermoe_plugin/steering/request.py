@@ -216,7 +216,7 @@ def _strength(values: Mapping[str, str]) -> float | None:
         raise RequestError(f"strength= needs a number such as 0.5 or -1, got {text!r:.40}")
     strength = float(text) or 0.0  # Not -0.
     if abs(strength) > MAX_BIAS:
-        raise RequestError(f"strength={text}: a strength is from -{MAX_BIAS} to {MAX_BIAS}")
+        raise RequestError(f"strength={text}: a strength is from -{MAX_BIAS:g} to {MAX_BIAS:g}")
     return strength
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,6 +88,16 @@ def test_an_expert_with_its_own_weight_is_selected_and_weighs_what_the_router_gi
         expected = u[t, experts] / u[t, experts].sum()
         torch.testing.assert_close(weights[t], expected)
         assert 7 in experts
+
+
+def test_a_row_whose_own_choice_obeys_is_not_computed_again() -> None:
+    case = drawn(GROUPED, tokens=40, seed=6, rules={2: -1})
+    marked = replace(case, weights=case.weights + 1)
+    weights, ids = corrected(marked)
+    obeys = (case.ids != 2).all(dim=1)
+    assert 0 < int(obeys.sum()) < 40
+    assert torch.equal(weights[obeys], marked.weights[obeys]) and torch.equal(ids[obeys], case.ids[obeys])
+    assert not torch.equal(weights, marked.weights)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
