@@ -69,8 +69,8 @@ def notes(comparison: Comparison) -> list[str]:
         "interval excludes no change, and the (adjusted) p is below 0.05.",
         f"A control held if its interval leaves no loss above {100 * comparison.margin:g} points; it dropped if it "
         "lost more than that and the interval excludes none; else it is unclear, mostly for too few examples.",
-        "Random experts: as many as the profile has, drawn uniformly; p is the share of draws that moved at least "
-        "as far.",
+        "Random experts: as many as the profile has, drawn uniformly, with the same biases in each layer; p is the "
+        "share of draws that moved at least as far.",
     ]
 
 
@@ -140,7 +140,14 @@ def _random(comparison: Comparison) -> Table:
 
 
 def _profiles(comparison: Comparison) -> Table:
-    head = ["profile", "experts activated/deactivated", "rankings", "digest", "requests steered", "all controls held"]
+    head = [
+        "profile",
+        "experts activated/deactivated/biased",
+        "rankings",
+        "digest",
+        "requests steered",
+        "all controls held",
+    ]
     rows = []
     for profile in comparison.run.profiles:
         steering = profile.steering
@@ -152,7 +159,7 @@ def _profiles(comparison: Comparison) -> Table:
         rows.append(
             [
                 profile.name,
-                f"{steering.get('activated', '?')}/{steering.get('deactivated', '?')}",
+                "/".join(str(steering.get(key, "?")) for key in ("activated", "deactivated", "biased")),
                 sources,
                 str(steering.get("digest") or "")[:12],
                 f"{steering.get('steered_requests', '?')} of {steering.get('requests', '?')}",

@@ -45,7 +45,7 @@ class ProfileRecord(_Strict):
     """As it was asked for."""
     kind: Literal["none", "steered", "random"]
     of: Short | None = None
-    """For `random`: the name of the profile whose numbers of experts it has."""
+    """For `random`: the name of the profile whose numbers of experts and biases it has."""
     steering: dict[str, Any] = {}
     """`config.steermoe` of lm-eval's results."""
     outcomes: dict[Short, dict[Short, Outcomes]]

@@ -112,6 +112,7 @@ class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
                 "digest": None if resolved is None else resolved.profile.digest,
                 "activated": 0 if resolved is None else len(resolved.profile.activate),
                 "deactivated": 0 if resolved is None else len(resolved.profile.deactivate),
+                "biased": 0 if resolved is None else len(resolved.profile.bias),
                 "sources": [] if resolved is None else [_source(source) for source in resolved.sources],
                 "versions": tool_versions(),
                 "layers": self._layers,
@@ -199,4 +200,7 @@ def _source(source: Source) -> dict[str, Any]:
         "activate": source.activate,
         "deactivate": source.deactivate,
         "dropped": [[expert.layer, expert.expert] for expert in source.dropped],
+        "strength": source.strength,
+        "top": source.top,
+        "by": source.by,
     }
