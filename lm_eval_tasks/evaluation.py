@@ -103,9 +103,14 @@ def steerings(profiles: Sequence[str], model: Steerable, draws: int = 0) -> list
             continue
         steered = SteeringProfile.from_json(info["profile"])
         for seed in range(draws):
-            drawn = random_control(steered, model.shape, seed)
-            random.append(Steering(f"random {seed} like {name}", drawn.to_json(), "random", name))
+            random.append(random_steering(name, steered, model.shape, seed))
     return named + random
+
+
+def random_steering(name: str, profile: SteeringProfile, shape: MoEShape, seed: int) -> Steering:
+    """A draw of the random control of the profile called `name`."""
+    drawn = random_control(profile, shape, seed)
+    return Steering(f"random {seed} like {name}", drawn.to_json(), "random", name)
 
 
 def task_manager(tasks: Sequence[str], options: Options) -> Any:
@@ -127,6 +132,12 @@ def task_manager(tasks: Sequence[str], options: Options) -> Any:
             ours = [name for name in manager.all_tasks if name.startswith(OURS)]
             raise DataError(one_of(task, ours, "task"))
     return manager
+
+
+def controls_among(manager: Any, tasks: Sequence[str]) -> list[str]:
+    """Those of tasks and groups that say that they are controls."""
+    loaded = manager.load(list(tasks))["tasks"]
+    return [name for name, task in loaded.items() if (task.config.metadata or {}).get("control")]
 
 
 def evaluate(

@@ -52,6 +52,8 @@ class ProfileRecord(_Strict):
     """Task -> metric -> one value per example."""
     responses: dict[Short, list[str]] = {}
     """Task -> generated texts, where they were kept."""
+    divergence: Outcomes = []
+    """KL divergence of the next token from the unsteered model after each of some prompts, in nats, if measured."""
 
 
 class Run(_Strict):
