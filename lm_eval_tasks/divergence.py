@@ -21,7 +21,7 @@ from vllm_steermoe_plugin.steering.request import NONE
 CONTROLS = "controls"
 MOST_PROMPTS = 128
 """How many prompts are used, shared equally by the tasks they come from."""
-MAX_KL = 0.05
+MAX_KL = 0.03
 """Mean divergence on the prompts of controls up to which they count as held (docs/dial.md has what it rests on)."""
 MOST_REQUESTS = 4096
 """How many requests are in one batch, for their log-probabilities stay in memory."""

@@ -49,7 +49,7 @@ def tune(
     max_kl: Annotated[
         float | None,
         typer.Option(
-            help="Largest mean KL divergence of the next token, in nats; default with --strengths: 0.05.", min=0
+            help="Largest mean KL divergence of the next token, in nats; default with --strengths: 0.03.", min=0
         ),
     ] = None,
     budget: Annotated[int, typer.Option(help="How many settings to try.", min=1)] = 40,

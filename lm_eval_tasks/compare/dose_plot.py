@@ -49,13 +49,9 @@ def draw_curves(
         limit = max_kl if task == DIVERGENCE else _limit(curves, task, margin) if task in controls else None
         if limit is not None:
             axes.axhline(limit, color="0.6", linewidth=1, linestyle=":")
-    ticks = {x: f"{x:g}" for x in [0.0, *strengths]}
-    ticks |= {
-        _place(dose, EDGE * most): dose.label.replace(", ", "\n")
-        for c in curves
-        for dose in c.doses
-        if dose.strength is None
-    }
+    ticks = {0.0: "0", **{side * x: f"{side * x:g}" for side in (-1, 1) for x in _apart(strengths, side)}}
+    forced = [dose for curve in curves for dose in curve.doses if dose.strength is None]
+    ticks |= {_place(dose, EDGE * most): dose.label.replace(", ", "\n") for dose in forced}
     panels[-1].set_xticks(list(ticks), list(ticks.values()), fontsize=7)
     panels[-1].set_xticks([], minor=True)
     panels[-1].set_xlabel(
@@ -65,6 +61,15 @@ def draw_curves(
     )
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=75, metadata={"Software": None})
+
+
+def _apart(strengths: Sequence[float], side: int) -> list[float]:
+    """Those of one sign whose labels do not run into each other."""
+    kept: list[float] = []
+    for x in sorted(side * one for one in strengths if side * one > 0):
+        if not kept or x >= 1.4 * kept[-1]:
+            kept.append(x)
+    return kept
 
 
 def _draw(axes: Any, curve: Curve, task: str, colour: str, edge: float) -> None:
