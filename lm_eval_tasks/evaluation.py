@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from expert_registry.errors import UsageError, one_of
@@ -14,8 +14,8 @@ from lm_eval_tasks.compare.pairing import merge_runs
 from lm_eval_tasks.compare.run_file import ProfileRecord, Run
 from lm_eval_tasks.errors import ComparisonError
 from vllm_steermoe_plugin.detection.rows import DataError
+from vllm_steermoe_plugin.steering.control import random_control
 from vllm_steermoe_plugin.steering.profile import SteeringProfile
-from vllm_steermoe_plugin.steering.selection import random_experts
 
 OURS = "steermoe_"
 MAX_DRAWS = 1000
@@ -84,7 +84,7 @@ def split_profiles(text: str) -> list[str]:
 
 
 def steerings(profiles: Sequence[str], model: Steerable, draws: int = 0) -> list[Steering]:
-    """The profiles, then for each that steers `draws` sets of as many random experts in the same phase.
+    """The profiles, then for each that steers `draws` of its `random_control`.
 
     All are set once, so that what cannot be applied fails before any task.
 
@@ -103,12 +103,14 @@ def steerings(profiles: Sequence[str], model: Steerable, draws: int = 0) -> list
             continue
         steered = SteeringProfile.from_json(info["profile"])
         for seed in range(draws):
-            numbers = {"activate": info["activated"], "deactivate": info["deactivated"]}
-            drawn = replace(
-                random_experts(model.shape, **numbers, seed=seed), phase=steered.phase, weight=steered.weight
-            )
-            random.append(Steering(f"random {seed} like {name}", drawn.to_json(), "random", name))
+            random.append(random_steering(name, steered, model.shape, seed))
     return named + random
+
+
+def random_steering(name: str, profile: SteeringProfile, shape: MoEShape, seed: int) -> Steering:
+    """A draw of the random control of the profile called `name`."""
+    drawn = random_control(profile, shape, seed)
+    return Steering(f"random {seed} like {name}", drawn.to_json(), "random", name)
 
 
 def task_manager(tasks: Sequence[str], options: Options) -> Any:
@@ -130,6 +132,12 @@ def task_manager(tasks: Sequence[str], options: Options) -> Any:
             ours = [name for name in manager.all_tasks if name.startswith(OURS)]
             raise DataError(one_of(task, ours, "task"))
     return manager
+
+
+def controls_among(manager: Any, tasks: Sequence[str]) -> list[str]:
+    """Those of tasks and groups that say that they are controls."""
+    loaded = manager.load(list(tasks))["tasks"]
+    return [name for name, task in loaded.items() if (task.config.metadata or {}).get("control")]
 
 
 def evaluate(

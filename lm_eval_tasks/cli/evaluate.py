@@ -17,6 +17,12 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="File to write: outcomes of every example.")] = Path("steermoe-run.json"),
     report: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
     random: Annotated[int, typer.Option(help="Number of random-expert controls per profile.", min=0)] = 0,
+    kl_prompts: Annotated[
+        str,
+        typer.Option(
+            help="Also the KL divergence from the unsteered model, after prompts of a file or of the controls."
+        ),
+    ] = "",
     limit: Annotated[int | None, typer.Option(help="Documents per task, the first ones.", min=1)] = None,
     margin: Annotated[float, typer.Option(help="Non-inferiority margin for controls; 0.03 is three points.")] = 0.03,
     chat_template: Annotated[bool, typer.Option(help="Apply the model's chat template.")] = True,
@@ -42,6 +48,7 @@ def evaluate(
     from lm_eval_tasks.compare.lm_eval_files import read_any_run
     from lm_eval_tasks.compare.report import write_report
     from lm_eval_tasks.compare.run_file import Run, write_run
+    from lm_eval_tasks.divergence import prompt_source, with_divergences
     from lm_eval_tasks.errors import ComparisonError
     from vllm_steermoe_plugin.models.checkpoints import revision_of
 
@@ -58,7 +65,8 @@ def evaluate(
     )
     engine = json_object(engine_args, "--engine-args")
     # Before the engine: what is misspelt should cost no start.
-    evaluation.task_manager(chosen, options)
+    manager = evaluation.task_manager(chosen, options)
+    source = prompt_source(kl_prompts, evaluation.controls_among(manager, chosen))
     done = read_any_run(out) if resume and out.exists() else None
 
     from lm_eval_tasks.models.in_process import SteerMoEVLLM
@@ -72,6 +80,8 @@ def evaluate(
 
     plan = evaluation.steerings(names, steered, random)
     run = evaluation.evaluate(steered, plan, chosen, options, done=done, revision=revision, each=keep)
+    if source:
+        run = with_divergences(run, steered, plan, source.prompts(steered, manager, options))
     write_run(run, out)
     typer.echo(str(out))
     if len(run.profiles) > 1:

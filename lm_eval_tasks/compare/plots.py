@@ -39,29 +39,40 @@ def draw_changes(comparison: Comparison, path: Path) -> None:
 
 
 def draw_front(
-    points: Sequence[tuple[float, float, str]], front: Sequence[int], chosen: int | None, margin: float, path: Path
+    points: Sequence[tuple[float, float, float | None, str]],
+    front: Sequence[int],
+    chosen: int | None,
+    limits: tuple[float, float | None],
+    path: Path,
 ) -> None:
-    """Gain against the worst change of a control, for each setting that a search tried.
+    """Gain against the worst change of a control, and against the divergence where it is known.
 
     Args:
-        points: gain, worst control change, label.
-        front: indices that no other point beats in both.
+        points: gain, worst control change, mean KL divergence, label; of each setting that a search tried.
+        front: indices that no other point beats in all of them.
         chosen: index of the recommended one.
-        margin: what a control may lose.
+        limits: what a control may lose, and the largest divergence.
         path: PNG to write.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([100 * p[1] for p in points], [100 * p[0] for p in points], "o", color="0.7")
-    on_front = sorted(front, key=lambda i: points[i][1])
-    axes.plot([100 * points[i][1] for i in on_front], [100 * points[i][0] for i in on_front], "o-", color="C0")
-    for i in on_front:
-        axes.annotate(points[i][2], (100 * points[i][1], 100 * points[i][0]), fontsize=7)
-    if chosen is not None:
-        axes.plot([100 * points[chosen][1]], [100 * points[chosen][0]], "*", color="C3", markersize=14)
-    axes.axvline(-100 * margin, color="0.8", linewidth=1, linestyle=":")
-    axes.set_xlabel("worst change of a control, in points (dotted: margin)")
-    axes.set_ylabel("gain on the tuning split, in points")
+    margin, max_kl = limits
+    panels: list[tuple[str, list[float], float | None]] = [
+        ("worst change of a control, in points", [100 * p[1] for p in points], -100 * margin)
+    ]
+    if all(p[2] is not None for p in points):
+        panels.append(("KL divergence from the unsteered model, in nats", [p[2] or 0.0 for p in points], max_kl))
+    gains = [100 * p[0] for p in points]
+    figure = Figure(figsize=(7 * len(panels), 5), layout="constrained")
+    for axes, (name, costs, limit) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.plot(costs, gains, "o", color="0.7")
+        axes.plot([costs[i] for i in front], [gains[i] for i in front], "o", color="C0")
+        for i in front:
+            axes.annotate(points[i][3], (costs[i], gains[i]), fontsize=7)
+        if chosen is not None:
+            axes.plot([costs[chosen]], [gains[chosen]], "*", color="C3", markersize=14)
+        if limit is not None:
+            axes.axvline(limit, color="0.8", linewidth=1, linestyle=":")
+        axes.set_xlabel(f"{name} (dotted: limit)")
+        axes.set_ylabel("gain on the tuning split, in points")
     figure.savefig(path, dpi=75, metadata={"Software": None})

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lm_eval_tasks.compare.comparison import Comparison
+from lm_eval_tasks.compare.dose import HEAD, curves, table_rows
 from lm_eval_tasks.compare.intervals import Interval
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -21,7 +22,7 @@ table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:
 th{background:#f2f2f2}img{max-width:100%}
 </style></head><body><h1>Steering {{ model }}</h1>
 {% for note in notes %}<p>{{ note }}</p>{% endfor %}
-{% if picture %}<img alt="changes" src="data:image/png;base64,{{ picture }}">{% endif %}
+{% for name, data in pictures %}<img alt="{{ name }}" src="data:image/png;base64,{{ data }}">{% endfor %}
 {% for title, head, rows in tables %}<h2>{{ title }}</h2><table>
 <tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
@@ -30,38 +31,55 @@ th{background:#f2f2f2}img{max-width:100%}
 """
 
 
-def write_report(comparison: Comparison, folder: Path, *, plots: bool = True) -> list[Path]:
-    """Write `report.md`, `report.html`, `comparison.json` and, unless not wanted, `changes.png`.
+def write_report(
+    comparison: Comparison, folder: Path, *, plots: bool = True, max_kl: float | None = None
+) -> list[Path]:
+    """Write `report.md`, `report.html`, `comparison.json` and, unless not wanted, `changes.png` and `dose.png`.
+
+    Args:
+        comparison: what to report.
+        folder: where to.
+        plots: whether to draw; `dose.png` only where there is a dose-response curve.
+        max_kl: a limit to draw there.
 
     Raises:
         ImportError: plots are wanted and matplotlib is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("report.md", "report.html", "comparison.json")]
-    picture = None
-    if plots:
-        from lm_eval_tasks.compare.plots import draw_changes
+    pictures = _draw(comparison, folder, max_kl) if plots else []
+    paths[0].write_text(markdown(comparison, [picture.name for picture in pictures]), encoding="utf-8")
+    paths[1].write_text(as_html(comparison, pictures), encoding="utf-8")
+    value = {**comparison.to_dict(), "dose": [curve.to_dict() for curve in curves(comparison)]}
+    paths[2].write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    return [*paths, *pictures]
 
-        picture = folder / "changes.png"
-        draw_changes(comparison, picture)
-        paths.append(picture)
-    paths[0].write_text(markdown(comparison, picture.name if picture else None), encoding="utf-8")
-    paths[1].write_text(as_html(comparison, picture), encoding="utf-8")
-    paths[2].write_text(json.dumps(comparison.to_dict(), indent=1) + "\n", encoding="utf-8")
-    return paths
+
+def _draw(comparison: Comparison, folder: Path, max_kl: float | None) -> list[Path]:
+    from lm_eval_tasks.compare.dose_plot import draw_curves
+    from lm_eval_tasks.compare.plots import draw_changes
+
+    pictures = [folder / "changes.png"]
+    draw_changes(comparison, pictures[0])
+    if found := curves(comparison):
+        pictures.insert(0, folder / "dose.png")
+        controls = [task for task, record in comparison.run.tasks.items() if record.control]
+        draw_curves(found, controls, comparison.margin, pictures[0], max_kl)
+    return pictures
 
 
 def tables(comparison: Comparison) -> list[Table]:
     """What every form of the report shows."""
     found = [_changes(comparison, control=False), _changes(comparison, control=True), _random(comparison)]
-    return [*(table for table in found if table[2]), _profiles(comparison), *_judges(comparison)]
+    doses = [(f"Dose-response: {curve.name}", HEAD, table_rows(curve)) for curve in curves(comparison)]
+    return [*doses, *(table for table in found if table[2]), _profiles(comparison), *_judges(comparison)]
 
 
 def notes(comparison: Comparison) -> list[str]:
     """How to read the numbers, and what they were computed from."""
     run = comparison.run
     versions = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
-    return [
+    found = [
         f"Model {run.model}{f' ({run.revision})' if run.revision else ''}; run of {run.created}; {versions}.",
         f"Baseline: {comparison.baseline}. Values in percent, changes in points; in brackets 95 % intervals: "
         "Wilson's for rates, bootstrapped by example for changes.",
@@ -69,29 +87,35 @@ def notes(comparison: Comparison) -> list[str]:
         "interval excludes no change, and the (adjusted) p is below 0.05.",
         f"A control held if its interval leaves no loss above {100 * comparison.margin:g} points; it dropped if it "
         "lost more than that and the interval excludes none; else it is unclear, mostly for too few examples.",
-        "Random experts: as many as the profile has, drawn uniformly; p is the share of draws that moved at least "
-        "as far.",
+        "Random experts: as many as the profile has, drawn uniformly, with the same biases in each layer; p is the "
+        "share of draws that moved at least as far.",
     ]
+    if curves(comparison):
+        found.append(
+            "Dose-response: values in percent, changes from the unsteered model (strength 0) in points, paired by "
+            "example; forced experts have no strength. The KL divergence of the next token from the unsteered "
+            "model is a lower bound where only the most likely tokens are known."
+        )
+    return found
 
 
-def markdown(comparison: Comparison, picture: str | None = None) -> str:
+def markdown(comparison: Comparison, pictures: Sequence[str] = ()) -> str:
     """The report as Markdown."""
     parts = [f"# Steering {_cell(comparison.run.model)}", *notes(comparison)]
-    if picture:
-        parts.append(f"![changes]({picture})")
+    parts += [f"![{Path(picture).stem}]({picture})" for picture in pictures]
     for title, head, rows in tables(comparison):
         lines = [_line(head), _line(["---"] * len(head)), *(_line([_cell(cell) for cell in row]) for row in rows)]
-        parts += [f"## {title}", "\n".join(lines)]
+        parts += [f"## {_cell(title)}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def as_html(comparison: Comparison, picture: Path | None = None) -> str:
+def as_html(comparison: Comparison, pictures: Sequence[Path] = ()) -> str:
     """The report as one HTML file that needs no other."""
     from jinja2 import Environment
 
-    data = base64.b64encode(picture.read_bytes()).decode() if picture is not None else None
+    data = [(picture.stem, base64.b64encode(picture.read_bytes()).decode()) for picture in pictures]
     page = Environment(autoescape=True, keep_trailing_newline=True).from_string(_PAGE)
-    return page.render(model=comparison.run.model, notes=notes(comparison), picture=data, tables=tables(comparison))
+    return page.render(model=comparison.run.model, notes=notes(comparison), pictures=data, tables=tables(comparison))
 
 
 def percent(interval: Interval, *, sign: bool = False) -> str:
@@ -140,7 +164,14 @@ def _random(comparison: Comparison) -> Table:
 
 
 def _profiles(comparison: Comparison) -> Table:
-    head = ["profile", "experts activated/deactivated", "rankings", "digest", "requests steered", "all controls held"]
+    head = [
+        "profile",
+        "experts activated/deactivated/biased",
+        "rankings",
+        "digest",
+        "requests steered",
+        "all controls held",
+    ]
     rows = []
     for profile in comparison.run.profiles:
         steering = profile.steering
@@ -152,7 +183,7 @@ def _profiles(comparison: Comparison) -> Table:
         rows.append(
             [
                 profile.name,
-                f"{steering.get('activated', '?')}/{steering.get('deactivated', '?')}",
+                "/".join(str(steering.get(key, "?")) for key in ("activated", "deactivated", "biased")),
                 sources,
                 str(steering.get("digest") or "")[:12],
                 f"{steering.get('steered_requests', '?')} of {steering.get('requests', '?')}",

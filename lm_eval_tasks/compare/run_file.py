@@ -45,13 +45,15 @@ class ProfileRecord(_Strict):
     """As it was asked for."""
     kind: Literal["none", "steered", "random"]
     of: Short | None = None
-    """For `random`: the name of the profile whose numbers of experts it has."""
+    """For `random`: the name of the profile whose numbers of experts and biases it has."""
     steering: dict[str, Any] = {}
     """`config.steermoe` of lm-eval's results."""
     outcomes: dict[Short, dict[Short, Outcomes]]
     """Task -> metric -> one value per example."""
     responses: dict[Short, list[str]] = {}
     """Task -> generated texts, where they were kept."""
+    divergence: Outcomes = []
+    """KL divergence of the next token from the unsteered model after each of some prompts, in nats, if measured."""
 
 
 class Run(_Strict):

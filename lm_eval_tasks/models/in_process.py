@@ -112,6 +112,7 @@ class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
                 "digest": None if resolved is None else resolved.profile.digest,
                 "activated": 0 if resolved is None else len(resolved.profile.activate),
                 "deactivated": 0 if resolved is None else len(resolved.profile.deactivate),
+                "biased": 0 if resolved is None else len(resolved.profile.bias),
                 "sources": [] if resolved is None else [_source(source) for source in resolved.sources],
                 "versions": tool_versions(),
                 "layers": self._layers,
@@ -121,6 +122,42 @@ class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
                 "steered_requests": self._steered_requests,
             }
         }
+
+    def next_tokens(self, prompts: Sequence[str], texts: Sequence[str]) -> list[list[dict[int, float]]]:
+        """How likely the next token is after each prompt under each steering, all in one batch.
+
+        The steering that is set stays, and its counts.
+
+        Args:
+            prompts: as they go to the model; the end of one that is too long is used.
+            texts: steering expressions.
+
+        Returns:
+            For each text, for each prompt: token -> log-probability, of as many tokens as the engine's `max_logprobs`
+            allows (-1: the whole vocabulary).
+
+        Raises:
+            SteerMoEError: one cannot be read, found or applied.
+        """
+        ids = [one[-(self.max_length - 1) :] for one in self.tok_encode(list(prompts))]
+        most = self.model.llm_engine.model_config.max_logprobs
+        front_end = front_end_of(self.model.llm_engine.input_processor)
+        steered = sum(front_end.resolve(text) is not None for text in texts)
+        params = [
+            SamplingParams(temperature=0, max_tokens=1, logprobs=most, detokenize=False, extra_args={STEER_KEY: text})
+            for text in texts
+            for _ in ids
+        ]
+        before = self._counts()
+        outputs = self.model.generate(
+            [{"prompt_token_ids": one} for _ in texts for one in ids],
+            sampling_params=params,
+            use_tqdm=False,
+            lora_request=self.lora_request,
+        )
+        self._check_counts(before, self._counts(), steered * len(ids))
+        found = [{token: one.logprob for token, one in output.outputs[0].logprobs[0].items()} for output in outputs]
+        return [found[at : at + len(ids)] for at in range(0, len(found), len(ids))]
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take a response cache, unless it was made with another model or steering.
@@ -199,4 +236,7 @@ def _source(source: Source) -> dict[str, Any]:
         "activate": source.activate,
         "deactivate": source.deactivate,
         "dropped": [[expert.layer, expert.expert] for expert in source.dropped],
+        "strength": source.strength,
+        "top": source.top,
+        "by": source.by,
     }

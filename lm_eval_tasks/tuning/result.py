@@ -1,4 +1,4 @@
-"""What a search leaves: the recommended profile as JSON, the Pareto front, and the report on the test documents."""
+"""What a search leaves: the recommended profile as JSON, the Pareto front, and the reports."""
 
 from __future__ import annotations
 
@@ -12,26 +12,35 @@ from rich.console import Console
 from rich.table import Table
 
 from expert_registry.registry import Found
-from lm_eval_tasks.compare.comparison import Comparison
+from lm_eval_tasks.compare.comparison import Comparison, compare
+from lm_eval_tasks.compare.dose import curves
 from lm_eval_tasks.compare.report import write_report
 from lm_eval_tasks.compare.run_file import Run, write_run
 from lm_eval_tasks.tuning.run import Goal
-from lm_eval_tasks.tuning.search import Tried, front, recommend
-from vllm_steermoe_plugin.steering.selection import select_experts
+from lm_eval_tasks.tuning.search import Limits, Tried, front, recommend
 
 
-def print_front(tried: Sequence[Tried], margin: float) -> Tried | None:
+def print_front(tried: Sequence[Tried], limits: Limits) -> Tried | None:
     """Show the Pareto front; returns the recommended setting, if any."""
-    chosen = recommend(tried, margin)
-    table = Table("", "activate", "deactivate", "phase", "gain", "worst control", title=f"Pareto front of {len(tried)}")
+    chosen = recommend(tried, limits)
+    table = Table("", "setting", "phase", "gain", "worst control", "KL", title=f"Pareto front of {len(tried)}")
     shown = {*front(tried), *([tried.index(chosen)] if chosen else [])}
     for i in sorted(shown, key=lambda i: -tried[i].gain):
         one = tried[i]
         mark = "recommended" if one is chosen else ""
-        row = (one.setting.activate, one.setting.deactivate, one.setting.phase)
-        table.add_row(mark, *map(str, row), f"{100 * one.gain:+.1f}", f"{100 * one.control:+.1f}")
+        kl = "" if one.kl is None else f"{one.kl:.4f}"
+        numbers = f"{100 * one.gain:+.1f}", f"{100 * one.control:+.1f}", kl
+        table.add_row(mark, one.setting.label, one.setting.phase, *numbers)
     Console().print(table)
     return chosen
+
+
+def store_search(out: Path, goal: Goal, whole: Run, *, plot: bool) -> None:
+    """Write `tuning/run.json`, and beside it the report on the tuning documents, if there is a dose-response curve."""
+    comparison = compare(whole, margin=goal.limits.margin)
+    if curves(comparison):
+        write_report(comparison, out / "tuning", plots=plot, max_kl=goal.limits.max_kl)
+        write_run(whole, out / "tuning" / "run.json")
 
 
 def store(
@@ -45,7 +54,7 @@ def store(
     plot: bool,
 ) -> None:
     """Write `tuned.json`, `front.png`, and where there is something to judge `test-run.json` and the report."""
-    chosen = recommend(tried, goal.margin)
+    chosen = recommend(tried, goal.limits)
     value: dict[str, Any] = {
         "ranking": found.entry.name,
         "sha256": found.sha256,
@@ -55,19 +64,12 @@ def store(
         "recommended": None,
     }
     if chosen is not None:
-        setting = chosen.setting
-        selection = select_experts(
-            found.ranking,
-            activate=setting.activate,
-            deactivate=setting.deactivate,
-            reverse=goal.reverse,
-            phase=setting.phase,
-        )
+        profile = chosen.setting.profile(found.ranking, goal.reverse)
         value["recommended"] = {
-            **asdict(setting),
-            "request": goal.text(found, setting),
-            "profile": json.loads(selection.profile.to_json()),
-            "digest": selection.profile.digest,
+            **asdict(chosen.setting),
+            "request": goal.text(found, chosen.setting),
+            "profile": json.loads(profile.to_json()),
+            "digest": profile.digest,
         }
     if comparison is not None:
         value["test"] = comparison.to_dict()
@@ -78,6 +80,6 @@ def store(
     if plot:
         from lm_eval_tasks.compare.plots import draw_front
 
-        points = [(one.gain, one.control, f"{one.setting.activate}/{one.setting.deactivate}") for one in tried]
+        points = [(one.gain, one.control, one.kl, one.setting.label) for one in tried]
         index = None if chosen is None else tried.index(chosen)
-        draw_front(points, front(tried), index, goal.margin, out / "front.png")
+        draw_front(points, front(tried), index, (goal.limits.margin, goal.limits.max_kl), out / "front.png")

@@ -1,31 +1,16 @@
-"""Search for how many experts to activate and deactivate: the largest gain with the controls held.
+"""Search for how much to steer: the largest gain with the controls held.
 
 Pure: what a setting does is asked of a function, so the search is tested without a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from expert_registry.errors import UsageError
-from vllm_steermoe_plugin.steering.profile import Phase
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Setting:
-    """Numbers of experts, and the tokens to steer."""
-
-    activate: int
-    deactivate: int
-    phase: Phase = "both"
-
-    @property
-    def size(self) -> int:
-        return self.activate + self.deactivate
-
-    def __str__(self) -> str:
-        return f"activate={self.activate} deactivate={self.deactivate} phase={self.phase}"
+from lm_eval_tasks.tuning.settings import Setting, Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,85 +20,95 @@ class Tried:
     Attributes:
         gain: mean over the tasks of the change of the main metric, so that up is good.
         control: the worst such change among the controls; 0 without any.
+        kl: mean KL divergence of the next token from the unsteered model, in nats; None where it was not measured.
     """
 
     setting: Setting
     gain: float
     control: float
+    kl: float | None = None
+
+    def __str__(self) -> str:
+        kl = "" if self.kl is None else f"  KL {self.kl:.4f}"
+        return f"{self.setting}  gain {self.gain:+.3f}  control {self.control:+.3f}{kl}"
 
 
-Try = Callable[[Setting], Tried]
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What counts as held.
+
+    Attributes:
+        margin: what a control may lose.
+        max_kl: the largest mean KL divergence; None for any.
+    """
+
+    margin: float
+    max_kl: float | None = None
+
+    def held(self, one: Tried) -> bool:
+        """Whether a setting keeps them."""
+        return one.control >= -self.margin and (self.max_kl is None or one.kl is None or one.kl <= self.max_kl)
 
 
-def levels(most: int) -> list[int]:
-    """0, 1, 2, 4, ... up to `most`, which is the last."""
-    found = [0]
-    step = 1
-    while step < most:
-        found.append(step)
-        step *= 2
-    return [*found, most] if most else found
+Try = Callable[[Sequence[Setting]], Sequence[Tried]]
 
 
-def search(attempt: Try, most: tuple[int, int], phases: Sequence[Phase], margin: float, budget: int) -> list[Tried]:
+def search(attempt: Try, spaces: Sequence[Space], limits: Limits, budget: int) -> list[Tried]:
     """Try settings until the budget is spent or nothing is left around the best one.
 
-    First a coarse grid over both numbers, from few experts to many; then, around the best so far,
-    the other phases and the midpoints to the nearest numbers that were tried.
+    First the grids of all spaces, in turn, from little steering to much; then what lies around the best so far.
 
     Args:
-        attempt: measures one setting; called once for each.
-        most: largest numbers to activate and to deactivate.
-        phases: to be considered; the grid uses the first.
-        margin: what a control may lose.
+        attempt: measures settings; each is given to it once.
+        spaces: what may be tried.
+        limits: what counts as held.
         budget: how many settings to try.
 
     Raises:
         UsageError: nothing can be tried.
     """
-    if budget < 1 or sum(most) < 1 or not phases or min(most) < 0:
-        raise UsageError(f"nothing to search: at most {most[0]}/{most[1]} experts, {budget} tries")
+    rounds = zip_longest(*(space.grid() for space in spaces))
+    grid = [setting for row in rounds for setting in row if setting is not None]
+    if budget < 1 or not grid:
+        raise UsageError(f"nothing to search: {len(grid)} settings in the grid, {budget} tries")
     tried: dict[Setting, Tried] = {}
 
     def run(settings: Sequence[Setting]) -> bool:
-        new = [one for one in dict.fromkeys(settings) if one not in tried and one.size]
-        for one in new[: budget - len(tried)]:
-            tried[one] = attempt(one)
+        new = [one for one in dict.fromkeys(settings) if one not in tried]
+        tried.update((one.setting, one) for one in attempt(new[: budget - len(tried)]))
         return bool(new) and len(tried) < budget
 
-    grid = [Setting(a, d, phases[0]) for a in _coarse(most[0]) for d in _coarse(most[1])]
-    going = run(sorted(grid, key=lambda one: one.size))
+    going = run(grid)
     while going:
-        best = recommend(list(tried.values()), margin) or max(tried.values(), key=lambda one: (one.control, one.gain))
-        going = run(list(_around(best.setting, tried, phases, most)))
+        best = recommend(list(tried.values()), limits) or max(
+            tried.values(), key=lambda one: (one.control, -(one.kl or 0.0), one.gain)
+        )
+        going = run([one for space in spaces for one in space.around(best.setting, tried.keys())])
     return list(tried.values())
 
 
 def front(tried: Sequence[Tried]) -> list[int]:
-    """Indices of those that no other beats in gain or control without being worse in the other (Pareto)."""
+    """Indices of those that no other beats in gain, control or KL without being worse in another (Pareto)."""
+    values = [(one.gain, one.control, -(one.kl or 0.0)) for one in tried]
     return [
         i
-        for i, one in enumerate(tried)
-        if not any(
-            other.gain >= one.gain
-            and other.control >= one.control
-            and (other.gain, other.control) != (one.gain, one.control)
-            for other in tried
-        )
+        for i, mine in enumerate(values)
+        if not any(other != mine and all(a >= b for a, b in zip(other, mine, strict=True)) for other in values)
     ]
 
 
-def recommend(tried: Sequence[Tried], margin: float, tolerance: float = 0.01) -> Tried | None:
-    """Of those whose controls lost at most `margin`, the smallest whose gain is within `tolerance` of the largest.
+def recommend(tried: Sequence[Tried], limits: Limits, tolerance: float = 0.01) -> Tried | None:
+    """Of those within the limits, the one that steers least whose gain is within `tolerance` of the largest.
 
-    None if no setting gains anything with its controls held.
+    What steers least has the smallest KL divergence, and where that is not measured or equal the smallest `effort`.
+    None if no setting gains anything within the limits.
     """
-    held = [one for one in tried if one.control >= -margin and one.gain > 0]
+    held = [one for one in tried if limits.held(one) and one.gain > 0]
     if not held:
         return None
     largest = max(one.gain for one in held)
     near = [one for one in held if one.gain >= largest - tolerance]
-    return min(near, key=lambda one: (one.setting.size, -one.gain, one.setting))
+    return min(near, key=lambda one: (one.kl or 0.0, one.setting.effort[:2], -one.gain, one.setting.effort))
 
 
 def effect(
@@ -122,38 +117,9 @@ def effect(
     after: Mapping[str, float],
     controls: Sequence[str],
     better: Mapping[str, bool],
+    kl: float | None = None,
 ) -> Tried:
     """From the main metric of every task, without and with steering."""
     change = {task: (after[task] - before[task]) * (1 if better[task] else -1) for task in before}
     gains = [change[task] for task in change if task not in controls]
-    return Tried(setting, sum(gains) / len(gains), min((change[task] for task in controls), default=0.0))
-
-
-def _coarse(most: int) -> list[int]:
-    """Every second level, and the last."""
-    every = levels(most)
-    return sorted({*every[::2], every[-1]})
-
-
-def _around(
-    best: Setting, tried: Mapping[Setting, Tried], phases: Sequence[Phase], most: tuple[int, int]
-) -> Iterator[Setting]:
-    for phase in phases:
-        yield Setting(best.activate, best.deactivate, phase)
-    activates = sorted({one.activate for one in tried})
-    deactivates = sorted({one.deactivate for one in tried})
-    for value in _midpoints(best.activate, activates, most[0]):
-        yield Setting(value, best.deactivate, best.phase)
-    for value in _midpoints(best.deactivate, deactivates, most[1]):
-        yield Setting(best.activate, value, best.phase)
-
-
-def _midpoints(at: int, known: Sequence[int], most: int) -> Iterator[int]:
-    below = max((value for value in known if value < at), default=None)
-    above = min((value for value in known if value > at), default=None)
-    for other in (below, above):
-        if other is not None:
-            # The neighbour itself may have been tried only beside another number.
-            yield from {(at + other) // 2, other} - {at}
-    if above is None and at < most:
-        yield most
+    return Tried(setting, sum(gains) / len(gains), min((change[task] for task in controls), default=0.0), kl)

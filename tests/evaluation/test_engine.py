@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,61 @@ def test_the_lab_model_is_tuned_judged_published_and_continued(
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"front.png", "report.md", "test-run.json"}
     # All of it again from the log: the engine is asked for the test only.
     asked: list[Any] = []
-    monkeypatch.setattr("lm_eval_tasks.tuning.run.measure", lambda *args: asked.append(args))
+    monkeypatch.setattr("lm_eval_tasks.tuning.bench.measure", lambda *args: asked.append(args))
     again = CliRunner().invoke(APP, [*arguments[:-1], "--behaviour", f"digits@{VERSION}"], catch_exceptions=False)
     assert again.exit_code == 0 and not asked
     assert json.loads((tmp_path / "out" / "tuned.json").read_text())["tried"] == value["tried"]
+
+
+def test_a_strength_is_tuned_within_limits_with_its_curve_and_published(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval_tasks.models.in_process.SteerMoEVLLM", lambda **_: lab)
+    out = tmp_path / "out"
+    arguments = [
+        NAME,
+        *("--behaviour", f"digits@{VERSION}", "--tasks", "steermoe_lab_tuning_digits"),
+        *("--controls", "steermoe_lab_tuning_digits_control", "--test-tasks", "steermoe_lab_digits"),
+        *("--strengths", "0.25,1", "--budget", "4", "--random", "1", "--out", str(out), "--publish", "--no-plot"),
+    ]
+    result = CliRunner().invoke(APP, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and "at most 4 settings; a curve of 2 strengths or more" in result.stderr
+    value = json.loads((out / "tuned.json").read_text())
+    assert [one["setting"]["strength"] for one in value["tried"][:2]] == [0.25, 1] and len(value["tried"]) == 4
+    # A dial: some of the gain at a quarter of the strength, and nothing lost.
+    assert 0 < value["tried"][0]["gain"] < 0.5 * value["tried"][1]["gain"]
+    assert all(0 < one["kl"] < 0.01 and one["control"] > -0.03 for one in value["tried"])
+    chosen = value["recommended"]
+    assert chosen["request"] == f"digits@{VERSION}:strength={chosen['strength']:g}"
+    (curve,) = json.loads((out / "tuning" / "comparison.json").read_text())["dose"]
+    doses = {dose["strength"]: dose["responses"] for dose in curve["doses"]}
+    assert {0.25, 1.0, 0.0, None, chosen["strength"]} <= doses.keys()
+    assert all(len(one["random"]) == 1 for one in doses[1.0])
+    newest = Registry.default().find([NAME], "digits").ranking.card
+    assert newest.format_version == 2 and newest.recommended.strength == chosen["strength"]
+    lab.use_steering(f"digits@{newest.version}")
+    info = lab.get_model_info()["steermoe"]
+    assert info["activated"] == 0 < info["biased"]
+    assert info["sources"][0]["strength"] == chosen["strength"] and info["digest"] == chosen["digest"]
+
+
+def test_the_next_tokens_of_many_steerings_come_from_one_batch(lab: Any) -> None:
+    lab.use_steering("none")
+    prompts = ["<|user|>Start at 3 and count to 6.<|end|><|assistant|>", "<|user|>Say the letters from d to h.<|end|>"]
+    texts = ["none", f"digits@{VERSION}:strength=0", f"digits@{VERSION}:strength=1", f"digits@{VERSION}"]
+    found = lab.next_tokens(prompts, texts)
+    assert [len(each) for each in found] == [2] * 4 and all(len(one) == 20 for each in found for one in each)
+    assert found[0] == found[1] != found[2] != found[3]
+    assert all(sum(math.exp(value) for value in one.values()) == pytest.approx(1, abs=0.1) for one in found[0])
+    assert lab.get_model_info()["steermoe"]["requests"] == 0
+
+
+def test_biases_at_several_strengths_are_compared_with_controls_of_the_same_norm(lab: Any) -> None:
+    texts = [f"digits@{VERSION}", f"digits@{VERSION}:strength=0.3", f"digits@{VERSION}:strength=-1:top=10:phase=prompt"]
+    plan = steerings(["none", *texts], lab, draws=2)
+    drawn = {s.of: SteeringProfile.from_json(s.text) for s in plan if s.kind == "random"}
+    assert len(plan) == 4 + 6 and len(drawn[texts[0]].activate) == 6 and not drawn[texts[0]].bias
+    assert not drawn[texts[1]].activate and len(drawn[texts[2]].bias) == 10 and drawn[texts[2]].phase == "prompt"
 
 
 def test_the_eval_command_writes_run_and_report(lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

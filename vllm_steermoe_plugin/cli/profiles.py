@@ -50,7 +50,8 @@ def load(
     if len(text) > MAX_TEXT:
         raise UsageError(f"the profile has {len(text)} characters; at most {MAX_TEXT}")
     answer = call(server, "PUT", f"profiles/{quoted(name)}", text.encode())
-    typer.echo(f"{answer['name']}: {answer['activated']} activated, {answer['deactivated']} deactivated")
+    numbers = ", ".join(f"{answer[what]} {what}" for what in ("activated", "deactivated", "biased"))
+    typer.echo(f"{answer['name']}: {numbers}")
 
 
 @profiles.command()

@@ -88,7 +88,7 @@ class Named:
             "" if self.deactivate is None else f"deactivate={self.deactivate}",
             "" if self.phase == "both" else f"phase={self.phase}",
             "" if self.weight == "top" else f"weight={self.weight}",
-            "" if self.strength is None else f"strength={self.strength:g}",
+            "" if self.strength is None else f"strength={self.strength:.6f}".rstrip("0").rstrip("."),
             "" if self.top is None else f"top={self.top}",
             "" if self.by is None else f"by={self.by}",
         ]

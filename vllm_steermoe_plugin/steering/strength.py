@@ -34,10 +34,19 @@ def bias_experts(
     return SteeringProfile(bias=tuple((rows[row], expert, bias) for row, expert, bias in cells), phase=phase)
 
 
-def shuffled(profile: SteeringProfile, num_experts: int, seed: int) -> SteeringProfile:
-    """The control of a biased profile: in each layer the same biases, for experts drawn at random.
+def shuffled(
+    profile: SteeringProfile, num_experts: int, seed: int, without: frozenset[tuple[int, int]] = frozenset()
+) -> SteeringProfile:
+    """The control of a profile's biases: in each layer the same biases, for experts drawn at random.
 
     Their norm is the same in each layer, and so is their sum.
+
+    Args:
+        profile: with biases; what it forces is left out.
+        num_experts: of a layer.
+        seed: of the draw.
+        without: layers and experts that are not drawn, because they are forced. Of more biases than a layer has other
+            experts, the first are used.
     """
     generator = np.random.default_rng(seed)
     rows: dict[int, list[float]] = {}
@@ -46,6 +55,12 @@ def shuffled(profile: SteeringProfile, num_experts: int, seed: int) -> SteeringP
     moved = [
         (layer, expert, bias)
         for layer, biases in rows.items()
-        for expert, bias in zip(generator.permutation(num_experts).tolist(), biases, strict=False)
+        for expert, bias in zip(_drawn(generator, layer, num_experts, without), biases, strict=False)
     ]
     return SteeringProfile(bias=tuple(moved), phase=profile.phase)
+
+
+def _drawn(
+    generator: np.random.Generator, layer: int, num_experts: int, without: frozenset[tuple[int, int]]
+) -> list[int]:
+    return [expert for expert in generator.permutation(num_experts).tolist() if (layer, expert) not in without]

@@ -107,6 +107,8 @@ def test_biases_of_zero_ask_for_nothing_and_a_strength_has_one_text() -> None:
     texts = {parse_request(f"digits:strength={x}").text() for x in ("0.50", ".5", "00.5", "0.5")}
     assert texts == {"digits:strength=0.5"}
     assert parse_request("digits:strength=-0").text() == "digits:strength=0"
+    for text in ("digits:strength=0.000001", "digits:strength=-10", "digits:strength=16", "digits:strength=12.345678"):
+        assert parse_request(text).text() == text
     away = [parse_request(f"digits:{option}").named[0].away for option in ("strength=-0.1", "strength=0", "reverse")]
     assert away == [True, False, True]
 

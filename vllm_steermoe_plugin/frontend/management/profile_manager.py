@@ -85,7 +85,10 @@ class ProfileManager:
             "weight": steering.weight,
             "activated": len(steering.activate),
             "deactivated": len(steering.deactivate),
-            "layers": sorted({layer for layer, _ in steering.activate | steering.deactivate}),
+            "biased": len(steering.bias),
+            "layers": sorted(
+                {layer for layer, _ in steering.activate | steering.deactivate} | {layer for layer, *_ in steering.bias}
+            ),
             "sources": [
                 {
                     "ranking": source.ranking,
@@ -94,6 +97,9 @@ class ProfileManager:
                     "activate": source.activate,
                     "deactivate": source.deactivate,
                     "dropped": [[expert.layer, expert.expert] for expert in source.dropped],
+                    "strength": source.strength,
+                    "top": source.top,
+                    "by": source.by,
                 }
                 for source in profile.resolved.sources
             ],
