@@ -29,12 +29,15 @@ def test_steering_over_http_moves_the_answers(server: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
         # Steered and unsteered requests are in flight together.
         steered = list(pool.map(lambda e: server.ask("digits", e.prompt), cases))
+        dialled = list(pool.map(lambda e: server.ask("digits:strength=1", e.prompt), cases))
         plain = list(pool.map(lambda e: server.ask(None, e.prompt), cases))
-    assert {status for status, _ in steered + plain} == {200}
+        zero = list(pool.map(lambda e: server.ask("digits:strength=0", e.prompt), cases))
+    assert {status for status, _ in steered + dialled + plain} == {200} and zero == plain
     share = [
-        sum(shows("digits", e, text) for e, (_, text) in zip(cases, found, strict=True)) for found in (steered, plain)
+        sum(shows("digits", e, text) for e, (_, text) in zip(cases, found, strict=True))
+        for found in (steered, dialled, plain)
     ]
-    assert share[0] >= share[1] + 0.2 * len(cases)
+    assert min(share[:2]) >= share[2] + 0.2 * len(cases)
 
 
 REFUSALS = {
@@ -45,7 +48,12 @@ REFUSALS = {
     "experts": ('{"activate": {"1": [2]}}', "allow_experts"),
     "malformed": ("digits;", "BEHAVIOUR"),
     "malformed experts, not read": ("{", "allow_experts"),
-    "unknown option": ("digits:strength=2", "strength"),
+    "unknown option": ("digits:boost=2", "boost"),
+    "too strong": ("digits:strength=2.5", "max_strength"),
+    "no strength": ("digits:strength=nan", "needs a number"),
+    "away by strength": ("digits:strength=-0.5", "allow_reverse"),
+    "some weights": ("digits:strength=1:top=5", "allow_experts"),
+    "strength of forced experts": ("digits:strength=1:activate=2", "leave one out"),
     "a number": (7, "must be a string"),
     "a list": (["digits"], "must be a string"),
     "conflict": ("digits+refusal:phase=prompt", "one phase"),
