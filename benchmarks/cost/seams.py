@@ -18,7 +18,7 @@ from vllm_steermoe_plugin.device.ops import reselect_, rewrite_
 from vllm_steermoe_plugin.device.reselect import select
 from vllm_steermoe_plugin.device.rewrite import forcing
 from vllm_steermoe_plugin.device.router_kind import RouterKind
-from vllm_steermoe_plugin.steering.rule_values import FORCES
+from vllm_steermoe_plugin.steering.rule_values import BIASES, FORCES
 
 TOP_K = 8
 ROUTERS = {
@@ -45,6 +45,8 @@ class Layer:
         order = torch.rand((_PROFILES + 1, 1, experts), generator=generator).argsort(-1)
         self.rules = forcing((order < _OF_A_KIND).int() - (order >= experts - _OF_A_KIND).int())
         self.rules[0] = 0
+        self.biased = torch.where(self.rules == 0, 0.5, self.rules).half()
+        self.biased[0] = 0
         everyone = torch.randint(1, _PROFILES + 1, (tokens,), generator=generator, dtype=torch.int32)
         nobody = torch.zeros_like(everyone)
         self.slots = {"all": everyone, "one": nobody.index_fill(0, torch.tensor([0]), 1), "none": nobody}
@@ -52,6 +54,10 @@ class Layer:
     def gate(self, who: str) -> None:
         """The rewrite of the logits."""
         rewrite_(self.logits, self.rules, self.slots[who], self._active(who), 0)
+
+    def biases(self, who: str) -> None:
+        """The rewrite with a bias for each expert that no rule forces."""
+        rewrite_(self.logits, self.biased, self.slots[who], self._active(who, FORCES | BIASES), 0)
 
     def selection(self, who: str) -> None:
         """The correction of the selection."""
@@ -61,8 +67,8 @@ class Layer:
         )
 
     @staticmethod
-    def _active(who: str) -> torch.Tensor:
-        return torch.tensor([FORCES * (who != "none")], dtype=torch.uint8)
+    def _active(who: str, does: int = FORCES) -> torch.Tensor:
+        return torch.tensor([does * (who != "none")], dtype=torch.uint8)
 
 
 def measure(rounds: int, steps: tuple[int, ...] = STEPS) -> list[tuple[str, int, dict[str, float]]]:
@@ -74,7 +80,7 @@ def measure(rounds: int, steps: tuple[int, ...] = STEPS) -> list[tuple[str, int,
             works = {
                 f"{seam.__name__}, {who}": partial(seam, who)
                 for who in layer.slots
-                for seam in (layer.gate, layer.selection)
+                for seam in (layer.gate, layer.biases, layer.selection)
             }
             found.append((name, tokens, fastest(works, rounds)))
     return found
