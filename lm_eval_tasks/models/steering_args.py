@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from expert_registry.errors import UsageError, one_of
-from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES
-from vllm_steermoe_plugin.steering.request import NONE, Named, parse_request
+from vllm_steermoe_plugin.steering.profile import MAX_TEXT, PHASES, SteeringProfile
+from vllm_steermoe_plugin.steering.request import NONE, Named, SteeringRequest, parse_request
 
 DIRECTIONS = ("forward", "reverse")
 
@@ -53,7 +53,7 @@ class SteeringArgs:
             other = [name for name in given if name != "experts"]
             if other:
                 raise UsageError(f"experts= is a complete expert set; it does not go together with {other[0]}=")
-            return parse_request(_experts_text(self.experts)).text()
+            return SteeringRequest(explicit=SteeringProfile.from_json(_experts_text(self.experts)) or None).text()
         stated = _steer_text(self.steer)
         request = parse_request(stated)
         if not changes:

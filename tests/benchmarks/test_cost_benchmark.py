@@ -31,5 +31,7 @@ def test_both_seams_are_measured() -> None:
     rows = measure(1, (1, 3))
     assert [(name, tokens) for name, tokens, _ in rows] == [(name, tokens) for name in ROUTERS for tokens in (1, 3)]
     for _, _, times in rows:
-        assert list(times) == [f"{seam}, {who}" for who in ("all", "one", "none") for seam in ("gate", "biases", "selection")]
+        assert list(times) == [
+            f"{seam}, {who}" for who in ("all", "one", "none") for seam in ("gate", "biases", "selection")
+        ]
         assert all(value > 0 for value in times.values())

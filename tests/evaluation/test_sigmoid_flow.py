@@ -22,9 +22,12 @@ from vllm.exceptions import VLLMValidationError
 from expert_registry import Registry, read_ranking
 from expert_registry.errors import ProfileError
 from expert_registry.registry import Found, publish
-from lm_eval_tasks.evaluation import Options, steerings
+from lm_eval_tasks.evaluation import Options, steerings, task_manager
+from lm_eval_tasks.tuning.bench import Bench
 from lm_eval_tasks.tuning.log import TuneLog
 from lm_eval_tasks.tuning.run import Goal, run_search
+from lm_eval_tasks.tuning.search import Limits
+from lm_eval_tasks.tuning.settings import CountSpace, DialSpace
 from tests.support.corrected import EXPERTS, CorrectedReference, make_checkpoint
 from tests.support.engines import SMALL
 from tests.support.greedy import generate, scoring
@@ -223,12 +226,15 @@ def test_random_experts_keep_the_weight_of_what_they_stand_beside(flow: Flow) ->
     assert random == ["own", "top"]
 
 
-def test_numbers_of_experts_are_searched(flow: Flow, tmp_path: Path) -> None:
-    goal = Goal(BEHAVIOUR, False, (TASK,), (), 0.03, ("both",), (2, 2), 2)
-    log = TuneLog.open(tmp_path / "log.jsonl", {"model": NAME})
-    options = Options(chat_template=False, responses=False, include_path=str(flow.folder))
-    tried = run_search(flow.model, goal, flow.found, options, log, lambda _: None)
-    assert len(tried) == 2 and set(log.means) == {None, *(one.setting for one in tried)}
+def test_numbers_of_experts_and_strengths_are_searched(flow: Flow, tmp_path: Path) -> None:
+    dials = DialSpace((0.5, 2.0), (None,), (None,), flow.found.ranking.counts.activations_1.size, ("both",))
+    for name, space in (("counts", CountSpace(2, 2, ("both",))), ("dials", dials)):
+        goal = Goal(BEHAVIOUR, False, (TASK,), (), Limits(0.03), (space,), 2)
+        log = TuneLog.open(tmp_path / f"{name}.jsonl", {"model": NAME})
+        options = Options(chat_template=False, responses=False, include_path=str(flow.folder))
+        bench = Bench(flow.model, [TASK], task_manager([TASK], options), options, [], log)
+        tried = run_search(bench, goal, flow.found, lambda _: None)
+        assert len(tried) == 2 and {setting for setting, _ in log.runs} >= {None, *(one.setting for one in tried)}
 
 
 def test_weights_of_their_own_are_refused_where_a_softmax_selects(tiny: Callable[[str], Any]) -> None:

@@ -194,7 +194,7 @@ def test_the_command_does_the_same(server: Server, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv(KEY_VARIABLE, SECRET)
     file = tmp_path / "experts.json"
     file.write_text('{"activate": {"1": [2]}}')
-    assert steermoe("load", "by-hand", f"@{file}").stdout == "by-hand: 1 activated, 0 deactivated\n"
+    assert steermoe("load", "by-hand", f"@{file}").stdout == "by-hand: 1 activated, 0 deactivated, 0 biased\n"
     assert json.loads(steermoe("show", "by-hand").stdout)["experts"]["activate"] == {"1": [2]}
     assert "by-hand" in {row["name"] for row in json.loads(steermoe("list").stdout)["profiles"]}
     assert steermoe("refresh").exit_code == steermoe("drop", "by-hand").exit_code == 0

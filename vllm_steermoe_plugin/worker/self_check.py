@@ -37,9 +37,9 @@ def check_gate(gate: SteeredGateLinear, state: SteeringState, layer: int) -> Non
     logits = logits.to(state.rules.device)
     ends = layer, experts - 1, 0
     _check_rules(lambda: gate.rewrite(logits.clone()).topk(top_k).indices, state, *ends, gate.sequence_rank)
-    _check_bias(lambda: gate.rewrite(logits.clone()), logits, state, layer, gate.sequence_rank)
     if not torch.equal(gate.rewrite(logits.clone()), logits):
         raise CompatibilityError(f"self-check failed: layer {layer} changes the logits of unsteered tokens")
+    _check_bias(lambda: gate.rewrite(logits.clone()), logits, state, layer, gate.sequence_rank)
 
 
 def check_selection(selection: SteeredSelection, state: SteeringState, layer: int) -> None:
