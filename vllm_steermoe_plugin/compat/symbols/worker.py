@@ -151,8 +151,8 @@ INIT_PARALLEL = Internal(
 BUILD_MODEL = Internal("vllm.model_executor.model_loader.utils:initialize_model", _UNLOADED, ("vllm_config",))
 ROUTING = Internal(
     "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._compute_routing",
-    "correct what a router selected, before its ids are captured and mapped to physical experts (on each router object "
-    "that is bound, not on the class)",
+    "bias the logits that a router gets, in place, and correct what it selected, before ids are captured and mapped to "
+    "physical experts (on each router object that is bound, not on the class)",
     ("self", "hidden_states", "router_logits", "indices_type", "input_ids"),
 )
 _WEIGHTED = ("scoring_func", "renormalize")
