@@ -97,7 +97,7 @@ def test_a_decode_step_takes_no_shared_memory(experts: int, dtype: torch.dtype, 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=NAMES.get)
 def test_a_large_step_does_not_spill(experts: int, dtype: torch.dtype, tmp_path: Path) -> None:
     used = resources(compiled_rewrite(experts, SMALL_STEP + 1, dtype), tmp_path)
-    assert used["STACK"] == 0 and used["REG"] <= (64 if experts < 1024 else 112)
+    assert used["STACK"] == 0 and used["REG"] <= (64 if experts < 1024 else 128)
 
 
 @pytest.mark.parametrize("capability", [*nightly(80, 89, 100, 120), 90])
