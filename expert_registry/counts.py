@@ -64,3 +64,11 @@ class RoutingCounts:
         """`A1/N1 - A2/N2`, float64 `[L, E]` in [-1, 1] (arXiv 2509.09660, section on expert detection)."""
         n1, n2 = (float(n) for n in self.tokens)
         return self.activations_1 / n1 - self.activations_2 / n2
+
+    def rounded_difference(self) -> NDArray[np.float64]:
+        """The risk difference by which experts are ordered: what differs by rounding alone is equal.
+
+        Counts are integers, so this can only tie what differs by less than one token in 1e12; without it, equal
+        fractions could be ordered by floating-point noise.
+        """
+        return np.round(self.risk_difference(), 12)

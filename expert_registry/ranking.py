@@ -57,9 +57,7 @@ def rank_experts(counts: RoutingCounts) -> list[RankedExpert]:
     so that the same counts always give the same order.
     """
     difference = counts.risk_difference()
-    # Counts are integers, so rounding can only tie what differs by less than one token
-    # in 1e12; without it, equal fractions could be ordered by floating-point noise.
-    order = np.argsort(-np.abs(np.round(difference, 12)), axis=None, kind="stable")
+    order = np.argsort(-np.abs(counts.rounded_difference()), axis=None, kind="stable")
     num_experts = difference.shape[1]
     return [
         RankedExpert(int(counts.layers[i // num_experts]), int(i % num_experts), float(difference.flat[i]))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Score = Literal["own", "risk_difference", "log_ratio", "sign"]
 SCORES: tuple[Score, ...] = get_args(Score)
-MAX_WEIGHT = 16.0
+MAX_WEIGHT = 16
 """Largest absolute weight in a ranking file, and bias of an expert."""
 
 
@@ -66,8 +66,7 @@ def weigh(ranking: Ranking, by: Score | None = None) -> NDArray[np.float64]:
             )
         return ranking.weights.astype(np.float64)
     counts = ranking.counts
-    # As in the order of experts: what differs by rounding alone does not differ.
-    scores = np.round(counts.risk_difference(), 12)
+    scores = counts.rounded_difference()
     if by == "log_ratio":
         n1, n2 = (float(n) for n in counts.tokens)
         rates = (counts.activations_1 + 0.5) / (n1 + 1), (counts.activations_2 + 0.5) / (n2 + 1)
@@ -93,7 +92,7 @@ def largest(
     Raises:
         ProfileError: there are not that many.
     """
-    difference = np.abs(np.round(ranking.counts.risk_difference(), 12))
+    difference = np.abs(ranking.counts.rounded_difference())
     order = np.lexsort((-difference.ravel(), -np.abs(weights).ravel()))[: np.count_nonzero(weights)]
     if top is not None and top > len(order):
         raise ProfileError(f"top: {top} experts asked for, but the ranking has {len(order)} with a weight")

@@ -229,14 +229,4 @@ class SteerMoEVLLM(_VLLM):  # type: ignore[misc]
 
 
 def _source(source: Source) -> dict[str, Any]:
-    return {
-        "ranking": source.ranking,
-        "sha256": source.sha256,
-        "direction": "reverse" if source.reverse else "forward",
-        "activate": source.activate,
-        "deactivate": source.deactivate,
-        "dropped": [[expert.layer, expert.expert] for expert in source.dropped],
-        "strength": source.strength,
-        "top": source.top,
-        "by": source.by,
-    }
+    return source.to_dict() | {"direction": "reverse" if source.reverse else "forward"}

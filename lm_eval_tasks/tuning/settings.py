@@ -80,13 +80,15 @@ class Dial:
 
     def named(self, behaviour: str, version: int | None, reverse: bool) -> Named:
         """The request for it."""
-        strength = -self.strength if reverse else self.strength
+        strength = self._signed(reverse)
         return Named(behaviour, version, phase=self.phase, strength=strength, top=self.top, by=self.by)
 
     def profile(self, ranking: Ranking, reverse: bool) -> SteeringProfile:
         """The biases that the request means."""
-        strength = -self.strength if reverse else self.strength
-        return bias_experts(ranking, strength, top=self.top, by=self.by, phase=self.phase)
+        return bias_experts(ranking, self._signed(reverse), top=self.top, by=self.by, phase=self.phase)
+
+    def _signed(self, reverse: bool) -> float:
+        return -self.strength if reverse else self.strength
 
     def __str__(self) -> str:
         return f"strength={self.strength:g} top={self.top or 'all'} by={self.by or 'default'} phase={self.phase}"

@@ -57,8 +57,8 @@ def _rewrite(
         rows = _signs(mine).index_select(0, slots) if len(slots) > len(mine) else _signs(mine.index_select(0, slots))
     else:
         rows = mine.index_select(0, slots)
-    forms = {"log_softmax": log_softmax, "bfloat16": bfloat16, "forces": forces}
-    logits.copy_(apply_rules(logits, rows, biases=biases, **forms))
+    steered = apply_rules(logits, rows, log_softmax=log_softmax, bfloat16=bfloat16, biases=biases, forces=forces)
+    logits.copy_(steered)
 
 
 def _signs(rules: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,19 @@ class Source:
     top: int | None = None
     by: Score | None = None
 
+    def to_dict(self) -> dict[str, object]:
+        """For JSON, but for the direction, which each answer says in words of its own."""
+        return {
+            "ranking": self.ranking,
+            "sha256": self.sha256,
+            "activate": self.activate,
+            "deactivate": self.deactivate,
+            "dropped": [[expert.layer, expert.expert] for expert in self.dropped],
+            "strength": self.strength,
+            "top": self.top,
+            "by": self.by,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:

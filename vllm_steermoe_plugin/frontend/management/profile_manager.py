@@ -89,20 +89,7 @@ class ProfileManager:
             "layers": sorted(
                 {layer for layer, _ in steering.activate | steering.deactivate} | {layer for layer, *_ in steering.bias}
             ),
-            "sources": [
-                {
-                    "ranking": source.ranking,
-                    "sha256": source.sha256,
-                    "reverse": source.reverse,
-                    "activate": source.activate,
-                    "deactivate": source.deactivate,
-                    "dropped": [[expert.layer, expert.expert] for expert in source.dropped],
-                    "strength": source.strength,
-                    "top": source.top,
-                    "by": source.by,
-                }
-                for source in profile.resolved.sources
-            ],
+            "sources": [source.to_dict() | {"reverse": source.reverse} for source in profile.resolved.sources],
             "since": profile.since,
             "fixed": profile.fixed,
             "default": self.resolver.in_default(name),
